@@ -1,0 +1,5 @@
+"""What a build says when it cannot go on."""
+
+
+class BuildError(Exception):
+    """A checkpoint, catalog entry or folder cannot be built; the message says what to change."""

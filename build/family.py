@@ -1,0 +1,165 @@
+"""Builds one family: the folders of its Triton models, written aside and then put in place together."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import onnx
+from google import protobuf
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from build import repository
+from build.catalog import CatalogEntry
+from build.checkpoint import Checkpoint, obtain, sha256
+from build.errors import BuildError
+from build.graphs.bert import write_bert
+from build.graphs.onnx_graph import OnnxGraph
+from build.graphs.pooling import write_pooling
+from build.graphs.scoring import write_cosine_scoring
+
+SOURCES = Path(__file__).parent
+TOKENIZER_STEP = SOURCES / "steps" / "tokenizer.py"
+ONNX_RUNNER_STEP = SOURCES / "steps" / "onnx_runner.py"
+
+RECORD = "build.json"
+"""What a family was built from and into, kept in the folder of its first ensemble."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """One Triton model of a family and what its version folder holds."""
+
+    config: ModelConfig
+    step: Path | None = None
+    """The source of `model.py`; an ensemble has none."""
+    write_graph: Callable[[OnnxGraph], None] | None = None
+    """Writes `model.onnx`."""
+    files: tuple[Path, ...] = ()
+    """Files of the checkpoint to copy."""
+
+
+def build(entry: CatalogEntry, model_repository: Path, cache: Path) -> bool:
+    """Builds `entry` into `model_repository`; returns False when it was already there, unchanged.
+
+    Raises BuildError, and leaves the repository as it was, when the checkpoint cannot be had or built.
+    """
+    inputs = _inputs(entry)
+    if _is_current(model_repository, entry.name, inputs):
+        return False
+    checkpoint = obtain(entry, cache / "checkpoints")
+    aside = cache / "building" / entry.name
+    shutil.rmtree(aside, ignore_errors=True)
+    for model in models(entry, checkpoint):
+        _write(model, aside / model.config.name)
+    record = {"inputs": inputs, "outputs": _hashes(aside)}
+    (aside / entry.name / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    _put_in_place(aside, model_repository)
+    return True
+
+
+def models(entry: CatalogEntry, checkpoint: Checkpoint) -> list[Model]:
+    """Every model of the family, the ensembles that callers use first."""
+    if checkpoint.config.get("model_type") != "bert":
+        raise BuildError(
+            f"{checkpoint.folder / 'config.json'} has model_type "
+            f"{checkpoint.config.get('model_type')!r}; graphs are written for 'bert'"
+        )
+    family = entry.name
+    hidden_size = dimensions = int(checkpoint.config["hidden_size"])
+    # The names that sentence-transformers gives every model, and the checkpoint's own on top.
+    prompts = {"query": "", "document": ""}
+    prompts |= checkpoint.json("config_sentence_transformers.json").get("prompts", {})
+    max_tokens = int(checkpoint.json("sentence_bert_config.json")["max_seq_length"])
+    if max_tokens > (positions := int(checkpoint.config["max_position_embeddings"])):
+        raise BuildError(
+            f"{checkpoint.folder / 'sentence_bert_config.json'} has max_seq_length {max_tokens}, "
+            f"but the encoder has {positions} positions"
+        )
+    served = [Model(repository.embed_ensemble(family, dimensions))]
+    steps = [
+        Model(
+            repository.tokenizer(family, max_tokens, prompts),
+            step=TOKENIZER_STEP,
+            files=(checkpoint.folder / "tokenizer.json",),
+        ),
+        Model(
+            repository.encoder(family, hidden_size),
+            step=ONNX_RUNNER_STEP,
+            write_graph=lambda g: write_bert(g, checkpoint),
+        ),
+        Model(
+            repository.pooling(family, hidden_size, dimensions),
+            step=ONNX_RUNNER_STEP,
+            write_graph=lambda g: write_pooling(g, checkpoint),
+        ),
+    ]
+    if "rerank" in entry.tasks:
+        served.append(Model(repository.rerank_ensemble(family)))
+        steps.append(
+            Model(
+                repository.cosine_scoring(family, dimensions),
+                step=ONNX_RUNNER_STEP,
+                write_graph=lambda g: write_cosine_scoring(g, dimensions),
+            )
+        )
+    return served + steps
+
+
+def _write(model: Model, folder: Path) -> None:
+    # An ensemble has nothing to put there, yet Triton wants the version folder.
+    version = folder / "1"
+    version.mkdir(parents=True)
+    (folder / "config.pbtxt").write_text(repository.render(model.config))
+    if model.step is not None:
+        shutil.copyfile(model.step, version / "model.py")
+    for file in model.files:
+        shutil.copyfile(file, version / file.name)
+    if model.write_graph is not None:
+        with OnnxGraph(model.config.name, version / "model.onnx") as graph:
+            model.write_graph(graph)
+
+
+def _inputs(entry: CatalogEntry) -> dict[str, Any]:
+    """Everything the outputs follow from."""
+    return {
+        "model": entry.title,
+        "source": entry.source.requirement,
+        "checkpoint": entry.files,
+        "builder": _hashes(SOURCES, "**/*.py") | _hashes(SOURCES, f"catalog/{entry.name}.toml"),
+        "versions": {
+            "numpy": numpy.__version__,
+            "onnx": onnx.__version__,
+            "protobuf": protobuf.__version__,
+        },
+    }
+
+
+def _is_current(model_repository: Path, family: str, inputs: dict[str, Any]) -> bool:
+    try:
+        record = json.loads((model_repository / family / RECORD).read_bytes())
+        return bool(record["inputs"] == inputs) and all(
+            sha256(model_repository / name) == expected
+            for name, expected in record["outputs"].items()
+        )
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _hashes(folder: Path, pattern: str = "**/*") -> dict[str, str]:
+    paths = sorted(path for path in folder.glob(pattern) if path.is_file())
+    return {str(path.relative_to(folder)): sha256(path) for path in paths}
+
+
+def _put_in_place(aside: Path, model_repository: Path) -> None:
+    """Swaps finished model folders in, one rename each; the record goes first out and last in."""
+    model_repository.mkdir(parents=True, exist_ok=True)
+    for finished in sorted(aside.iterdir(), reverse=True):
+        target = model_repository / finished.name
+        shutil.rmtree(target, ignore_errors=True)
+        finished.rename(target)

@@ -1,0 +1,116 @@
+"""A thin writer of ONNX graphs: nodes are added in order, weights stream to a file beside the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+OPSET = 17
+"""LayerNormalization arrived in opset 17; later opsets add nothing these graphs need."""
+
+IR_VERSION = 8
+"""The IR version that belongs to opset 17, so that older runtimes still load the file."""
+
+ALIGNMENT = 64
+"""Bytes between weights in the data file: one cache line, so that a mapped file is read in place."""
+
+Array: TypeAlias = npt.NDArray[np.generic]
+Shape: TypeAlias = Sequence[int | str]
+
+
+class OnnxGraph:
+    """Writes `model.onnx` and, when it has large weights, `model.onnx.data` beside it.
+
+    Values are plain strings, the names ONNX knows them by. Use it as a context manager: the model file is
+    written on a clean exit and nothing is written after an error. Equal calls give equal bytes.
+    """
+
+    def __init__(self, name: str, path: Path) -> None:
+        self._name = name
+        self._path = path
+        self._nodes: list[onnx.NodeProto] = []
+        self._inputs: list[onnx.ValueInfoProto] = []
+        self._outputs: list[onnx.ValueInfoProto] = []
+        self._initializers: list[onnx.TensorProto] = []
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._data: BinaryIO | None = None
+
+    def __enter__(self) -> OnnxGraph:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._data is not None:
+            self._data.close()
+        if kind is None:
+            self._save()
+
+    def input(self, name: str, dtype: int, shape: Shape) -> str:
+        """Declares a graph input; `dtype` is a `TensorProto` data type, strings in `shape` are symbols."""
+        self._inputs.append(helper.make_tensor_value_info(name, dtype, shape))
+        return name
+
+    def output(self, name: str, value: str, dtype: int, shape: Shape) -> None:
+        """Declares `value` as the graph output `name`."""
+        self._nodes.append(helper.make_node("Identity", [value], [name], name=name))
+        self._outputs.append(helper.make_tensor_value_info(name, dtype, shape))
+
+    def op(self, kind: str, *inputs: str, **attributes: object) -> str:
+        """Adds a node with one output and returns that output."""
+        name = f"{kind}_{len(self._nodes)}"
+        self._nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
+        return name
+
+    def constant(self, value: object, dtype: npt.DTypeLike) -> str:
+        """A small tensor kept inside the model file; equal constants are stored once."""
+        array = np.asarray(value, dtype)
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._constants:
+            name = f"constant_{len(self._constants)}"
+            self._initializers.append(numpy_helper.from_array(array, name))
+            self._constants[key] = name
+        return self._constants[key]
+
+    def weight(self, name: str, array: Array) -> str:
+        """A checkpoint tensor: written to the data file now, so that the caller may let go of it."""
+        if self._data is None:
+            self._data = self._path.with_name(self._path.name + ".data").open("wb")
+        self._data.write(b"\0" * (-self._data.tell() % ALIGNMENT))
+        offset = self._data.tell()
+        self._data.write(np.ascontiguousarray(array).data)
+        tensor = TensorProto(
+            name=name,
+            data_type=helper.np_dtype_to_tensor_dtype(array.dtype),
+            dims=array.shape,
+            data_location=TensorProto.EXTERNAL,
+        )
+        location = {"location": Path(self._data.name).name, "offset": offset, "length": array.nbytes}
+        for key, item in location.items():
+            tensor.external_data.add(key=key, value=str(item))
+        self._initializers.append(tensor)
+        return name
+
+    def linear(self, x: str, weight: str, bias: str) -> str:
+        """x W^T + b on packed rows: `x` [T, in], `weight` [out, in] as checkpoints store it, `bias` [out]."""
+        return self.op("Gemm", x, weight, bias, transB=1)
+
+    def _save(self) -> None:
+        graph = helper.make_graph(
+            self._nodes, self._name, self._inputs, self._outputs, self._initializers
+        )
+        model = helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
+        )
+        self._path.write_bytes(model.SerializeToString(deterministic=True))
+        onnx.checker.check_model(str(self._path), full_check=True)

@@ -1,0 +1,98 @@
+"""The two layouts every encoder moves between: packed tokens for arithmetic, rows for attention.
+
+Triton merges requests of any length and hands a model their tokens end to end (`input_ids` [T]) with the
+length of each batch item (`lengths` [B]). Inside one multi-text request the rows are padded with -1, which is
+no token id, so T may hold slots without a token. The encoder drops those and works on the T' real tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import TensorProto
+
+from build.graphs.onnx_graph import OnnxGraph
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Index tensors between slots [T], packed tokens [T'] and attention rows [B, S], all INT64.
+
+    S is the longest item of this batch. `real` [B, S] marks the cells that hold a token.
+    """
+
+    token_ids: str
+    """[T'] ids of the packed tokens."""
+    positions: str
+    """[T'] place of each packed token in its own text, from 0."""
+    cell_of_token: str
+    """[T'] flat index of each packed token into [B * S]."""
+    token_of_cell: str
+    """[B, S] packed token shown in each cell; cells without a token repeat another one."""
+    token_of_slot: str
+    """[T] packed token shown in each slot; slots without a token repeat another one."""
+    real: str
+    """[B, S] BOOL."""
+    real_slots: str
+    """[T] BOOL."""
+
+
+def ragged_inputs(g: OnnxGraph) -> tuple[str, str]:
+    """Declares `input_ids` INT32 [T] and `lengths` INT32 [B], as Triton's ragged batching feeds them."""
+    return (
+        g.input("input_ids", TensorProto.INT32, ["slots"]),
+        g.input("lengths", TensorProto.INT32, ["batch"]),
+    )
+
+
+def item_rows(g: OnnxGraph, lengths: str) -> tuple[str, str]:
+    """Slots of every batch item as rows: (slot [B, S] INT64, inside [B, S] BOOL); S = max(lengths)."""
+    zero, one = g.constant(0, np.int64), g.constant(1, np.int64)
+    lengths = g.op("Cast", lengths, to=TensorProto.INT64)
+    longest = g.op("ReduceMax", lengths, keepdims=0)
+    column = g.op("Range", zero, longest, one)
+    starts = g.op("CumSum", lengths, zero, exclusive=1)
+    last = g.constant([1], np.int64)
+    starts, lengths = g.op("Unsqueeze", starts, last), g.op("Unsqueeze", lengths, last)
+    inside = g.op("Less", column, lengths)
+    # Columns past an item's end point at its first slot, so that no index ever leaves the tensor.
+    slot = g.op("Add", starts, g.op("Where", inside, column, zero))
+    return slot, inside
+
+
+def ragged(g: OnnxGraph, input_ids: str, lengths: str) -> Ragged:
+    """Builds the index tensors of one batch from `input_ids` [T] and `lengths` [B]."""
+    zero, one = g.constant(0, np.int64), g.constant(1, np.int64)
+    slot, inside = item_rows(g, lengths)
+    cell_ids = g.op("Gather", input_ids, slot)
+    no_token = g.constant(0, np.int32)
+    real = g.op("And", inside, g.op("GreaterOrEqual", cell_ids, no_token))
+    real_slots = g.op("GreaterOrEqual", input_ids, no_token)
+
+    # Cells and slots list the tokens in the same order, so one running count numbers both.
+    def running_index(mask: str) -> str:
+        count = g.op("CumSum", g.op("Cast", mask, to=TensorProto.INT64), zero)
+        return g.op("Max", g.op("Sub", count, one), zero)
+
+    flat = g.constant([-1], np.int64)
+    real_flat = g.op("Reshape", real, flat)
+    cell_of_token = g.op("Reshape", g.op("NonZero", real_flat), flat)
+    width = g.op("Gather", g.op("Shape", slot), one)
+    token_of_cell = g.op("Reshape", running_index(real_flat), g.op("Shape", slot))
+    return Ragged(
+        token_ids=g.op("Gather", g.op("Reshape", cell_ids, flat), cell_of_token),
+        positions=g.op("Mod", cell_of_token, width),
+        cell_of_token=cell_of_token,
+        token_of_cell=token_of_cell,
+        token_of_slot=running_index(real_slots),
+        real=real,
+        real_slots=real_slots,
+    )
+
+
+def scatter_to_slots(g: OnnxGraph, packed: str, r: Ragged) -> str:
+    """[T', H] -> [T, H]: every token back in its slot, zeros in the slots that hold none."""
+    rows = g.op("Gather", packed, r.token_of_slot)
+    real = g.op("Unsqueeze", r.real_slots, g.constant([1], np.int64))
+    return g.op("Where", real, rows, g.constant(0, np.float32))

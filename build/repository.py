@@ -1,0 +1,226 @@
+"""Renders config.pbtxt files through Triton's own ModelConfig protobuf: every tensor of a family is declared here.
+
+Names follow NVIDIA NIM's (`text`, `query`, `passage`, `embeddings`, `token_count`). Every model batches; shapes
+below leave the batch dimension out, as config.pbtxt does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import (
+    TYPE_BOOL,
+    TYPE_FP32,
+    TYPE_INT32,
+    TYPE_STRING,
+    BatchInput,
+    BatchOutput,
+    ModelConfig,
+    ModelEnsembling,
+    ModelInput,
+    ModelInstanceGroup,
+    ModelOutput,
+)
+
+MAX_BATCH_SIZE = 64
+"""Texts in one batch: bounds the hidden states that pass through shared memory at once."""
+
+ENCODER_TOKEN_BUDGET = 2048
+"""Tokens in one engine call: throughput is flat from 512 on and falls past 4096, where the cache ends."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of a model."""
+
+    name: str
+    data_type: int
+    dims: Sequence[int] = (1,)
+    ragged: bool = False
+    optional: bool = False
+
+    def as_input(self) -> ModelInput:
+        """The tensor as a `ModelInput`."""
+        return ModelInput(
+            name=self.name,
+            data_type=self.data_type,
+            dims=self.dims,
+            allow_ragged_batch=self.ragged,
+            optional=self.optional,
+        )
+
+    def as_output(self) -> ModelOutput:
+        """The tensor as a `ModelOutput`."""
+        return ModelOutput(name=self.name, data_type=self.data_type, dims=self.dims)
+
+
+TEXT = Tensor("text", TYPE_STRING)
+PROMPT_NAME = Tensor("prompt_name", TYPE_STRING, optional=True)
+INPUT_IDS = Tensor("input_ids", TYPE_INT32, (-1,), ragged=True)
+TOKEN_COUNT = Tensor("token_count", TYPE_INT32)
+TRUNCATED = Tensor("truncated", TYPE_BOOL)
+SCORE = Tensor("score", TYPE_FP32)
+LOGIT = Tensor("logit", TYPE_FP32)
+
+
+def render(config: ModelConfig) -> str:
+    """The text of a config.pbtxt file."""
+    return text_format.MessageToString(config)
+
+
+def tokenizer(family: str, max_tokens: int, prompts: Mapping[str, str]) -> ModelConfig:
+    """`<family>-tokenizer`: text -> input_ids, token_count, truncated."""
+    return _python_model(
+        f"{family}-tokenizer",
+        inputs=[TEXT, PROMPT_NAME],
+        outputs=[INPUT_IDS, TOKEN_COUNT, TRUNCATED],
+        parameters={"max_tokens": str(max_tokens), "prompts": json.dumps(dict(prompts))},
+    )
+
+
+def encoder(family: str, hidden_size: int) -> ModelConfig:
+    """`<family>-encoder`: ragged input_ids -> last_hidden_state [-1, H]."""
+    config = _python_model(
+        f"{family}-encoder",
+        inputs=[INPUT_IDS],
+        outputs=[Tensor("last_hidden_state", TYPE_FP32, (-1, hidden_size))],
+        parameters=_engine("auto", "auto", ENCODER_TOKEN_BUDGET),
+    )
+    _add_item_lengths(config)
+    config.batch_output.add(
+        kind=BatchOutput.BATCH_SCATTER_WITH_INPUT_SHAPE,
+        target_name=["last_hidden_state"],
+        source_input=[INPUT_IDS.name],
+    )
+    return config
+
+
+def pooling(family: str, hidden_size: int, dimensions: int) -> ModelConfig:
+    """`<family>-pooling`: ragged last_hidden_state and input_ids -> embeddings [D]."""
+    states = Tensor("last_hidden_state", TYPE_FP32, (-1, hidden_size), ragged=True)
+    config = _python_model(
+        f"{family}-pooling",
+        inputs=[states, INPUT_IDS],
+        outputs=[Tensor("embeddings", TYPE_FP32, (dimensions,))],
+        parameters=_engine("fp32", "1", ENCODER_TOKEN_BUDGET),
+    )
+    _add_item_lengths(config)
+    return config
+
+
+def cosine_scoring(family: str, dimensions: int) -> ModelConfig:
+    """`<family>-rerank-scoring`: the embeddings of query and passage -> score, logit."""
+    inputs = [
+        Tensor(f"{side}_{tensor.name}", tensor.data_type, tensor.dims)
+        for tensor in (Tensor("embeddings", TYPE_FP32, (dimensions,)), TOKEN_COUNT, TRUNCATED)
+        for side in ("query", "passage")
+    ]
+    return _python_model(
+        f"{family}-rerank-scoring",
+        inputs=inputs,
+        outputs=[SCORE, LOGIT, TOKEN_COUNT, TRUNCATED],
+        parameters=_engine("fp32", "1", ENCODER_TOKEN_BUDGET),
+    )
+
+
+def embed_ensemble(family: str, dimensions: int) -> ModelConfig:
+    """`<family>`: text -> embeddings, token_count, truncated."""
+    outputs = [Tensor("embeddings", TYPE_FP32, (dimensions,)), TOKEN_COUNT, TRUNCATED]
+    config = _ensemble(family, [TEXT, PROMPT_NAME], outputs)
+    steps = config.ensemble_scheduling.step
+    steps.extend(_embedding_steps(family, text="text", prefix="", prompt_name="prompt_name"))
+    return config
+
+
+def rerank_ensemble(family: str) -> ModelConfig:
+    """`<family>-rerank`, a bi-encoder: query, passage -> score, logit, token_count, truncated.
+
+    The embedding family's own models are the steps, once for the query and once for the passage.
+    """
+    inputs = [Tensor("query", TYPE_STRING), Tensor("passage", TYPE_STRING)]
+    config = _ensemble(f"{family}-rerank", inputs, [SCORE, LOGIT, TOKEN_COUNT, TRUNCATED])
+    steps = config.ensemble_scheduling.step
+    for side in ("query", "passage"):
+        steps.extend(_embedding_steps(family, text=side, prefix=f"{side}_"))
+    scoring = [
+        f"{side}_{name}" for name in ("embeddings", "token_count", "truncated") for side in ("query", "passage")
+    ]
+    steps.append(
+        _step(
+            f"{family}-rerank-scoring",
+            {name: name for name in scoring},
+            {name: name for name in ("score", "logit", "token_count", "truncated")},
+        )
+    )
+    return config
+
+
+def _embedding_steps(
+    family: str, text: str, prefix: str, prompt_name: str | None = None
+) -> list[ModelEnsembling.Step]:
+    """Tokenizer, encoder and pooling over the ensemble tensor `text`; results are named with `prefix`."""
+    ids, states = f"{prefix}input_ids", f"{prefix}last_hidden_state"
+    tokenized = {"input_ids": ids} | {n: f"{prefix}{n}" for n in ("token_count", "truncated")}
+    prompt = {"prompt_name": prompt_name} if prompt_name else {}
+    return [
+        _step(f"{family}-tokenizer", {"text": text} | prompt, tokenized),
+        _step(f"{family}-encoder", {"input_ids": ids}, {"last_hidden_state": states}),
+        _step(
+            f"{family}-pooling",
+            {"last_hidden_state": states, "input_ids": ids},
+            {"embeddings": f"{prefix}embeddings"},
+        ),
+    ]
+
+
+def _python_model(
+    name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor], parameters: Mapping[str, str]
+) -> ModelConfig:
+    config = ModelConfig(
+        name=name,
+        backend="python",
+        max_batch_size=MAX_BATCH_SIZE,
+        input=[tensor.as_input() for tensor in inputs],
+        output=[tensor.as_output() for tensor in outputs],
+        instance_group=[ModelInstanceGroup(count=1, kind=ModelInstanceGroup.KIND_CPU)],
+    )
+    # No queue delay: while one batch runs, the next one gathers by itself.
+    config.dynamic_batching.SetInParent()
+    for key, value in parameters.items():
+        config.parameters[key].string_value = value
+    return config
+
+
+def _engine(precision: str, threads: str, token_budget: int) -> dict[str, str]:
+    return {"precision": precision, "threads": threads, "token_budget": str(token_budget)}
+
+
+def _add_item_lengths(config: ModelConfig) -> None:
+    config.batch_input.add(
+        kind=BatchInput.BATCH_ITEM_SHAPE_FLATTEN,
+        target_name=["lengths"],
+        data_type=TYPE_INT32,
+        source_input=[INPUT_IDS.name],
+    )
+
+
+def _ensemble(name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> ModelConfig:
+    config = ModelConfig(
+        name=name,
+        platform="ensemble",
+        max_batch_size=MAX_BATCH_SIZE,
+        input=[tensor.as_input() for tensor in inputs],
+        output=[tensor.as_output() for tensor in outputs],
+    )
+    return config
+
+
+def _step(
+    model: str, input_map: Mapping[str, str], output_map: Mapping[str, str]
+) -> ModelEnsembling.Step:
+    return ModelEnsembling.Step(
+        model_name=model, model_version=-1, input_map=input_map, output_map=output_map
+    )

@@ -1,0 +1,215 @@
+"""ONNX runner step (Python backend): runs `model.onnx` on OpenVINO, fed as Triton's C++ backends would feed it.
+
+The model's own config.pbtxt says how. Inputs with `allow_ragged_batch` are concatenated end to end into one
+dimension; a `batch_input` of kind BATCH_ITEM_SHAPE_FLATTEN adds the length of each item; an output named by a
+`batch_output` of kind BATCH_SCATTER_WITH_INPUT_SHAPE is cut back along the source input. Inputs that are not
+ragged are stacked along the batch.
+
+Large mixed batches leave the CPU's cache, so items are ordered by length and run in micro-batches of at most
+`token_budget` tokens (a longer item runs alone). Identical rows of token ids are run once.
+
+Model parameters, each overridden by the environment variable in brackets when it is "auto":
+  precision     "fp32", "bf16" or "auto": bf16 where the CPU computes in it [ENCODER_PRECISION]
+  threads       a number or "auto": every core this process may use [ENCODER_THREADS]
+  token_budget  tokens in a micro-batch
+Errors: a micro-batch that fails gives INTERNAL to the requests that had an item in it, and to no other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+import openvino.properties.hint as hints
+import triton_python_backend_utils as pb_utils
+from openvino import properties
+
+Array = npt.NDArray[Any]
+
+NO_TOKEN = -1
+
+PRECISIONS = {"fp32": ov.Type.f32, "bf16": ov.Type.bf16}
+
+
+@dataclass
+class Item:
+    """One row of one request, without padding."""
+
+    inputs: dict[str, Array]
+    """Input name -> this row; ragged ones flat."""
+    length: int
+    """Tokens in the row; 1 where the model has no ragged input."""
+    places: list[tuple[int, int]] = field(default_factory=list)
+    """(request, row) of every place that wants its result: more than one when rows repeat."""
+
+
+class TritonPythonModel:
+    """One compiled graph that runs dynamic batches of ragged requests."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Compiles `model.onnx` of the version folder."""
+        config = json.loads(args["model_config"])
+        parameters = {key: item["string_value"] for key, item in config["parameters"].items()}
+        self._inputs: list[str] = [item["name"] for item in config["input"]]
+        self._ragged = {item["name"] for item in config["input"] if item["allow_ragged_batch"]}
+        self._lengths = _targets(config["batch_input"], "BATCH_ITEM_SHAPE_FLATTEN")
+        self._scattered = _targets(config["batch_output"], "BATCH_SCATTER_WITH_INPUT_SHAPE")
+        self._outputs: list[str] = [item["name"] for item in config["output"]]
+        self._token_budget = int(parameters["token_budget"])
+
+        core = ov.Core()
+        capabilities = core.get_property("CPU", properties.device.capabilities)
+        native = "bf16" if "BF16" in capabilities else "fp32"
+        precision = _setting(parameters, "precision", native)
+        threads = int(_setting(parameters, "threads", str(_cores())))
+        compiled = core.compile_model(
+            Path(args["model_repository"], args["model_version"], "model.onnx"),
+            "CPU",
+            {
+                hints.inference_precision: PRECISIONS[precision],
+                hints.performance_mode: hints.PerformanceMode.LATENCY,
+                properties.inference_num_threads: threads,
+            },
+        )
+        self._request = compiled.create_infer_request()
+        message = f"{args['model_name']}: {precision} on {threads} of {os.cpu_count()} processors"
+        pb_utils.Logger.log_info(message)
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Runs one dynamic batch and answers every request."""
+        tensors = [
+            {n: pb_utils.get_input_tensor_by_name(request, n).as_numpy() for n in self._inputs}
+            for request in requests
+        ]
+        results: dict[tuple[int, int], dict[str, Array]] = {}
+        failures: dict[int, str] = {}
+        for batch in _micro_batches(self._items(tensors), self._token_budget):
+            try:
+                for item, result in zip(batch, self._run(batch), strict=True):
+                    results.update((place, result) for place in item.places)
+            except Exception as error:  # whatever the engine raises must not take neighbours along
+                failures.update((request, str(error)) for item in batch for request, _ in item.places)
+        return [
+            pb_utils.InferenceResponse(error=pb_utils.TritonError(failures[i]))
+            if i in failures
+            else self._response([results[i, row] for row in range(len(inputs[self._inputs[0]]))])
+            for i, inputs in enumerate(tensors)
+        ]
+
+    def _items(self, tensors: list[dict[str, Array]]) -> list[Item]:
+        """Every row of every request; where token ids are all there is, equal rows are one item."""
+        items: list[Item] = []
+        known: dict[bytes, Item] = {}
+        joinable = len(self._inputs) == 1
+        for request, inputs in enumerate(tensors):
+            lengths = self._row_lengths(inputs)
+            for row, length in enumerate(lengths):
+                own = {
+                    name: array[row, :length].reshape(-1) if name in self._ragged else array[row]
+                    for name, array in inputs.items()
+                }
+                item = Item(own, length)
+                if joinable:
+                    item = known.setdefault(own[self._inputs[0]].tobytes(), item)
+                if not item.places:
+                    items.append(item)
+                item.places.append((request, row))
+        return items
+
+    def _row_lengths(self, inputs: dict[str, Array]) -> list[int]:
+        for source in self._lengths.values():
+            counts: list[int] = (inputs[source] != NO_TOKEN).sum(axis=1).tolist()
+            return counts
+        return [1] * len(inputs[self._inputs[0]])
+
+    def _run(self, batch: list[Item]) -> Iterator[dict[str, Array]]:
+        """Feeds one micro-batch to the engine and yields each item's outputs."""
+        feeds: dict[str, Array] = {}
+        for name in self._inputs:
+            rows = [item.inputs[name] for item in batch]
+            feeds[name] = np.concatenate(rows) if name in self._ragged else np.stack(rows)
+        lengths = np.array([item.length for item in batch], np.int32)
+        feeds.update(dict.fromkeys(self._lengths, lengths))
+        done = self._request.infer(feeds, share_inputs=True)
+        ends = np.cumsum(lengths)[:-1]
+        outputs = {
+            name: np.split(done[name], ends) if name in self._scattered else done[name]
+            for name in self._outputs
+        }
+        for i in range(len(batch)):
+            yield {name: values[i] for name, values in outputs.items()}
+
+    def _response(self, rows: list[dict[str, Array]]) -> Any:
+        """One request's rows as tensors, scattered outputs filled with zeros to the longest row."""
+        return pb_utils.InferenceResponse(
+            [
+                pb_utils.Tensor.from_dlpack(name, _stack([row[name] for row in rows]))
+                for name in self._outputs
+            ]
+        )
+
+
+def _targets(entries: list[dict[str, Any]], kind: str) -> dict[str, str]:
+    """Target tensor -> source input of every `batch_input` or `batch_output`; only `kind` is run here."""
+    for entry in entries:
+        if entry["kind"] != kind:
+            raise ValueError(f"this step runs {kind}, not {entry['kind']}: change config.pbtxt")
+    return {name: entry["source_input"][0] for entry in entries for name in entry["target_name"]}
+
+
+def _stack(rows: list[Array]) -> Array:
+    if len(rows) == 1:
+        return rows[0][None]
+    if rows[0].ndim == 1:
+        return np.stack(rows)
+    stacked = np.zeros((len(rows), max(map(len, rows)), *rows[0].shape[1:]), rows[0].dtype)
+    for target, row in zip(stacked, rows, strict=True):
+        target[: len(row)] = row
+    return stacked
+
+
+def _micro_batches(items: list[Item], budget: int) -> Iterator[list[Item]]:
+    """Items by length, cut where the next would pass the budget of tokens; no item is ever cut."""
+    batch: list[Item] = []
+    tokens = 0
+    for item in sorted(items, key=lambda item: item.length):
+        if batch and tokens + item.length > budget:
+            yield batch
+            batch, tokens = [], 0
+        batch.append(item)
+        tokens += item.length
+    if batch:
+        yield batch
+
+
+def _setting(parameters: dict[str, str], name: str, automatic: str) -> str:
+    """The parameter `name`; where it says "auto", the environment's word and then `automatic`."""
+    if parameters[name] != "auto":
+        return parameters[name]
+    value = os.environ.get(f"ENCODER_{name.upper()}", "auto")
+    return automatic if value == "auto" else value
+
+
+def _cores() -> int:
+    """Cores that this process may use: its affinity, cut by the quota of its cgroup (v2 or v1)."""
+    allowed = len(os.sched_getaffinity(0))
+    quotas: Iterable[tuple[str, str]] = (
+        ("/sys/fs/cgroup/cpu.max", ""),
+        ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
+    )
+    for quota_file, period_file in quotas:
+        try:
+            words = Path(quota_file).read_text().split()
+            words += Path(period_file).read_text().split() if period_file else []
+        except OSError:
+            continue
+        if words[0] not in ("max", "-1"):
+            allowed = min(allowed, max(1, int(words[0]) // int(words[1])))
+    return allowed

@@ -1,0 +1,1 @@
+"""Runs and measures the model repository."""

@@ -1,0 +1,96 @@
+"""The gateway's one table of errors: what went wrong -> status, stable word, sentence."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from dataclasses import dataclass
+from http import HTTPStatus
+
+import orjson
+from aiohttp import web
+from tritonclient.utils import InferenceServerException
+
+RETRY_AFTER_SECONDS = 1
+
+
+@dataclass(eq=False)
+class GatewayError(Exception):
+    """An answer other than 200: `message` is a sentence that says what to change."""
+
+    status: HTTPStatus
+    type: str
+    message: str
+
+
+def bad_request(message: str) -> GatewayError:
+    """400: the body is not what the contract says."""
+    return GatewayError(HTTPStatus.BAD_REQUEST, "bad_request", message)
+
+
+def unknown_model(message: str) -> GatewayError:
+    """404: no such model."""
+    return GatewayError(HTTPStatus.NOT_FOUND, "unknown_model", message)
+
+
+def too_large(message: str) -> GatewayError:
+    """413: the body or the number of texts is over the limit."""
+    return GatewayError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large", message)
+
+
+def overloaded(message: str) -> GatewayError:
+    """429: too much is in flight."""
+    return GatewayError(HTTPStatus.TOO_MANY_REQUESTS, "overloaded", message)
+
+
+def not_ready(message: str) -> GatewayError:
+    """503: Triton or a model is not there."""
+    return GatewayError(HTTPStatus.SERVICE_UNAVAILABLE, "not_ready", message)
+
+
+def timed_out(message: str) -> GatewayError:
+    """504: the deadline passed."""
+    return GatewayError(HTTPStatus.GATEWAY_TIMEOUT, "timeout", message)
+
+
+def as_gateway_error(error: Exception) -> GatewayError:
+    """What any exception raised while a call was served means to the caller."""
+    match error:
+        case GatewayError():
+            return error
+        case web.HTTPRequestEntityTooLarge():
+            return too_large("the body is over the limit: send fewer texts a call")
+        case web.HTTPNotFound():
+            return GatewayError(HTTPStatus.NOT_FOUND, "not_found", "there is no such route")
+        case web.HTTPMethodNotAllowed():
+            allowed = ", ".join(sorted(error.allowed_methods))
+            message = f"this route takes {allowed}, not {error.method}"
+            return GatewayError(HTTPStatus.METHOD_NOT_ALLOWED, "method_not_allowed", message)
+        case asyncio.TimeoutError():
+            return timed_out("the deadline passed: send fewer texts a call or raise --timeout")
+        case InferenceServerException():
+            return _from_triton(error)
+    return GatewayError(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "the gateway failed; see its log")
+
+
+def _from_triton(error: InferenceServerException) -> GatewayError:
+    message = re.sub(r"^(\[[^]]*] )?(in ensemble '[^']*', )?", "", error.message() or "")
+    match (error.status() or "").removeprefix("StatusCode."):
+        case "INVALID_ARGUMENT":
+            return bad_request(message)
+        case "DEADLINE_EXCEEDED":
+            return timed_out("the deadline passed: send fewer texts a call or raise --timeout")
+        case "UNAVAILABLE" | "NOT_FOUND" | "CANCELLED":
+            return not_ready(f"Triton cannot answer now: {message}")
+    return GatewayError(HTTPStatus.BAD_GATEWAY, "upstream", f"Triton failed: {message}")
+
+
+def as_response(error: GatewayError) -> web.Response:
+    """The error as JSON, with Retry-After where trying again helps."""
+    retry = error.status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+    return web.Response(
+        status=error.status,
+        body=orjson.dumps({"error": error.message, "type": error.type}),
+        content_type="application/json",
+        headers={"Retry-After": str(RETRY_AFTER_SECONDS)} if retry else None,
+    )

@@ -1,0 +1,65 @@
+"""Splits one call of many texts into Triton requests and puts the answers back in order.
+
+Texts of similar length travel together, so that a request carries few empty slots, and requests stay near the
+encoder's own batch size, so that tokenizing one overlaps with encoding another. No text is changed or dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+REQUEST_BYTES = 8192
+"""UTF-8 bytes of text in one request, about 2000 tokens; a longer text travels alone."""
+
+REQUESTS_PER_CALL = 4
+"""Requests of one call that may be under way: enough to keep every step of the ensemble busy."""
+
+Infer = Callable[[list[int]], Awaitable[npt.NDArray[Any]]]
+
+
+def split(texts: Sequence[str], max_texts: int) -> list[list[int]]:
+    """Indices of `texts` by length, cut into requests of at most `max_texts` texts and REQUEST_BYTES bytes."""
+    sizes = [len(text.encode()) for text in texts]
+    requests: list[list[int]] = []
+    room = 0
+    for i in sorted(range(len(texts)), key=sizes.__getitem__):
+        if not requests or sizes[i] > room or len(requests[-1]) == max_texts:
+            requests.append([])
+            room = REQUEST_BYTES
+        requests[-1].append(i)
+        room -= sizes[i]
+    return requests
+
+
+async def run(
+    requests: list[list[int]], infer: Infer, slots: AbstractAsyncContextManager[Any]
+) -> npt.NDArray[Any]:
+    """Calls `infer` for every request, longest texts first, and returns the rows in the order of the call.
+
+    At most REQUESTS_PER_CALL run at once, each holding one of the `slots` that all calls share. The first
+    error, or the caller's going away, cancels the rest.
+    """
+    waiting = requests[::-1]
+    rows: dict[int, npt.NDArray[Any]] = {}
+
+    async def worker() -> None:
+        while waiting:
+            indices = waiting.pop(0)
+            async with slots:
+                answer = await infer(indices)
+            rows.update(zip(indices, answer, strict=True))
+
+    workers = [asyncio.create_task(worker()) for _ in range(min(REQUESTS_PER_CALL, len(requests)))]
+    try:
+        await asyncio.gather(*workers)
+    finally:
+        for task in workers:
+            task.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
+    return np.stack([rows[i] for i in range(len(rows))])

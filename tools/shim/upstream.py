@@ -1,0 +1,150 @@
+"""The gateway's side of Triton: which models it serves, whether they answer, and v2 infer over gRPC.
+
+gRPC, because it alone tells Triton when a caller has gone: cancelled calls leave Triton's queues.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from tritonclient.grpc import InferInput, InferRequestedOutput
+from tritonclient.grpc.aio import InferenceServerClient
+from tritonclient.utils import InferenceServerException
+
+from tools.shim.errors import unknown_model
+
+Task = Literal["embed", "rerank"]
+
+PROBE_SECONDS = 5.0
+"""How long a model may take to answer a readiness probe, and how long an answer proves it alive."""
+
+CHANNEL = [
+    # A restarted Triton is found again within a second instead of gRPC's two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+]
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """One ensemble that callers may name."""
+
+    name: str
+    task: Task
+    max_batch_size: int
+    dimensions: int | None
+    """Of an embedding; None for a reranker."""
+    max_tokens: int
+    """Longest text, special tokens included; what is longer is cut."""
+
+
+class Upstream:
+    """A connection to one Triton server. Use it as an async context manager."""
+
+    def __init__(self, address: str, names: Sequence[str]) -> None:
+        self._address = address
+        self._names = names
+        self._models: dict[str, ServedModel] = {}
+        self._answered: dict[str, float] = {}
+        self._client: Any = None
+
+    async def __aenter__(self) -> Upstream:
+        self._client = InferenceServerClient(self._address, channel_args=CHANNEL)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._client.close()
+
+    async def models(self) -> list[ServedModel]:
+        """The served models in the order they were named; the first of a task is its default."""
+        for name in self._names:
+            if name not in self._models:
+                self._models[name] = await self._describe(name)
+        return list(self._models.values())
+
+    async def model(self, task: Task, name: str | None) -> ServedModel:
+        """The model called `name`, or the task's default; raises GatewayError 404 with those there are."""
+        served = [model for model in await self.models() if model.task == task]
+        for model in served:
+            if name in (None, model.name):
+                return model
+        there_are = ", ".join(model.name for model in served) or "none"
+        asked = f"no model {name!r}" if name else "no model"
+        raise unknown_model(f"{asked} for {task}; this server has: {there_are}")
+
+    async def infer(
+        self, model: ServedModel, texts: Mapping[str, Sequence[str]], output: str, timeout: float
+    ) -> npt.NDArray[Any]:
+        """One v2 infer: BYTES [B, 1] for each entry of `texts`, the tensor `output` [B, ...] back."""
+        inputs = []
+        for name, values in texts.items():
+            tensor = InferInput(name, [len(values), 1], "BYTES")
+            encoded = np.array([value.encode() for value in values], np.object_)
+            inputs.append(tensor.set_data_from_numpy(encoded[:, None]))
+        result = await self._client.infer(
+            model.name,
+            inputs,
+            outputs=[InferRequestedOutput(output)],
+            client_timeout=timeout,
+        )
+        self._answered[model.name] = time.monotonic()
+        array: npt.NDArray[Any] = result.as_numpy(output)
+        if not np.isfinite(array).all():
+            raise InferenceServerException(f"{model.name} gave {output} that are not finite numbers")
+        return array
+
+    async def problems(self) -> dict[str, str | None]:
+        """Every served model with None when it answers, else why it does not.
+
+        Triton's own readiness stays green when a Python backend's process is dead (triton-inference-server/core
+        issue 473), so a model must have answered a text within the last seconds, a caller's or a probe.
+        """
+        found = await asyncio.gather(*(self._problem(name) for name in self._names))
+        return dict(zip(self._names, found, strict=True))
+
+    async def _problem(self, name: str) -> str | None:
+        if time.monotonic() - self._answered.get(name, -PROBE_SECONDS) < PROBE_SECONDS:
+            return None
+        try:
+            model = self._models.get(name) or await self._describe(name)
+            inputs, output = PROBES[model.task]
+            await self.infer(model, inputs, output, PROBE_SECONDS)
+        except InferenceServerException as error:
+            return str(error.message())
+        return None
+
+    async def _describe(self, name: str) -> ServedModel:
+        config = await self._config(name)
+        outputs = {output.name: list(output.dims) for output in config.output}
+        tokenizer = await self._config(config.ensemble_scheduling.step[0].model_name)
+        return ServedModel(
+            name=name,
+            task="embed" if "embeddings" in outputs else "rerank",
+            max_batch_size=config.max_batch_size,
+            dimensions=outputs["embeddings"][0] if "embeddings" in outputs else None,
+            max_tokens=int(tokenizer.parameters["max_tokens"].string_value),
+        )
+
+    async def _config(self, name: str) -> Any:
+        return (await self._client.get_model_config(name, client_timeout=PROBE_SECONDS)).config
+
+
+PROBES: dict[Task, tuple[dict[str, list[str]], str]] = {
+    "embed": ({"text": ["ready?"]}, "embeddings"),
+    "rerank": ({"query": ["ready?"], "passage": ["ready."]}, "score"),
+}

@@ -1,0 +1,254 @@
+"""The embedded server: the real tritonserver and its Python backend, out of the nvidia-pytriton wheel.
+
+Only the wheel's binaries are used. It is started with explicit model control and strict configurations, logs
+into a file, and leaves no process, port or shared-memory segment behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import sys
+import sysconfig
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+
+STUB_NUMPY2 = Path(__file__).with_name("stub_numpy2.py")
+SHARED_MEMORY = Path("/dev/shm")
+SEGMENT_PREFIX = "triton-embeddings"
+DRAIN_SECONDS = 30
+"""How long Triton may finish requests that are under way when it is told to stop."""
+READY_SECONDS = 300
+PR_SET_PDEATHSIG = 1
+
+
+class ServerError(Exception):
+    """The server cannot start or has died; the message says why and what to change."""
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Where Triton listens."""
+
+    http: int = 8200
+    grpc: int = 8201
+    metrics: int = 8202
+
+
+class EmbeddedTriton:
+    """One tritonserver process that serves some models of a repository."""
+
+    def __init__(
+        self,
+        repository: Path,
+        models: Sequence[str],
+        host: str,
+        ports: Ports,
+        work_folder: Path,
+    ) -> None:
+        self._repository = repository
+        self._models = models
+        self._host = host
+        self._ports = ports
+        self._work_folder = work_folder
+        self._segments = f"{SEGMENT_PREFIX}-{os.getpid()}"
+        self._process: asyncio.subprocess.Process | None = None
+        self.log = work_folder / f"triton-{ports.http}.log"
+
+    async def start(self) -> None:
+        """Starts Triton and waits until every model is ready; raises ServerError with the cause if not."""
+        remove_orphaned_segments()
+        environment = _environment()
+        try:
+            backends = _assemble_backends(self._work_folder)
+            log = self.log.open("wb")
+        except OSError as error:
+            raise ServerError(
+                f"cannot write {error.filename}: {error.strerror}; make it writable"
+            ) from None
+        with log:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command(backends),
+                env=environment,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # Ctrl-C reaches the terminal's group; Triton is stopped by us, after the gateway drained.
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+            )
+        died = asyncio.create_task(self._process.wait())
+        ready = asyncio.create_task(self._wait_ready())
+        try:
+            await asyncio.wait((died, ready), return_when=asyncio.FIRST_COMPLETED)
+            if not ready.done():
+                raise ServerError(self._cause_of_death("tritonserver did not start"))
+            ready.result()
+        finally:
+            died.cancel()
+            ready.cancel()
+
+    async def wait(self) -> str:
+        """Waits until Triton exits and says why it did."""
+        assert self._process is not None
+        status = await self._process.wait()
+        return self._cause_of_death(f"tritonserver exited with status {status}")
+
+    async def stop(self) -> None:
+        """Lets running requests finish, stops Triton and removes what it may have left."""
+        process = self._process
+        if process is None:
+            return
+        if process.returncode is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                await asyncio.wait_for(process.wait(), DRAIN_SECONDS + 10)
+            except asyncio.TimeoutError:
+                pass
+        # The stubs are in Triton's own process group: whatever is left of it goes now.
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        await process.wait()
+        _remove_segments(SHARED_MEMORY.glob(f"{self._segments}*"))
+
+    def _command(self, backends: Path) -> list[str]:
+        host, ports = self._host, self._ports
+        return [
+            str(_wheel() / "pytriton" / "tritonserver" / "bin" / "tritonserver"),
+            f"--model-repository={self._repository}",
+            f"--backend-directory={backends}",
+            f"--backend-config=python,shm-region-prefix-name={self._segments}",
+            "--model-control-mode=explicit",
+            *(f"--load-model={name}" for name in self._models),
+            "--disable-auto-complete-config",
+            "--exit-on-error=true",
+            f"--exit-timeout-secs={DRAIN_SECONDS}",
+            f"--http-address={host}",
+            f"--http-port={ports.http}",
+            f"--grpc-address={host}",
+            f"--grpc-port={ports.grpc}",
+            f"--metrics-address={host}",
+            f"--metrics-port={ports.metrics}",
+        ]
+
+    async def _wait_ready(self) -> None:
+        url = f"http://{self._host}:{self._ports.http}/v2/models"
+        async with aiohttp.ClientSession() as session:
+            for _ in range(READY_SECONDS * 10):
+                try:
+                    answers = [
+                        (await session.get(f"{url}/{name}/ready")).status for name in self._models
+                    ]
+                    if all(status == 200 for status in answers):
+                        return
+                except aiohttp.ClientError:
+                    pass
+                await asyncio.sleep(0.1)
+        raise ServerError(f"models not ready after {READY_SECONDS} s; see {self.log}")
+
+    def _cause_of_death(self, headline: str) -> str:
+        lines = self.log.read_text(errors="replace").splitlines()
+        errors = [line for line in lines if line[:1] == "E" and line[1:2].isdigit()]
+        errors += [line for line in lines if line.startswith(("error:", "Failed"))]
+        causes = [line.split("] ", 1)[-1].strip('"') for line in errors] or lines[-3:]
+        return "\n  ".join([headline, *causes[:5], f"the whole log is in {self.log}"])
+
+
+def check_ports(host: str, ports: Mapping[str, int]) -> None:
+    """Raises ServerError when one of `ports` (option -> port) is taken."""
+    for option, port in ports.items():
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                raise ServerError(
+                    f"port {port} on {host} cannot be used ({error.strerror}): "
+                    f"stop what listens there or choose another with {option}"
+                ) from None
+
+
+def remove_orphaned_segments() -> None:
+    """Removes shared memory of servers that were killed before they could do it themselves."""
+    for path in SHARED_MEMORY.glob(f"{SEGMENT_PREFIX}-*"):
+        owner = path.name.removeprefix(f"{SEGMENT_PREFIX}-").split("_")[0].split("-")[0]
+        if owner.isdigit() and not Path("/proc", owner).exists():
+            _remove_segments([path])
+
+
+def _remove_segments(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+def _wheel() -> Path:
+    """The folder that holds `pytriton/` and `nvidia_pytriton.libs/`; the package itself is not imported."""
+    spec = importlib.util.find_spec("pytriton")
+    if spec is None or spec.origin is None:
+        raise ServerError("the nvidia-pytriton wheel is not installed: run `make setup`")
+    return Path(spec.origin).parent.parent
+
+
+def _assemble_backends(work_folder: Path) -> Path:
+    """A backend directory whose Python backend has the stub of the running Python."""
+    server = _wheel() / "pytriton" / "tritonserver"
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = server / "python_backend_stubs" / version / "triton_python_backend_stub"
+    if not stub.exists():
+        raise ServerError(f"Python {version} has no stub in the wheel: use Python 3.10 to 3.13")
+    folder = work_folder / f"backends-{version}"
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "python").mkdir(parents=True)
+    for file in (*(server / "backends" / "python").iterdir(), stub, STUB_NUMPY2):
+        (folder / "python" / file.name).symlink_to(file)
+    # The module that every stub imports first brings the NumPy 2 support in.
+    utils = folder / "python" / "triton_python_backend_utils.py"
+    source = utils.read_text()
+    utils.unlink()
+    utils.write_text(f"{source}\nimport {STUB_NUMPY2.stem}  # noqa\n")
+    return folder
+
+
+def _environment() -> dict[str, str]:
+    """The environment in which tritonserver finds its libraries and the stub finds this virtual environment."""
+    libraries = [str(_wheel() / "nvidia_pytriton.libs"), str(sysconfig.get_config_var("LIBDIR"))]
+    libraries += filter(None, [os.environ.get("LD_LIBRARY_PATH")])
+    _check_libpython()
+    # The stub ignores PYTHONPATH and takes site-packages from the python3 that PATH finds first.
+    search = [str(Path(sys.prefix) / "bin"), os.environ.get("PATH", os.defpath)]
+    return {
+        **os.environ,
+        "LD_LIBRARY_PATH": os.pathsep.join(libraries),
+        "PATH": os.pathsep.join(search),
+    }
+
+
+def _check_libpython() -> None:
+    major, minor = sys.version_info[:2]
+    if minor == 13:
+        return  # the wheel carries this one
+    name = f"libpython{major}.{minor}.so.1.0"
+    for candidate in (name, str(Path(str(sysconfig.get_config_var("LIBDIR")), name))):
+        try:
+            ctypes.CDLL(candidate)
+            return
+        except OSError:
+            continue
+    raise ServerError(
+        f"{name} is missing, which Triton's Python backend needs: install it "
+        f"(Debian and Ubuntu: apt install libpython{major}.{minor}) or use a Python built with --enable-shared"
+    )
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
