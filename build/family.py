@@ -144,8 +144,7 @@ def _is_current(model_repository: Path, family: str, inputs: dict[str, Any]) -> 
     try:
         record = json.loads((model_repository / family / RECORD).read_bytes())
         return bool(record["inputs"] == inputs) and all(
-            sha256(model_repository / name) == expected
-            for name, expected in record["outputs"].items()
+            sha256(model_repository / name) == expected for name, expected in record["outputs"].items()
         )
     except (OSError, ValueError, KeyError):
         return False

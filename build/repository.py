@@ -68,7 +68,8 @@ LOGIT = Tensor("logit", TYPE_FP32)
 
 def render(config: ModelConfig) -> str:
     """The text of a config.pbtxt file."""
-    return text_format.MessageToString(config)
+    text: str = text_format.MessageToString(config)
+    return text
 
 
 def tokenizer(family: str, max_tokens: int, prompts: Mapping[str, str]) -> ModelConfig:
@@ -208,19 +209,14 @@ def _add_item_lengths(config: ModelConfig) -> None:
 
 
 def _ensemble(name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> ModelConfig:
-    config = ModelConfig(
+    return ModelConfig(
         name=name,
         platform="ensemble",
         max_batch_size=MAX_BATCH_SIZE,
         input=[tensor.as_input() for tensor in inputs],
         output=[tensor.as_output() for tensor in outputs],
     )
-    return config
 
 
-def _step(
-    model: str, input_map: Mapping[str, str], output_map: Mapping[str, str]
-) -> ModelEnsembling.Step:
-    return ModelEnsembling.Step(
-        model_name=model, model_version=-1, input_map=input_map, output_map=output_map
-    )
+def _step(model: str, input_map: Mapping[str, str], output_map: Mapping[str, str]) -> ModelEnsembling.Step:
+    return ModelEnsembling.Step(model_name=model, model_version=-1, input_map=input_map, output_map=output_map)

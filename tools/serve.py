@@ -64,9 +64,7 @@ async def serve(options: argparse.Namespace) -> None:
     names = ("embed", "rerank", "http", "grpc", "metrics")
     check_ports(options.host, {f"--{name}-port": getattr(options, f"{name}_port") for name in names})
     ports = Ports(options.http_port, options.grpc_port, options.metrics_port)
-    triton = EmbeddedTriton(
-        options.repository, options.models, options.host, ports, options.work_folder
-    )
+    triton = EmbeddedTriton(options.repository, options.models, options.host, ports, options.work_folder)
     stopped = asyncio.create_task(stop.wait())
     try:
         started = asyncio.create_task(triton.start())
@@ -77,9 +75,7 @@ async def serve(options: argparse.Namespace) -> None:
         await started
         async with Upstream(f"{options.host}:{ports.grpc}", options.models) as upstream:
             app = make_app(upstream, options.timeout)
-            runner = web.AppRunner(
-                app, access_log=None, handler_cancellation=True, shutdown_timeout=DRAIN_SECONDS
-            )
+            runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=DRAIN_SECONDS)
             await runner.setup()
             try:
                 for port in (options.embed_port, options.rerank_port):
@@ -99,7 +95,7 @@ async def serve(options: argparse.Namespace) -> None:
 
 def greeting(options: argparse.Namespace, log: Path) -> str:
     """Where things listen, and two calls that work."""
-    host = "localhost" if options.host in ("127.0.0.1", "0.0.0.0") else options.host
+    host = "localhost" if options.host == "127.0.0.1" else options.host
     embed, rerank = f"http://{host}:{options.embed_port}", f"http://{host}:{options.rerank_port}"
     return f"""
 serving {", ".join(options.models)}
@@ -109,7 +105,7 @@ serving {", ".join(options.models)}
 
 try:
   curl -s {embed}/embed -d '{{"texts": ["Hello, world"]}}'
-  curl -s {rerank}/rerank -d '{{"query": "What is the capital of France?", "documents": ["Berlin lies on the Spree.", "Paris is the capital of France."]}}'
+  curl -s {rerank}/rerank -d '{{"query": "capital of France", "documents": ["Berlin", "Paris"]}}'
 
 Ctrl-C stops everything"""
 

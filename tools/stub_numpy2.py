@@ -31,21 +31,19 @@ Constructor = ctypes.PYFUNCTYPE(
     address, address, address, ctypes.c_int, address, address, address, ctypes.c_int, address
 )
 
-Table = address * TABLE_LENGTH
-table = Table.from_buffer_copy(
-    Table.from_address(capsule_get(multiarray._ARRAY_API, None))  # type: ignore[attr-defined]
-)
-new_from_descr = Constructor(table[NEW_FROM_DESCR])
+numpy_table = (address * TABLE_LENGTH).from_address(capsule_get(multiarray._ARRAY_API, None))
+table = (address * TABLE_LENGTH).from_buffer_copy(numpy_table)
+new_from_descr = Constructor(numpy_table[NEW_FROM_DESCR] or 0)
 
 
-@Constructor
 def new_contiguous(
-    subtype: int, descr: int, nd: int, dims: int, strides: int, data: int, flags: int, obj: int
+    subtype: int, descr: int, nd: int, dims: int, _strides: int, data: int, flags: int, obj: int
 ) -> int:
     """PyArray_NewFromDescr without the caller's strides."""
     made: int = new_from_descr(subtype, descr, nd, dims, None, data, flags, obj)
     return made
 
 
-table[NEW_FROM_DESCR] = ctypes.cast(new_contiguous, address)
-multiarray._ARRAY_API = capsule_new(ctypes.addressof(table), None, None)  # type: ignore[attr-defined]
+constructor = Constructor(new_contiguous)
+table[NEW_FROM_DESCR] = ctypes.cast(constructor, address).value
+multiarray._ARRAY_API = capsule_new(ctypes.addressof(table), None, None)

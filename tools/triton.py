@@ -7,6 +7,7 @@ into a file, and leaves no process, port or shared-memory segment behind.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import importlib.util
 import os
@@ -21,8 +22,10 @@ from pathlib import Path
 
 import aiohttp
 
+from tools import preflight
+
 STUB_NUMPY2 = Path(__file__).with_name("stub_numpy2.py")
-SHARED_MEMORY = Path("/dev/shm")
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 SEGMENT_PREFIX = "triton-embeddings"
 DRAIN_SECONDS = 30
 """How long Triton may finish requests that are under way when it is told to stop."""
@@ -65,15 +68,15 @@ class EmbeddedTriton:
 
     async def start(self) -> None:
         """Starts Triton and waits until every model is ready; raises ServerError with the cause if not."""
+        for problem in preflight.problems():
+            raise ServerError(problem)
         remove_orphaned_segments()
         environment = _environment()
         try:
             backends = _assemble_backends(self._work_folder)
             log = self.log.open("wb")
         except OSError as error:
-            raise ServerError(
-                f"cannot write {error.filename}: {error.strerror}; make it writable"
-            ) from None
+            raise ServerError(f"cannot write {error.filename}: {error.strerror}; make it writable") from None
         with log:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command(backends),
@@ -109,15 +112,11 @@ class EmbeddedTriton:
             return
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)
-            try:
+            with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(process.wait(), DRAIN_SECONDS + 10)
-            except asyncio.TimeoutError:
-                pass
         # The stubs are in Triton's own process group: whatever is left of it goes now.
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         await process.wait()
         _remove_segments(SHARED_MEMORY.glob(f"{self._segments}*"))
 
@@ -146,9 +145,7 @@ class EmbeddedTriton:
         async with aiohttp.ClientSession() as session:
             for _ in range(READY_SECONDS * 10):
                 try:
-                    answers = [
-                        (await session.get(f"{url}/{name}/ready")).status for name in self._models
-                    ]
+                    answers = [(await session.get(f"{url}/{name}/ready")).status for name in self._models]
                     if all(status == 200 for status in answers):
                         return
                 except aiohttp.ClientError:
@@ -223,7 +220,6 @@ def _environment() -> dict[str, str]:
     """The environment in which tritonserver finds its libraries and the stub finds this virtual environment."""
     libraries = [str(_wheel() / "nvidia_pytriton.libs"), str(sysconfig.get_config_var("LIBDIR"))]
     libraries += filter(None, [os.environ.get("LD_LIBRARY_PATH")])
-    _check_libpython()
     # The stub ignores PYTHONPATH and takes site-packages from the python3 that PATH finds first.
     search = [str(Path(sys.prefix) / "bin"), os.environ.get("PATH", os.defpath)]
     return {
@@ -231,23 +227,6 @@ def _environment() -> dict[str, str]:
         "LD_LIBRARY_PATH": os.pathsep.join(libraries),
         "PATH": os.pathsep.join(search),
     }
-
-
-def _check_libpython() -> None:
-    major, minor = sys.version_info[:2]
-    if minor == 13:
-        return  # the wheel carries this one
-    name = f"libpython{major}.{minor}.so.1.0"
-    for candidate in (name, str(Path(str(sysconfig.get_config_var("LIBDIR")), name))):
-        try:
-            ctypes.CDLL(candidate)
-            return
-        except OSError:
-            continue
-    raise ServerError(
-        f"{name} is missing, which Triton's Python backend needs: install it "
-        f"(Debian and Ubuntu: apt install libpython{major}.{minor}) or use a Python built with --enable-shared"
-    )
 
 
 def _die_with_parent() -> None:

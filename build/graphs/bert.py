@@ -84,9 +84,7 @@ def attention_mask(g: OnnxGraph, r: Ragged) -> str:
     return g.op("Unsqueeze", bias, axes)
 
 
-def attention(
-    g: OnnxGraph, q: str, k: str, v: str, r: Ragged, mask: str, config: BertConfig
-) -> str:
+def attention(g: OnnxGraph, q: str, k: str, v: str, r: Ragged, mask: str, config: BertConfig) -> str:
     """softmax(q k^T / sqrt(d) + mask) v for every head: packed [T', H] in, packed [T', H] out."""
     heads = config.num_attention_heads
     width = config.hidden_size // heads

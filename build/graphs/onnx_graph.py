@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -66,7 +66,7 @@ class OnnxGraph:
         self._nodes.append(helper.make_node("Identity", [value], [name], name=name))
         self._outputs.append(helper.make_tensor_value_info(name, dtype, shape))
 
-    def op(self, kind: str, *inputs: str, **attributes: object) -> str:
+    def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
         """Adds a node with one output and returns that output."""
         name = f"{kind}_{len(self._nodes)}"
         self._nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
@@ -106,11 +106,7 @@ class OnnxGraph:
         return self.op("Gemm", x, weight, bias, transB=1)
 
     def _save(self) -> None:
-        graph = helper.make_graph(
-            self._nodes, self._name, self._inputs, self._outputs, self._initializers
-        )
-        model = helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
-        )
+        graph = helper.make_graph(self._nodes, self._name, self._inputs, self._outputs, self._initializers)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
         self._path.write_bytes(model.SerializeToString(deterministic=True))
         onnx.checker.check_model(str(self._path), full_check=True)

@@ -14,12 +14,19 @@ from onnx import TensorProto
 
 from build.graphs.onnx_graph import OnnxGraph
 
+ROW_STEP = 16
+"""Rows are widened to a multiple of this many columns, the floats of one 512-bit vector.
+
+An engine adds a row up in whole vectors and then a remainder. Without a remainder the empty columns only add
+zeros to sums taken in the same order, so a text gets the same bits alone and beside longer ones.
+"""
+
 
 @dataclass(frozen=True)
 class Ragged:
     """Index tensors between slots [T], packed tokens [T'] and attention rows [B, S], all INT64.
 
-    S is the longest item of this batch. `real` [B, S] marks the cells that hold a token.
+    S is the row width of this batch. `real` [B, S] marks the cells that hold a token.
     """
 
     token_ids: str
@@ -47,11 +54,16 @@ def ragged_inputs(g: OnnxGraph) -> tuple[str, str]:
 
 
 def item_rows(g: OnnxGraph, lengths: str) -> tuple[str, str]:
-    """Slots of every batch item as rows: (slot [B, S] INT64, inside [B, S] BOOL); S = max(lengths)."""
+    """Slots of every batch item as rows: (slot [B, S] INT64, inside [B, S] BOOL).
+
+    S is the longest item, rounded up to ROW_STEP.
+    """
     zero, one = g.constant(0, np.int64), g.constant(1, np.int64)
+    step, round_up = g.constant(ROW_STEP, np.int64), g.constant(ROW_STEP - 1, np.int64)
     lengths = g.op("Cast", lengths, to=TensorProto.INT64)
     longest = g.op("ReduceMax", lengths, keepdims=0)
-    column = g.op("Range", zero, longest, one)
+    width = g.op("Mul", g.op("Div", g.op("Add", longest, round_up), step), step)
+    column = g.op("Range", zero, width, one)
     starts = g.op("CumSum", lengths, zero, exclusive=1)
     last = g.constant([1], np.int64)
     starts, lengths = g.op("Unsqueeze", starts, last), g.op("Unsqueeze", lengths, last)

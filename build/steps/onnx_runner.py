@@ -140,8 +140,7 @@ class TritonPythonModel:
         done = self._request.infer(feeds, share_inputs=True)
         ends = np.cumsum(lengths)[:-1]
         outputs = {
-            name: np.split(done[name], ends) if name in self._scattered else done[name]
-            for name in self._outputs
+            name: np.split(done[name], ends) if name in self._scattered else done[name] for name in self._outputs
         }
         for i in range(len(batch)):
             yield {name: values[i] for name, values in outputs.items()}
@@ -149,10 +148,7 @@ class TritonPythonModel:
     def _response(self, rows: list[dict[str, Array]]) -> Any:
         """One request's rows as tensors, scattered outputs filled with zeros to the longest row."""
         return pb_utils.InferenceResponse(
-            [
-                pb_utils.Tensor.from_dlpack(name, _stack([row[name] for row in rows]))
-                for name in self._outputs
-            ]
+            [pb_utils.Tensor.from_dlpack(name, _stack([row[name] for row in rows])) for name in self._outputs]
         )
 
 

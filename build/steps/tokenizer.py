@@ -24,13 +24,13 @@ import numpy.typing as npt
 # One thread: tokenizing is about 1 % of the work and its own thread pool would fight the engine's.
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-import triton_python_backend_utils as pb_utils  # noqa: E402
-from tokenizers import Encoding, Tokenizer  # noqa: E402
+import triton_python_backend_utils as pb_utils
+from tokenizers import Encoding, Tokenizer
 
 NO_TOKEN = -1
 
 
-class BadRequest(ValueError):
+class BadRequestError(ValueError):
     """The request cannot be tokenized; the message says which text and why."""
 
 
@@ -49,13 +49,13 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answers every request; a bad one fails alone."""
         texts: list[str] = []
-        counts: list[int | BadRequest] = []
+        counts: list[int | BadRequestError] = []
         for request in requests:
             try:
                 own = list(self._texts(request))
                 texts += own
                 counts.append(len(own))
-            except BadRequest as error:
+            except BadRequestError as error:
                 counts.append(error)
         encodings = iter(self._tokenizer.encode_batch_fast(texts))
         return [self._response(count, encodings) for count in counts]
@@ -66,24 +66,21 @@ class TritonPythonModel:
         names = _strings(request, "prompt_name") or [""] * len(texts)
         for text, name in zip(texts, names, strict=True):
             if not text.strip():
-                raise BadRequest(f"text {text[:20]!r} is empty")
+                raise BadRequestError(f"text {text[:20]!r} is empty")
             if name and name not in self._prompts:
                 known = ", ".join(sorted(self._prompts))
-                raise BadRequest(f"prompt_name {name!r} is unknown: this model has {known}")
+                raise BadRequestError(f"prompt_name {name!r} is unknown: this model has {known}")
             yield self._prompts.get(name, "") + text
 
-    def _response(self, count: int | BadRequest, encodings: Iterator[Encoding]) -> Any:
+    def _response(self, count: int | BadRequestError, encodings: Iterator[Encoding]) -> Any:
         try:
-            if isinstance(count, BadRequest):
+            if isinstance(count, BadRequestError):
                 raise count
             rows = [next(encodings) for _ in range(count)]
             return pb_utils.InferenceResponse(
-                [
-                    pb_utils.Tensor.from_dlpack(name, array)
-                    for name, array in _tensors(rows).items()
-                ]
+                [pb_utils.Tensor.from_dlpack(name, array) for name, array in _tensors(rows).items()]
             )
-        except BadRequest as error:
+        except BadRequestError as error:
             message = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
             return pb_utils.InferenceResponse(error=message)
 
@@ -96,12 +93,12 @@ def _strings(request: Any, name: str) -> list[str]:
     try:
         return [value.decode() for value in values]
     except UnicodeDecodeError as error:
-        raise BadRequest(f"{name} is not valid UTF-8: {error.reason}") from None
+        raise BadRequestError(f"{name} is not valid UTF-8: {error.reason}") from None
 
 
 def _tensors(rows: list[Encoding]) -> dict[str, npt.NDArray[Any]]:
     if any(all(row.special_tokens_mask) for row in rows):
-        raise BadRequest("a text is empty: the tokenizer keeps none of its characters")
+        raise BadRequestError("a text is empty: the tokenizer keeps none of its characters")
     lengths = [len(row) for row in rows]
     input_ids = np.full((len(rows), max(lengths)), NO_TOKEN, np.int32)
     for i, row in enumerate(rows):

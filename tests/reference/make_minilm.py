@@ -57,9 +57,7 @@ def encode(model: SentenceTransformer, text: str) -> NDArray[np.float32]:
 def token_ids(model: SentenceTransformer, text: str) -> tuple[list[int], bool]:
     """The ids that the model is fed for a text, and whether they were cut short."""
     fed: list[int] = model.preprocess([text])["input_ids"][0].tolist()
-    whole: list[int] = model.tokenizer(text, padding=False, truncation=False, verbose=False)[
-        "input_ids"
-    ]
+    whole: list[int] = model.tokenizer(text, padding=False, truncation=False, verbose=False)["input_ids"]
     limit = model.max_seq_length
     if limit is None or len(whole) <= 2 or len(fed) != min(len(whole), limit):
         raise ValueError(f"{len(fed)} of {len(whole)} tokens at a limit of {limit}: {text[:60]!r}")

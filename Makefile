@@ -1,0 +1,42 @@
+PYTHON ?= python3
+VENV := .venv/bin
+
+.PHONY: help setup build serve test lint bench lock clean
+.DELETE_ON_ERROR:
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/serve.lock ## Install what building and serving need, into .venv
+
+build: setup ## Fill model_repository/ (MODEL=name for another model of the catalog)
+	@$(VENV)/python -m build.make $(MODEL)
+
+serve: build ## Serve on this machine: Triton and the gateway (ARGS="--help" lists the options)
+	@exec $(VENV)/python -m tools.serve $(ARGS)
+
+test: build .venv/test.lock ## Run the tests (ARGS="-k health" picks some)
+	$(VENV)/python -m pytest $(ARGS)
+
+lint: .venv/test.lock ## Check style and types
+	$(VENV)/ruff check .
+	$(VENV)/ruff format --check .
+	$(VENV)/mypy
+
+bench: build ## Measure with perf_analyzer, beside the raw engine
+	@$(VENV)/python -m tools.bench $(ARGS)
+
+lock: ## Resolve the dependencies of pyproject.toml anew (needs uv)
+	uv pip compile -q --universal --generate-hashes --no-header pyproject.toml -o serve.lock
+	uv pip compile -q --universal --generate-hashes --no-header pyproject.toml --group test -o test.lock
+
+clean: ## Remove everything that make has made
+	rm -rf .venv .cache
+	git clean -fdXq model_repository
+
+# Every package is in the lock by hash, so pip resolves nothing and takes no package's word for its needs.
+.venv/%.lock: %.lock
+	@$(PYTHON) tools/preflight.py
+	@test -x $(VENV)/python || $(PYTHON) -m venv .venv
+	$(VENV)/python -m pip install --disable-pip-version-check --no-input --no-deps --require-hashes -r $<
+	@cp $< $@
