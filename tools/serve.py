@@ -62,6 +62,7 @@ async def serve(options: argparse.Namespace) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     names = ("embed", "rerank", "http", "grpc", "metrics")
+    check_models(options.repository, options.models)
     check_ports(options.host, {f"--{name}-port": getattr(options, f"{name}_port") for name in names})
     ports = Ports(options.http_port, options.grpc_port, options.metrics_port)
     triton = EmbeddedTriton(options.repository, options.models, options.host, ports, options.work_folder)
@@ -91,6 +92,15 @@ async def serve(options: argparse.Namespace) -> None:
     finally:
         await triton.stop()
         stopped.cancel()
+
+
+def check_models(repository: Path, models: Sequence[str]) -> None:
+    """Raises ServerError when a model is not in the repository."""
+    there = {path.parent.name for path in repository.glob("*/config.pbtxt")}
+    for name in models:
+        if name not in there:
+            has = ", ".join(sorted(there)) or "no models"
+            raise ServerError(f"no model {name!r} in {repository}, which has {has}: run `make build`")
 
 
 def greeting(options: argparse.Namespace, log: Path) -> str:

@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import socket
@@ -31,6 +32,8 @@ DRAIN_SECONDS = 30
 """How long Triton may finish requests that are under way when it is told to stop."""
 READY_SECONDS = 300
 PR_SET_PDEATHSIG = 1
+NOISE = "CudaDriverHelper|unable to create stream|text_format.cc"
+"""Errors that Triton logs on every healthy machine without a GPU."""
 
 
 class ServerError(Exception):
@@ -154,11 +157,18 @@ class EmbeddedTriton:
         raise ServerError(f"models not ready after {READY_SECONDS} s; see {self.log}")
 
     def _cause_of_death(self, headline: str) -> str:
-        lines = self.log.read_text(errors="replace").splitlines()
-        errors = [line for line in lines if line[:1] == "E" and line[1:2].isdigit()]
-        errors += [line for line in lines if line.startswith(("error:", "Failed"))]
-        causes = [line.split("] ", 1)[-1].strip('"') for line in errors] or lines[-3:]
-        return "\n  ".join([headline, *causes[:5], f"the whole log is in {self.log}"])
+        return "\n  ".join([headline, *causes(self.log), f"the whole log is in {self.log}"])
+
+
+def causes(log: Path) -> list[str]:
+    """The lines of a Triton log that say why it stopped: models that did not load, else errors, else its end."""
+    lines = log.read_text(errors="replace").splitlines()
+    errors = [line for line in lines if re.match(r"E\d{4} .*]", line) and not re.search(NOISE, line)]
+    messages = [line.split("] ", 1)[1].strip('"') for line in errors]
+    failed_models = [message for message in messages if message.startswith("failed to load")]
+    # A step's exception comes with its Python trace, which is in the log for whoever wants it.
+    found = [message.split("\\n\\nAt:")[0][:400] for message in failed_models or messages]
+    return found[:5] or lines[-3:]
 
 
 def check_ports(host: str, ports: Mapping[str, int]) -> None:

@@ -50,6 +50,25 @@ class Item:
     """(request, row) of every place that wants its result: more than one when rows repeat."""
 
 
+class TokenMetrics:
+    """`encoder_tokens_total` on Triton's metrics port: tokens of requests, and those that the engine ran."""
+
+    def __init__(self, model: str) -> None:
+        self._family = pb_utils.MetricFamily(
+            name="encoder_tokens_total",
+            description="Tokens of requests, and those of them that the engine ran",
+            kind=pb_utils.MetricFamily.COUNTER,
+        )
+        self._received, self._computed = (
+            self._family.Metric(labels={"model": model, "state": state}) for state in ("received", "computed")
+        )
+
+    def count(self, items: list[Item]) -> None:
+        """Counts one batch."""
+        self._received.increment(sum(item.length * len(item.places) for item in items))
+        self._computed.increment(sum(item.length for item in items))
+
+
 class TritonPythonModel:
     """One compiled graph that runs dynamic batches of ragged requests."""
 
@@ -63,21 +82,26 @@ class TritonPythonModel:
         self._scattered = _targets(config["batch_output"], "BATCH_SCATTER_WITH_INPUT_SHAPE")
         self._outputs: list[str] = [item["name"] for item in config["output"]]
         self._token_budget = int(parameters["token_budget"])
+        # Rows of nothing but token ids can be compared, so that equal ones run once.
+        self._joinable = len(self._inputs) == 1
+        self._metrics = TokenMetrics(args["model_name"]) if self._joinable else None
 
         core = ov.Core()
         capabilities = core.get_property("CPU", properties.device.capabilities)
         native = "bf16" if "BF16" in capabilities else "fp32"
         precision = _setting(parameters, "precision", native)
         threads = int(_setting(parameters, "threads", str(_cores())))
-        compiled = core.compile_model(
-            Path(args["model_repository"], args["model_version"], "model.onnx"),
-            "CPU",
-            {
-                hints.inference_precision: PRECISIONS[precision],
-                hints.performance_mode: hints.PerformanceMode.LATENCY,
-                properties.inference_num_threads: threads,
-            },
-        )
+        path = Path(args["model_repository"], args["model_version"], "model.onnx")
+        hint = {
+            hints.inference_precision: PRECISIONS[precision],
+            hints.performance_mode: hints.PerformanceMode.LATENCY,
+            properties.inference_num_threads: threads,
+        }
+        try:
+            compiled = core.compile_model(path, "CPU", hint)
+        except RuntimeError as error:
+            cause = " ".join(str(error).split())[-200:]
+            raise ValueError(f"{path} cannot be run, build the family again: {cause}") from None
         self._request = compiled.create_infer_request()
         message = f"{args['model_name']}: {precision} on {threads} of {os.cpu_count()} processors"
         pb_utils.Logger.log_info(message)
@@ -88,9 +112,12 @@ class TritonPythonModel:
             {n: pb_utils.get_input_tensor_by_name(request, n).as_numpy() for n in self._inputs}
             for request in requests
         ]
+        items = self._items(tensors)
+        if self._metrics:
+            self._metrics.count(items)
         results: dict[tuple[int, int], dict[str, Array]] = {}
         failures: dict[int, str] = {}
-        for batch in _micro_batches(self._items(tensors), self._token_budget):
+        for batch in _micro_batches(items, self._token_budget):
             try:
                 for item, result in zip(batch, self._run(batch), strict=True):
                     results.update((place, result) for place in item.places)
@@ -107,7 +134,6 @@ class TritonPythonModel:
         """Every row of every request; where token ids are all there is, equal rows are one item."""
         items: list[Item] = []
         known: dict[bytes, Item] = {}
-        joinable = len(self._inputs) == 1
         for request, inputs in enumerate(tensors):
             lengths = self._row_lengths(inputs)
             for row, length in enumerate(lengths):
@@ -116,7 +142,7 @@ class TritonPythonModel:
                     for name, array in inputs.items()
                 }
                 item = Item(own, length)
-                if joinable:
+                if self._joinable:
                     item = known.setdefault(own[self._inputs[0]].tobytes(), item)
                 if not item.places:
                     items.append(item)
@@ -148,7 +174,7 @@ class TritonPythonModel:
     def _response(self, rows: list[dict[str, Array]]) -> Any:
         """One request's rows as tensors, scattered outputs filled with zeros to the longest row."""
         return pb_utils.InferenceResponse(
-            [pb_utils.Tensor.from_dlpack(name, _stack([row[name] for row in rows])) for name in self._outputs]
+            [pb_utils.Tensor(name, _stack([row[name] for row in rows])) for name in self._outputs]
         )
 
 

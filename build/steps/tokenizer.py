@@ -78,7 +78,7 @@ class TritonPythonModel:
                 raise count
             rows = [next(encodings) for _ in range(count)]
             return pb_utils.InferenceResponse(
-                [pb_utils.Tensor.from_dlpack(name, array) for name, array in _tensors(rows).items()]
+                [pb_utils.Tensor(name, array) for name, array in _tensors(rows).items()]
             )
         except BadRequestError as error:
             message = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
