@@ -1,0 +1,210 @@
+"""The real stack, started as a user starts it, on ports of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+import pytest
+
+ROOT = Path(__file__).parent.parent
+REFERENCE = Path(__file__).parent / "reference"
+PORTS = ("embed", "rerank", "http", "grpc", "metrics")
+
+
+@dataclass
+class Answer:
+    """An HTTP answer."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass
+class Stack:
+    """One `python -m tools.serve` process: Triton, its stubs and the gateway."""
+
+    work_folder: Path
+    options: list[str] = field(default_factory=list)
+    environment: dict[str, str] = field(default_factory=dict)
+    ports: dict[str, int] = field(default_factory=lambda: dict(zip(PORTS, free_ports(len(PORTS)), strict=True)))
+
+    def start(self) -> Stack:
+        """Starts the stack and waits until it says that it serves."""
+        self.launch()
+        assert self.process.stdout is not None
+        self.greeting = ""
+        for line in self.process.stdout:
+            self.greeting += line
+            if "Ctrl-C" in line:
+                return self
+        raise AssertionError(f"the stack did not start: {self.errors()}")
+
+    def launch(self) -> None:
+        """Starts the process only."""
+        ports = [word for name in PORTS for word in (f"--{name}-port", str(self.ports[name]))]
+        command = [sys.executable, "-m", "tools.serve", "--work-folder", str(self.work_folder), *ports]
+        self.work_folder.mkdir(parents=True, exist_ok=True)
+        self._errors = self.work_folder / "errors.txt"
+        with self._errors.open("wb") as errors:
+            self.process = subprocess.Popen(
+                [*command, *self.options],
+                cwd=ROOT,
+                env=os.environ | self.environment,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+
+    def errors(self) -> str:
+        """What the process wrote to stderr, once it has ended."""
+        self.process.wait(60)
+        return self._errors.read_text()
+
+    def stop(self) -> int:
+        """Sends SIGTERM and returns the exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        status = self.process.wait(90)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return status
+
+    def tree(self) -> list[psutil.Process]:
+        """Every process of the stack: this one, Triton and its stubs."""
+        own = psutil.Process(self.process.pid)
+        return [own, *own.children(recursive=True)]
+
+    def triton(self) -> psutil.Process:
+        """The tritonserver process."""
+        (found,) = (process for process in self.tree() if process.name() == "tritonserver")
+        return found
+
+    def segments(self) -> list[Path]:
+        """Its shared-memory segments."""
+        return sorted(Path("/dev/shm").glob(f"triton-embeddings-{self.process.pid}*"))
+
+    def url(self, port: str, path: str) -> str:
+        return f"http://127.0.0.1:{self.ports[port]}{path}"
+
+    def get(self, port: str, path: str) -> Answer:
+        return send(urllib.request.Request(self.url(port, path)))
+
+    def post(self, port: str, path: str, content: object) -> Answer:
+        """Posts JSON, or `content` itself when it is bytes."""
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        return send(urllib.request.Request(self.url(port, path), body))
+
+    def embed(self, texts: list[str], model: str | None = None) -> npt.NDArray[np.float32]:
+        answer = self.post("embed", "/embed", {"texts": texts, "model": model})
+        assert answer.status == 200, answer.body
+        return np.array(answer.json()["embeddings"], np.float32)
+
+    def rerank(self, query: str, documents: list[str]) -> Any:
+        answer = self.post("rerank", "/rerank", {"query": query, "documents": documents})
+        assert answer.status == 200, answer.body
+        return answer.json()
+
+    def statistics(self, model: str) -> Any:
+        """Triton's own statistics of one model."""
+        return self.get("http", f"/v2/models/{model}/stats").json()["model_stats"][0]
+
+    def metric(self, name: str, **labels: str) -> float:
+        """One sample of Triton's metrics."""
+        lines = self.get("metrics", "/metrics").body.decode().splitlines()
+        wanted = [f'{key}="{value}"' for key, value in labels.items()]
+        (line,) = (x for x in lines if x.startswith(f"{name}{{") and all(label in x for label in wanted))
+        return float(line.rsplit(" ", 1)[1])
+
+
+def send(request: urllib.request.Request) -> Answer:
+    """Sends a request; an error status is an answer like any other."""
+    try:
+        with urllib.request.urlopen(request, timeout=120) as reply:
+            return Answer(reply.status, dict(reply.headers), reply.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            return Answer(error.code, dict(error.headers), error.read())
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on now."""
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def cosines(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Cosine of each row of `a` with the same row of `b`."""
+    a64, b64 = a.astype(np.float64), b.astype(np.float64)
+    lengths = np.linalg.norm(a64, axis=1) * np.linalg.norm(b64, axis=1)
+    return np.asarray((a64 * b64).sum(axis=1) / lengths)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What sentence-transformers gives for the committed texts."""
+
+    texts: list[str]
+    embeddings: npt.NDArray[np.float32]
+    token_ids: list[list[int]]
+    truncated: list[bool]
+
+
+@pytest.fixture(scope="session")
+def reference() -> Reference:
+    arrays = np.load(REFERENCE / "minilm.npz")
+    ends = np.cumsum(arrays["token_counts"])[:-1]
+    return Reference(
+        texts=json.loads((REFERENCE / "texts.json").read_text()),
+        embeddings=arrays["embeddings"],
+        token_ids=[ids.tolist() for ids in np.split(arrays["token_ids"], ends)],
+        truncated=arrays["truncated"].tolist(),
+    )
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A stack as `make serve` starts it, shared by the tests that leave it as they found it."""
+    running = Stack(tmp_path_factory.mktemp("stack")).start()
+    yield running
+    assert running.stop() == 0
+    assert not running.segments()
+
+
+@dataclass(frozen=True)
+class Precision:
+    """A stack that computes in one precision, and how far it may be from the reference."""
+
+    stack: Stack
+    minimum_cosine: float
+    minimum_self_cosine: float
+
+
+@pytest.fixture(scope="session", params=["fp32", "bf16"])
+def precise(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Precision]:
+    """A stack in fp32, then one in bf16."""
+    folder = tmp_path_factory.mktemp(request.param)
+    running = Stack(folder, environment={"ENCODER_PRECISION": request.param}).start()
+    yield Precision(running, *{"fp32": (0.99999, 0.99999), "bf16": (0.9995, 0.9999)}[request.param])
+    assert running.stop() == 0
