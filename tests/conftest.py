@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -49,42 +50,40 @@ class Stack:
     def start(self) -> Stack:
         """Starts the stack and waits until it says that it serves."""
         self.launch()
-        assert self.process.stdout is not None
-        self.greeting = ""
-        for line in self.process.stdout:
-            self.greeting += line
-            if "Ctrl-C" in line:
-                return self
-        raise AssertionError(f"the stack did not start: {self.errors()}")
+        while "Ctrl-C" not in self.greeting():
+            assert self.process.poll() is None, f"the stack did not start: {self.errors()}"
+            time.sleep(0.05)
+        return self
 
     def launch(self) -> None:
         """Starts the process only."""
         ports = [word for name in PORTS for word in (f"--{name}-port", str(self.ports[name]))]
         command = [sys.executable, "-m", "tools.serve", "--work-folder", str(self.work_folder), *ports]
-        self.work_folder.mkdir(parents=True, exist_ok=True)
-        self._errors = self.work_folder / "errors.txt"
-        with self._errors.open("wb") as errors:
+        with self._output("output").open("wb") as output, self._output("errors").open("wb") as errors:
             self.process = subprocess.Popen(
                 [*command, *self.options],
                 cwd=ROOT,
                 env=os.environ | self.environment,
-                stdout=subprocess.PIPE,
+                stdout=output,
                 stderr=errors,
-                text=True,
             )
+
+    def greeting(self) -> str:
+        """What the process has written to stdout."""
+        return self._output("output").read_text()
 
     def errors(self) -> str:
         """What the process wrote to stderr, once it has ended."""
         self.process.wait(60)
-        return self._errors.read_text()
+        return self._output("errors").read_text()
 
     def stop(self) -> int:
         """Sends SIGTERM and returns the exit status."""
         self.process.send_signal(signal.SIGTERM)
-        status = self.process.wait(90)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-        return status
+        return self.process.wait(90)
+
+    def _output(self, name: str) -> Path:
+        return self.work_folder.with_name(f"{self.work_folder.name}-{self.ports['http']}-{name}.txt")
 
     def tree(self) -> list[psutil.Process]:
         """Every process of the stack: this one, Triton and its stubs."""
@@ -98,7 +97,7 @@ class Stack:
 
     def segments(self) -> list[Path]:
         """Its shared-memory segments."""
-        return sorted(Path("/dev/shm").glob(f"triton-embeddings-{self.process.pid}*"))
+        return sorted(Path("/dev/shm").glob(f"triton-embeddings-{self.process.pid}-*"))
 
     def url(self, port: str, path: str) -> str:
         return f"http://127.0.0.1:{self.ports[port]}{path}"

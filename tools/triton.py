@@ -65,7 +65,7 @@ class EmbeddedTriton:
         self._host = host
         self._ports = ports
         self._work_folder = work_folder
-        self._segments = f"{SEGMENT_PREFIX}-{os.getpid()}"
+        self._segments = f"{SEGMENT_PREFIX}-{os.getpid()}-"
         self._process: asyncio.subprocess.Process | None = None
         self.log = work_folder / f"triton-{ports.http}.log"
 
@@ -106,7 +106,7 @@ class EmbeddedTriton:
         """Waits until Triton exits and says why it did."""
         assert self._process is not None
         status = await self._process.wait()
-        return self._cause_of_death(f"tritonserver exited with status {status}")
+        return self._cause_of_death(f"tritonserver exited with status {status}; start it again")
 
     async def stop(self) -> None:
         """Lets running requests finish, stops Triton and removes what it may have left."""
@@ -188,7 +188,7 @@ def check_ports(host: str, ports: Mapping[str, int]) -> None:
 def remove_orphaned_segments() -> None:
     """Removes shared memory of servers that were killed before they could do it themselves."""
     for path in SHARED_MEMORY.glob(f"{SEGMENT_PREFIX}-*"):
-        owner = path.name.removeprefix(f"{SEGMENT_PREFIX}-").split("_")[0].split("-")[0]
+        owner = path.name.removeprefix(f"{SEGMENT_PREFIX}-").split("-")[0]
         if owner.isdigit() and not Path("/proc", owner).exists():
             _remove_segments([path])
 

@@ -42,7 +42,11 @@ class TritonPythonModel:
         parameters = json.loads(args["model_config"])["parameters"]
         folder = Path(args["model_repository"], args["model_version"])
         self._prompts: dict[str, str] = json.loads(parameters["prompts"]["string_value"])
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        file = folder / "tokenizer.json"
+        try:
+            self._tokenizer = Tokenizer.from_file(str(file))
+        except Exception as error:  # tokenizers raises nothing narrower
+            raise ValueError(f"{file} cannot be read, build the family again: {error}") from None
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(int(parameters["max_tokens"]["string_value"]))
 

@@ -1,0 +1,188 @@
+"""Starting, stopping and dying: nothing is left behind, and every failure says what to do."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import ROOT, Reference, Stack
+
+from tools import preflight
+
+REPOSITORY = ROOT / "model_repository"
+
+
+def assert_nothing_left(stack: Stack, processes: list[psutil.Process]) -> None:
+    _, alive = psutil.wait_procs(processes, timeout=10)
+    assert not alive, f"left running: {alive}"
+    assert not stack.segments()
+    for port in stack.ports.values():
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.1", port)) != 0, f"port {port} still listens"
+
+
+def test_ten_starts_leave_nothing_behind(tmp_path: Path) -> None:
+    stack = Stack(tmp_path)
+    for _ in range(10):
+        stack.start()
+        processes = stack.tree()
+        assert len(processes) >= 6  # this one, Triton and four stubs
+        assert stack.segments()
+        assert stack.embed(["up again"]).shape == (1, 384)
+        assert stack.stop() == 0
+        assert_nothing_left(stack, processes)
+
+
+def test_the_greeting_shows_calls_that_work(tmp_path: Path) -> None:
+    stack = Stack(tmp_path).start()
+    try:
+        calls = [line.strip() for line in stack.greeting().splitlines() if line.strip().startswith("curl")]
+        embed, rerank = (subprocess.check_output(call, shell=True, text=True) for call in calls)
+    finally:
+        stack.stop()
+    assert '"embeddings":[[' in embed
+    assert '"order":[1,0]' in rerank
+
+
+def test_sigterm_answers_what_is_under_way(tmp_path: Path, reference: Reference) -> None:
+    stack = Stack(tmp_path).start()
+    processes = stack.tree()
+    with ThreadPoolExecutor(8) as clients:
+        calls = [clients.submit(stack.embed, reference.texts[i::8]) for i in range(8)]
+        time.sleep(0.5)
+        stack.process.send_signal(signal.SIGTERM)
+        shapes = [call.result().shape for call in calls]
+    assert shapes == [(30, 384)] * 8
+    assert stack.process.wait(60) == 0
+    assert_nothing_left(stack, processes)
+
+
+def test_ctrl_c_while_starting(tmp_path: Path) -> None:
+    stack = Stack(tmp_path)
+    stack.launch()
+    while not (children := psutil.Process(stack.process.pid).children(recursive=True)):
+        time.sleep(0.05)
+    stack.process.send_signal(signal.SIGINT)
+    assert stack.process.wait(60) == 0
+    assert_nothing_left(stack, children)
+
+
+def test_triton_dies(tmp_path: Path) -> None:
+    stack = Stack(tmp_path).start()
+    processes = stack.tree()
+    stack.triton().kill()
+    errors = stack.errors()
+    assert stack.process.returncode == 1
+    assert errors.startswith("error: tritonserver exited with status -9")
+    assert "start it again" in errors
+    assert_nothing_left(stack, processes)
+
+
+def test_killed_outright_and_started_again(tmp_path: Path) -> None:
+    """SIGKILL cannot be tidied up after, but Triton goes along and the next start removes the rest."""
+    stack = Stack(tmp_path).start()
+    processes = stack.tree()
+    stack.process.kill()
+    stack.process.wait()
+    _, alive = psutil.wait_procs(processes, timeout=30)
+    assert not alive
+    left = stack.segments()
+    assert stack.start().stop() == 0
+    assert not any(segment.exists() for segment in left)
+
+
+@pytest.fixture
+def broken_repository(tmp_path: Path) -> Path:
+    """A copy of the model repository, to be damaged."""
+    return Path(shutil.copytree(REPOSITORY, tmp_path / "repository"))
+
+
+def failure(stack: Stack) -> str:
+    """The message of a stack that does not start; it must leave nothing behind."""
+    stack.launch()
+    errors = stack.errors()
+    assert stack.process.returncode == 1
+    assert not stack.segments()
+    assert "Traceback" not in errors
+    return errors
+
+
+def test_a_damaged_graph(tmp_path: Path, broken_repository: Path) -> None:
+    graph = broken_repository / "minilm-encoder" / "1" / "model.onnx"
+    graph.write_bytes(graph.read_bytes()[:1000])
+    errors = failure(Stack(tmp_path / "work", ["--repository", str(broken_repository)]))
+    assert "failed to load 'minilm-encoder'" in errors
+    assert "build the family again" in errors
+
+
+def test_a_damaged_tokenizer(tmp_path: Path, broken_repository: Path) -> None:
+    (broken_repository / "minilm-tokenizer" / "1" / "tokenizer.json").write_text("{")
+    errors = failure(Stack(tmp_path / "work", ["--repository", str(broken_repository)]))
+    assert "failed to load 'minilm-tokenizer'" in errors
+    assert "build the family again" in errors
+
+
+def test_a_damaged_configuration(tmp_path: Path, broken_repository: Path) -> None:
+    (broken_repository / "minilm-pooling" / "config.pbtxt").write_text("name: nonsense {")
+    errors = failure(Stack(tmp_path / "work", ["--repository", str(broken_repository)]))
+    assert "minilm-pooling/config.pbtxt" in errors
+
+
+def test_an_unknown_model(tmp_path: Path) -> None:
+    errors = failure(Stack(tmp_path, ["--models", "nonsense"]))
+    assert "no model 'nonsense'" in errors
+    assert "which has minilm," in errors
+
+
+def test_a_busy_port(tmp_path: Path, stack: Stack) -> None:
+    second = Stack(tmp_path, ports={**Stack(tmp_path).ports, "grpc": stack.ports["grpc"]})
+    errors = failure(second)
+    assert f"port {stack.ports['grpc']} " in errors
+    assert "--grpc-port" in errors
+
+
+def test_an_unwritable_folder(tmp_path: Path) -> None:
+    second = Stack(tmp_path, ["--work-folder", "/proc/nothing"])
+    assert "cannot write /proc/nothing" in failure(second)
+
+
+def test_a_missing_libpython_is_named() -> None:
+    assert preflight.loadable(preflight.libpython()) or sys.version_info[:2] == preflight.BUNDLED_LIBPYTHON
+    assert not preflight.loadable("libpython3.99.so.1.0")
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "words"),
+    [
+        ("version_info", (3, 9, 0), "needs 3.10 to 3.13"),
+        ("platform", "darwin", "needs Linux"),
+    ],
+)
+def test_a_machine_that_cannot_serve(
+    monkeypatch: pytest.MonkeyPatch, attribute: str, value: object, words: str
+) -> None:
+    assert not list(preflight.problems())
+    monkeypatch.setattr(sys, attribute, value)
+    (problem,) = preflight.problems()
+    assert words in problem
+
+
+def test_an_old_c_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.libc_ver", lambda: ("glibc", "2.31"))
+    (problem,) = preflight.problems()
+    assert "glibc 2.35" in problem
+
+
+def test_a_missing_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "loadable", lambda _: False)
+    monkeypatch.setattr(preflight, "BUNDLED_LIBPYTHON", (3, 99))
+    (problem,) = preflight.problems()
+    assert "apt install libpython3" in problem
