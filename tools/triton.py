@@ -198,6 +198,11 @@ def _remove_segments(paths: Iterable[Path]) -> None:
         path.unlink(missing_ok=True)
 
 
+def wheel_libraries() -> Path:
+    """The shared libraries that come with the embedded server."""
+    return _wheel() / "nvidia_pytriton.libs"
+
+
 def _wheel() -> Path:
     """The folder that holds `pytriton/` and `nvidia_pytriton.libs/`; the package itself is not imported."""
     spec = importlib.util.find_spec("pytriton")
@@ -228,7 +233,7 @@ def _assemble_backends(work_folder: Path) -> Path:
 
 def _environment() -> dict[str, str]:
     """The environment in which tritonserver finds its libraries and the stub finds this virtual environment."""
-    libraries = [str(_wheel() / "nvidia_pytriton.libs"), str(sysconfig.get_config_var("LIBDIR"))]
+    libraries = [str(wheel_libraries()), str(sysconfig.get_config_var("LIBDIR"))]
     libraries += filter(None, [os.environ.get("LD_LIBRARY_PATH")])
     # The stub ignores PYTHONPATH and takes site-packages from the python3 that PATH finds first.
     search = [str(Path(sys.prefix) / "bin"), os.environ.get("PATH", os.defpath)]

@@ -5,8 +5,10 @@ dimension; a `batch_input` of kind BATCH_ITEM_SHAPE_FLATTEN adds the length of e
 `batch_output` of kind BATCH_SCATTER_WITH_INPUT_SHAPE is cut back along the source input. Inputs that are not
 ragged are stacked along the batch.
 
-Large mixed batches leave the CPU's cache, so items are ordered by length and run in micro-batches of at most
-`token_budget` tokens (a longer item runs alone). Identical rows of token ids are run once.
+A CPU gains little from large batches and loses much to texts of unlike length in one, since attention works on
+rows as wide as the longest. So items are ordered by length and run in micro-batches of nearly equal length, at
+most `token_budget` tokens each (a longer item runs alone), as many at once as the engine has streams. Identical
+rows of token ids are run once.
 
 Model parameters, each overridden by the environment variable in brackets when it is "auto":
   precision     "fp32", "bf16" or "auto": bf16 where the CPU computes in it [ENCODER_PRECISION]
@@ -20,8 +22,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -34,6 +38,9 @@ from openvino import properties
 Array = npt.NDArray[Any]
 
 NO_TOKEN = -1
+
+WIDEST = 1.25
+"""The widest item of a micro-batch over its narrowest."""
 
 PRECISIONS = {"fp32": ov.Type.f32, "bf16": ov.Type.bf16}
 
@@ -94,7 +101,8 @@ class TritonPythonModel:
         path = Path(args["model_repository"], args["model_version"], "model.onnx")
         hint = {
             hints.inference_precision: PRECISIONS[precision],
-            hints.performance_mode: hints.PerformanceMode.LATENCY,
+            # Streams of few threads each: threads that share one small micro-batch mostly wait for each other.
+            hints.performance_mode: hints.PerformanceMode.THROUGHPUT,
             properties.inference_num_threads: threads,
         }
         try:
@@ -102,9 +110,14 @@ class TritonPythonModel:
         except RuntimeError as error:
             cause = " ".join(str(error).split())[-200:]
             raise ValueError(f"{path} cannot be run, build the family again: {cause}") from None
-        self._request = compiled.create_infer_request()
-        message = f"{args['model_name']}: {precision} on {threads} of {os.cpu_count()} processors"
-        pb_utils.Logger.log_info(message)
+        streams = compiled.get_property(properties.optimal_number_of_infer_requests)
+        self._requests: SimpleQueue[ov.InferRequest] = SimpleQueue()
+        for _ in range(streams):
+            self._requests.put(compiled.create_infer_request())
+        self._streams = ThreadPoolExecutor(streams)
+        pb_utils.Logger.log_info(
+            f"{args['model_name']}: {precision}, {threads} of {os.cpu_count()} processors, {streams} streams"
+        )
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Runs one dynamic batch and answers every request."""
@@ -117,12 +130,12 @@ class TritonPythonModel:
             self._metrics.count(items)
         results: dict[tuple[int, int], dict[str, Array]] = {}
         failures: dict[int, str] = {}
-        for batch in _micro_batches(items, self._token_budget):
-            try:
-                for item, result in zip(batch, self._run(batch), strict=True):
-                    results.update((place, result) for place in item.places)
-            except Exception as error:  # whatever the engine raises must not take neighbours along
-                failures.update((request, str(error)) for item in batch for request, _ in item.places)
+        for batch, outcome in self._run_all(list(_micro_batches(items, self._token_budget))):
+            for i, item in enumerate(batch):
+                if isinstance(outcome, RuntimeError):
+                    failures.update((request, str(outcome)) for request, _ in item.places)
+                else:
+                    results.update((place, outcome[i]) for place in item.places)
         return [
             pb_utils.InferenceResponse(error=pb_utils.TritonError(failures[i]))
             if i in failures
@@ -155,21 +168,36 @@ class TritonPythonModel:
             return counts
         return [1] * len(inputs[self._inputs[0]])
 
-    def _run(self, batch: list[Item]) -> Iterator[dict[str, Array]]:
-        """Feeds one micro-batch to the engine and yields each item's outputs."""
+    def _run_all(
+        self, batches: list[list[Item]]
+    ) -> Iterator[tuple[list[Item], list[dict[str, Array]] | RuntimeError]]:
+        """Runs micro-batches on all streams, the longest first so that the streams end together."""
+        if len(batches) == 1:
+            yield batches[0], self._run(batches[0])
+        else:
+            batches.reverse()
+            yield from zip(batches, self._streams.map(self._run, batches), strict=True)
+
+    def _run(self, batch: list[Item]) -> list[dict[str, Array]] | RuntimeError:
+        """Feeds one micro-batch to the engine: each item's outputs, or the engine's error."""
         feeds: dict[str, Array] = {}
         for name in self._inputs:
             rows = [item.inputs[name] for item in batch]
             feeds[name] = np.concatenate(rows) if name in self._ragged else np.stack(rows)
         lengths = np.array([item.length for item in batch], np.int32)
         feeds.update(dict.fromkeys(self._lengths, lengths))
-        done = self._request.infer(feeds, share_inputs=True)
+        request = self._requests.get()
+        try:
+            done = request.infer(feeds, share_inputs=True)
+        except RuntimeError as error:
+            return error
+        finally:
+            self._requests.put(request)
         ends = np.cumsum(lengths)[:-1]
         outputs = {
             name: np.split(done[name], ends) if name in self._scattered else done[name] for name in self._outputs
         }
-        for i in range(len(batch)):
-            yield {name: values[i] for name, values in outputs.items()}
+        return [{name: values[i] for name, values in outputs.items()} for i in range(len(batch))]
 
     def _response(self, rows: list[dict[str, Array]]) -> Any:
         """One request's rows as tensors, scattered outputs filled with zeros to the longest row."""
@@ -198,17 +226,22 @@ def _stack(rows: list[Array]) -> Array:
 
 
 def _micro_batches(items: list[Item], budget: int) -> Iterator[list[Item]]:
-    """Items by length, cut where the next would pass the budget of tokens; no item is ever cut."""
+    """Items by length, cut where the next is over the budget of tokens or much wider; no item is ever cut."""
     batch: list[Item] = []
     tokens = 0
     for item in sorted(items, key=lambda item: item.length):
-        if batch and tokens + item.length > budget:
+        if batch and (tokens + item.length > budget or _width(item) > WIDEST * _width(batch[0])):
             yield batch
             batch, tokens = [], 0
         batch.append(item)
         tokens += item.length
     if batch:
         yield batch
+
+
+def _width(item: Item) -> int:
+    """Columns that the graph gives the item alone: it rounds rows up to 16."""
+    return -(-item.length // 16) * 16
 
 
 def _setting(parameters: dict[str, str], name: str, automatic: str) -> str:

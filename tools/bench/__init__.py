@@ -1,0 +1,1 @@
+"""Measures the stack against the raw engine on the same texts."""
