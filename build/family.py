@@ -56,7 +56,7 @@ def build(entry: CatalogEntry, model_repository: Path, cache: Path) -> bool:
     aside = cache / "building" / entry.name
     shutil.rmtree(aside, ignore_errors=True)
     for model in models(entry, checkpoint):
-        _write(model, aside / model.config.name)
+        write(model, aside / model.config.name)
     record = {"inputs": inputs, "outputs": _hashes(aside)}
     (aside / entry.name / RECORD).write_text(json.dumps(record, indent=2) + "\n")
     _put_in_place(aside, model_repository)
@@ -111,7 +111,8 @@ def models(entry: CatalogEntry, checkpoint: Checkpoint) -> list[Model]:
     return served + steps
 
 
-def _write(model: Model, folder: Path) -> None:
+def write(model: Model, folder: Path) -> None:
+    """Writes one model folder as Triton mounts it."""
     # An ensemble has nothing to put there, yet Triton wants the version folder.
     version = folder / "1"
     version.mkdir(parents=True)

@@ -2,7 +2,8 @@
 
 Triton merges requests of any length and hands a model their tokens end to end (`input_ids` [T]) with the
 length of each batch item (`lengths` [B]). Inside one multi-text request the rows are padded with -1, which is
-no token id, so T may hold slots without a token. The encoder drops those and works on the T' real tokens.
+no token id, so T may hold slots without a token. The encoder drops those and works on the T' real tokens (their
+number rounded up, see STEP).
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from onnx import TensorProto
 
 from build.graphs.onnx_graph import OnnxGraph
 
-ROW_STEP = 16
-"""Rows are widened to a multiple of this many columns, the floats of one 512-bit vector.
+STEP = 16
+"""S and T' are rounded up to a multiple of this, the floats of one 512-bit vector.
 
-An engine adds a row up in whole vectors and then a remainder. Without a remainder the empty columns only add
-zeros to sums taken in the same order, so a text gets the same bits alone and beside longer ones.
+S, for exactness: an engine adds a row up in whole vectors and then a remainder. Without a remainder the empty
+columns only add zeros to sums taken in the same order, so a text gets the same bits alone and beside longer ones.
+T', for memory: engines prepare and keep code for every shape they meet, and this leaves them few to meet.
 """
 
 
@@ -56,10 +58,10 @@ def ragged_inputs(g: OnnxGraph) -> tuple[str, str]:
 def item_rows(g: OnnxGraph, lengths: str) -> tuple[str, str]:
     """Slots of every batch item as rows: (slot [B, S] INT64, inside [B, S] BOOL).
 
-    S is the longest item, rounded up to ROW_STEP.
+    S is the longest item, rounded up to STEP.
     """
     zero, one = g.constant(0, np.int64), g.constant(1, np.int64)
-    step, round_up = g.constant(ROW_STEP, np.int64), g.constant(ROW_STEP - 1, np.int64)
+    step, round_up = g.constant(STEP, np.int64), g.constant(STEP - 1, np.int64)
     lengths = g.op("Cast", lengths, to=TensorProto.INT64)
     longest = g.op("ReduceMax", lengths, keepdims=0)
     width = g.op("Mul", g.op("Div", g.op("Add", longest, round_up), step), step)
@@ -89,7 +91,10 @@ def ragged(g: OnnxGraph, input_ids: str, lengths: str) -> Ragged:
 
     flat = g.constant([-1], np.int64)
     real_flat = g.op("Reshape", real, flat)
-    cell_of_token = g.op("Reshape", g.op("NonZero", real_flat), flat)
+    tokens = g.op("Reshape", g.op("NonZero", real_flat), flat)
+    # The first token again until their number is a multiple of STEP: nothing reads these copies.
+    missing = g.op("Mod", g.op("Neg", g.op("Shape", tokens)), g.constant(STEP, np.int64))
+    cell_of_token = g.op("Pad", tokens, g.op("Concat", g.constant([0], np.int64), missing, axis=0))
     width = g.op("Gather", g.op("Shape", slot), one)
     token_of_cell = g.op("Reshape", running_index(real_flat), g.op("Shape", slot))
     return Ragged(

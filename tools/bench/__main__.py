@@ -12,13 +12,13 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from tools.bench.corpus import docstrings
-from tools.bench.perf_analyzer import PerfAnalyzer
+from tools.bench.perf_analyzer import Load, PerfAnalyzer
 from tools.bench.raw import RawEngine
 from tools.serve import ROOT
 
@@ -56,14 +56,12 @@ def main() -> int:
         precision = served_precision()
         raw = RawEngine(REPOSITORY, FAMILY, texts, precision)
         load = PerfAnalyzer(texts, ROOT / ".cache" / "perf_analyzer")
-        ways: dict[str, Callable[[], Measurement]] = {"raw engine": lambda: raw_loop(raw, len(texts))}
+        ways: dict[str, Callable[[], Measurement]] = {"raw engine": partial(raw_loop, raw, len(texts))}
         for n in options.concurrency:
-            ways[f"v2 gRPC, {n} clients"] = lambda n=n: under_load(
-                server, lambda: load.ensemble(FAMILY, GRPC, n), len(texts)
-            )
-            ways[f"/embed, {n} clients"] = lambda n=n: under_load(
-                server, lambda: load.gateway(GATEWAY, n), len(texts)
-            )
+            clients = "client" if n == 1 else "clients"
+            ensemble, gateway = partial(load.ensemble, FAMILY, GRPC, n), partial(load.gateway, GATEWAY, n)
+            ways[f"v2 gRPC, {n} {clients}"] = partial(under_load, server, ensemble)
+            ways[f"/embed, {n} {clients}"] = partial(under_load, server, gateway)
         print(f"{len(texts)} texts, {raw.tokens} tokens, {precision}, {os.cpu_count()} processors", flush=True)
         results: dict[str, list[Measurement]] = {name: [] for name in ways}
         for i in range(options.rounds + 1):
@@ -86,7 +84,7 @@ def raw_loop(engine: RawEngine, texts: int) -> Measurement:
     return Measurement(engine.tokens / wall, engine.tokens / cpu, texts / wall)
 
 
-def under_load(server: psutil.Process, load: Callable[[], Any], texts: int) -> Measurement:
+def under_load(server: psutil.Process, load: Callable[[], Load]) -> Measurement:
     """One load, with what it cost the server by its own clocks and counters."""
     before = counters(server)
     seen = load()
@@ -132,7 +130,7 @@ def get(address: str, path: str) -> bytes:
 def served_precision() -> str:
     """What the encoder computes in, by its log line."""
     log = (ROOT / ".cache" / "triton-8200.log").read_text(errors="replace")
-    return log.split(f"{FAMILY}-encoder: ")[1].split()[0]
+    return log.split(f"{FAMILY}-encoder: ")[1].split(",")[0]
 
 
 @contextmanager
@@ -148,6 +146,7 @@ def stack(precision: str | None) -> Iterator[psutil.Process]:
             yield psutil.Process(process.pid)
         finally:
             process.terminate()
+            process.stdout.read()
 
 
 def table(results: dict[str, list[Measurement]]) -> str:

@@ -9,7 +9,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from build.checkpoint import Wheel, download_wheel
+from build.catalog import Wheel
+from build.checkpoint import download_wheel
 from tools.triton import wheel_libraries
 
 WHEEL = Wheel(
@@ -19,6 +20,9 @@ WHEEL = Wheel(
 )
 LIBRARIES = {"libb64.so.0d": "libb64-*.so.0d", "libcudart.so.12": "libcudart-*.so.12*"}
 """What it links to -> the same library in the pytriton wheel, under the name auditwheel gave it."""
+
+
+WINDOW_MS = 1500
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,6 @@ class PerfAnalyzer:
         self._binary = _obtain(folder)
         self._grpc_input = self._write("grpc.json", [{"text": [text]} for text in texts])
         self._http_input = self._write("http.json", [{"payload": [{"texts": [text]}]} for text in texts])
-        self._count = len(texts)
 
     def ensemble(self, model: str, address: str, concurrency: int) -> Load:
         """v2 infer over gRPC."""
@@ -53,8 +56,9 @@ class PerfAnalyzer:
     def _run(self, model: str, concurrency: int, texts: Path, *options: str) -> Load:
         report = self._folder / "report.csv"
         command = [str(self._binary), "-m", model, "--input-data", str(texts), *options]
-        command += ["--concurrency-range", str(concurrency), "--request-count", str(self._count)]
-        command += ["-f", str(report)]
+        command += ["--concurrency-range", str(concurrency), "-f", str(report)]
+        # Three windows of any spread: how steady the machine is shows in the rounds.
+        command += ["--measurement-interval", str(WINDOW_MS), "--max-trials", "3", "--stability-percentage", "100"]
         libraries = f"{self._folder}:{wheel_libraries()}"
         done = subprocess.run(
             command, env={"LD_LIBRARY_PATH": libraries}, capture_output=True, text=True, check=False

@@ -13,6 +13,9 @@ from tritonclient.utils import InferenceServerException
 
 RETRY_AFTER_SECONDS = 1
 
+DEAD_STEP = "is not healthy"
+"""What Triton says of a Python backend process that has died."""
+
 
 @dataclass(eq=False)
 class GatewayError(Exception):
@@ -82,6 +85,8 @@ def _from_triton(error: InferenceServerException) -> GatewayError:
             return timed_out("the deadline passed: send fewer texts a call or raise --timeout")
         case "UNAVAILABLE" | "NOT_FOUND" | "CANCELLED":
             return not_ready(f"Triton cannot answer now: {message}")
+        case "INTERNAL" if DEAD_STEP in message:
+            return not_ready(f"Triton cannot answer until it is started again: {message}")
     return GatewayError(HTTPStatus.BAD_GATEWAY, "upstream", f"Triton failed: {message}")
 
 

@@ -1,0 +1,220 @@
+"""The builder: what it writes, when it writes, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import openvino
+import pytest
+from conftest import ROOT, Reference, cosines
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from build import catalog, family
+from build import make as command
+from build.catalog import CatalogEntry
+from build.checkpoint import Checkpoint, obtain, sha256
+from build.errors import BuildError
+from build.repository import render
+
+REPOSITORY = ROOT / "model_repository"
+Array = npt.NDArray[np.float32]
+
+
+@pytest.fixture(scope="session")
+def entry() -> CatalogEntry:
+    return catalog.load("minilm")
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """A cache of its own that already holds the checkpoint."""
+    shutil.copytree(ROOT / ".cache" / "checkpoints", tmp_path / "cache" / "checkpoints")
+    return tmp_path / "cache"
+
+
+def files(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): sha256(path) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_committed_configurations_are_what_the_builder_renders(entry: CatalogEntry) -> None:
+    models = family.models(entry, obtain(entry, ROOT / ".cache" / "checkpoints"))
+    tracked = subprocess.check_output(["git", "ls-files", "model_repository"], cwd=ROOT, text=True).split()
+    assert sorted(tracked) == sorted(f"model_repository/{m.config.name}/config.pbtxt" for m in models)
+    for model in models:
+        assert (REPOSITORY / model.config.name / "config.pbtxt").read_text() == render(model.config)
+
+
+def test_configurations_survive_the_round_trip(entry: CatalogEntry) -> None:
+    for model in family.models(entry, obtain(entry, ROOT / ".cache" / "checkpoints")):
+        assert text_format.Parse(render(model.config), ModelConfig()) == model.config
+
+
+def test_a_second_build_does_nothing(tmp_path: Path, entry: CatalogEntry, cache: Path) -> None:
+    repository = tmp_path / "repository"
+    assert family.build(entry, repository, cache)
+    before = {path: path.stat().st_mtime_ns for path in repository.rglob("*")}
+    assert not family.build(entry, repository, cache)
+    assert {path: path.stat().st_mtime_ns for path in repository.rglob("*")} == before
+
+
+def test_the_command_says_that_there_is_nothing_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main([]) == 0
+    assert capsys.readouterr().out == "minilm: up to date, nothing to do\n"
+
+
+def test_builds_are_byte_identical(tmp_path: Path, entry: CatalogEntry, cache: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    family.build(entry, first, cache)
+    family.build(entry, second, cache)
+    assert files(first) == files(second)
+    record = json.loads((first / "minilm" / "build.json").read_text())
+    assert record["outputs"] == {name: h for name, h in files(first).items() if not name.endswith("build.json")}
+
+
+def test_a_damaged_output_is_built_again(tmp_path: Path, entry: CatalogEntry, cache: Path) -> None:
+    repository = tmp_path / "repository"
+    family.build(entry, repository, cache)
+    before = files(repository)
+    (repository / "minilm-encoder" / "1" / "model.onnx").write_bytes(b"")
+    assert family.build(entry, repository, cache)
+    assert files(repository) == before
+
+
+def write_all(entry: CatalogEntry, checkpoint: Path, repository: Path) -> None:
+    for model in family.models(entry, Checkpoint(checkpoint)):
+        family.write(model, repository / model.config.name)
+
+
+def damage_truncate(checkpoint: Path) -> None:
+    weights = checkpoint / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+
+
+def damage_flip(checkpoint: Path) -> None:
+    weights = checkpoint / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [damage_truncate, damage_flip])
+def test_a_wrong_hash_is_refused(tmp_path: Path, entry: CatalogEntry, cache: Path, damage: object) -> None:
+    assert callable(damage)
+    repository = tmp_path / "repository"
+    shutil.copytree(REPOSITORY, repository)
+    (repository / "minilm" / "build.json").unlink()
+    before = files(repository)
+    damage(cache / "checkpoints" / "minilm")
+    with pytest.raises(BuildError, match=r"model.safetensors has sha256 .* delete .* and build again"):
+        family.build(entry, repository, cache)
+    assert files(repository) == before
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("config.json", None, "no config.json"),
+        ("config.json", "{", "not valid JSON"),
+        ("config.json", '{"model_type": "gpt2"}', "model_type 'gpt2'"),
+        ("model.safetensors", None, "no model.safetensors"),
+        ("model.safetensors", "nonsense", "not a readable safetensors file"),
+        ("1_Pooling/config.json", '{"pooling_mode_max_tokens": true}', "pooling_mode_max_tokens"),
+        ("modules.json", '[{"type": "a.Transformer"}, {"type": "a.Dense"}]', "Transformer, Dense"),
+        ("sentence_bert_config.json", '{"max_seq_length": 1024}', "encoder has 512 positions"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_built(
+    tmp_path: Path, entry: CatalogEntry, cache: Path, file: str, content: str | None, words: str
+) -> None:
+    """Past the hashes, as for a checkpoint that the catalog does not know."""
+    folder = cache / "checkpoints" / "minilm"
+    (folder / file).unlink()
+    if content is not None:
+        (folder / file).write_text(content)
+    with pytest.raises(BuildError, match=words):
+        write_all(entry, folder, tmp_path)
+
+
+def test_a_checkpoint_with_another_activation_is_refused(tmp_path: Path, entry: CatalogEntry, cache: Path) -> None:
+    folder = cache / "checkpoints" / "minilm"
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
+    with pytest.raises(BuildError, match="hidden_act = 'relu'"):
+        write_all(entry, folder, tmp_path)
+
+
+def test_an_unknown_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["none"]) == 1
+    assert capsys.readouterr().err == "error: no model 'none' in the catalog; it has: minilm\n"
+
+
+def test_an_unwritable_repository() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "build.make", "--repository", "/proc/none"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: cannot write /proc/none")
+
+
+def test_graphs_are_plain_onnx() -> None:
+    for path in REPOSITORY.glob("*/1/model.onnx"):
+        model = onnx.load(path, load_external_data=False)
+        assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 17)]
+
+
+class OnnxRuntime:
+    """A graph on ONNX Runtime."""
+
+    def __init__(self, model: str) -> None:
+        self._session = onnxruntime.InferenceSession(REPOSITORY / model / "1" / "model.onnx")
+
+    def __call__(self, **inputs: npt.NDArray[np.generic]) -> Array:
+        return np.asarray(self._session.run(None, inputs)[0])
+
+
+class OpenVino:
+    """A graph on OpenVINO in fp32."""
+
+    def __init__(self, model: str) -> None:
+        path = REPOSITORY / model / "1" / "model.onnx"
+        self._compiled = openvino.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+    def __call__(self, **inputs: npt.NDArray[np.generic]) -> Array:
+        return np.array(self._compiled(inputs)[0])
+
+
+@pytest.mark.parametrize("engine", [OnnxRuntime, OpenVino])
+def test_graphs_run_as_the_cpp_backends_feed_them(
+    engine: type[OnnxRuntime] | type[OpenVino], reference: Reference
+) -> None:
+    """Requests of several texts, their rows padded with -1, end to end; hidden states flat."""
+    encoder, pooling = engine("minilm-encoder"), engine("minilm-pooling")
+    rng = np.random.default_rng(0)
+    order = rng.permutation(len(reference.texts))
+    for requests in np.array_split(order, 8):
+        rows: list[npt.NDArray[np.int32]] = []
+        for request in np.array_split(requests, 7):
+            width = max(len(reference.token_ids[i]) for i in request)
+            rows += [
+                np.pad(ids, (0, width - len(ids)), constant_values=-1).astype(np.int32)
+                for ids in (reference.token_ids[i] for i in request)
+            ]
+        input_ids, lengths = np.concatenate(rows), np.array([len(row) for row in rows], np.int32)
+        states = encoder(input_ids=input_ids, lengths=lengths)
+        assert states.shape == (len(input_ids), 384)
+        assert not states[input_ids < 0].any()
+        embeddings = pooling(last_hidden_state=states.reshape(-1), input_ids=input_ids, lengths=lengths)
+        assert cosines(embeddings, reference.embeddings[requests]).min() >= 0.99999

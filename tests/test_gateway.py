@@ -1,0 +1,138 @@
+"""The gateway: order and count, health, and what happens to calls that are large, many or abandoned."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import numpy as np
+import pytest
+from conftest import Reference, Stack
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tools.shim import schedule
+from tools.shim.app import MAX_TEXTS_IN_FLIGHT
+from tools.shim.contract import MAX_TEXTS
+
+
+def test_order_and_count_of_a_large_call(stack: Stack, reference: Reference) -> None:
+    texts = [f"{reference.texts[i % 20][:40]} {i % 97}" for i in range(MAX_TEXTS)]
+    embeddings = stack.embed(texts)
+    assert embeddings.shape == (MAX_TEXTS, 384)
+    some = range(0, MAX_TEXTS, 211)
+    assert (embeddings[some] == np.concatenate([stack.embed([texts[i]]) for i in some])).all()
+
+
+def test_numbers_are_exact(stack: Stack) -> None:
+    """Every number of the JSON reads back as the very float32 that Triton sent."""
+    body = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1, 1], "data": ["exactly"]}]}
+    outputs = stack.post("http", "/v2/models/minilm/infer", body).json()["outputs"]
+    (direct,) = (output["data"] for output in outputs if output["name"] == "embeddings")
+    assert stack.embed(["exactly"])[0].tolist() == np.array(direct, np.float32).tolist()
+
+
+def test_both_ports_serve_both_routes(stack: Stack) -> None:
+    assert stack.post("rerank", "/embed", {"texts": ["a"]}).status == 200
+    assert stack.post("embed", "/rerank", {"query": "a", "documents": ["b"]}).status == 200
+
+
+def test_models_are_named_with_their_limits(stack: Stack) -> None:
+    assert stack.get("embed", "/models").json()["models"] == [
+        {"name": "minilm", "task": "embed", "max_batch_size": 64, "dimensions": 384, "max_tokens": 256},
+        {"name": "minilm-rerank", "task": "rerank", "max_batch_size": 64, "dimensions": None, "max_tokens": 256},
+    ]
+
+
+def test_a_model_can_be_named(stack: Stack) -> None:
+    assert (stack.embed(["a"], "minilm") == stack.embed(["a"])).all()
+
+
+def test_healthy(stack: Stack) -> None:
+    answer = stack.get("embed", "/health")
+    assert (answer.status, answer.json()) == (200, {"status": "ready", "models": ["minilm", "minilm-rerank"]})
+
+
+@pytest.fixture
+def own_stack(tmp_path: Path) -> Iterator[Stack]:
+    """A stack that the test may damage."""
+    running = Stack(tmp_path).start()
+    yield running
+    running.stop()
+
+
+def test_health_names_a_model_whose_process_died(own_stack: Stack) -> None:
+    """Triton says ready all the while: only an answer proves that a model answers."""
+    (pooling,) = (p for p in own_stack.tree() if any("minilm-pooling" in word for word in p.cmdline()))
+    pooling.kill()
+    time.sleep(5)  # as long as the last good answer counts
+    answer = own_stack.get("embed", "/health")
+    assert own_stack.get("http", "/v2/models/minilm/ready").status == 200
+    assert answer.status == 503
+    assert answer.headers["Retry-After"] == "1"
+    assert answer.json()["type"] == "not_ready"
+    assert "minilm: " in answer.json()["error"]
+    call = own_stack.post("embed", "/embed", {"texts": ["a"]})
+    assert (call.status, call.json()["type"]) == (503, "not_ready")
+
+
+def test_a_deadline(tmp_path: Path, reference: Reference) -> None:
+    stack = Stack(tmp_path, ["--timeout", "0.05"]).start()
+    try:
+        answer = stack.post("embed", "/embed", {"texts": reference.texts})
+        assert (answer.status, answer.json()["type"]) == (504, "timeout")
+    finally:
+        assert stack.stop() == 0
+
+
+def test_too_much_in_flight_is_turned_away(own_stack: Stack) -> None:
+    texts = [f"number {i} of many" for i in range(MAX_TEXTS)]
+
+    async def calls(count: int) -> list[tuple[int, str | None, Any]]:
+        async def call(session: aiohttp.ClientSession) -> tuple[int, str | None, Any]:
+            async with session.post(own_stack.url("embed", "/embed"), json={"texts": texts}) as answer:
+                return answer.status, answer.headers.get("Retry-After"), await answer.json()
+
+        async with aiohttp.ClientSession() as session:
+            return await asyncio.gather(*(call(session) for _ in range(count)))
+
+    most = MAX_TEXTS_IN_FLIGHT // MAX_TEXTS
+    answers = asyncio.run(calls(most + 2))
+    turned_away = [answer for answer in answers if answer[0] == 429]
+    assert len(turned_away) == 2
+    assert all((retry, body["type"]) == ("1", "overloaded") for _, retry, body in turned_away)
+    assert all(len(body["embeddings"]) == MAX_TEXTS for status, _, body in answers if status == 200)
+    assert own_stack.embed(["and again"]).shape == (1, 384)
+
+
+def test_the_work_of_a_client_that_goes_away_is_dropped(own_stack: Stack) -> None:
+    body = json.dumps({"texts": [f"{'seven ' * 250}{i}" for i in range(MAX_TEXTS)]}).encode()
+    head = f"POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with socket.create_connection(("127.0.0.1", own_stack.ports["embed"])) as connection:
+        connection.sendall(head + body)
+        while own_stack.metric("encoder_tokens_total", state="received") == 0:
+            time.sleep(0.05)
+    own_stack.embed(["the next in the queue"])
+    computed = own_stack.metric("encoder_tokens_total", state="computed")
+    assert computed < MAX_TEXTS * 250 / 10
+    time.sleep(2)
+    assert own_stack.metric("encoder_tokens_total", state="computed") == computed
+
+
+@given(st.lists(st.text(max_size=50), min_size=1), st.integers(1, 64))
+def test_splitting_keeps_every_text_once(texts: list[str], max_texts: int) -> None:
+    requests = schedule.split([text.replace("\ud800", "") for text in texts], max_texts)
+    assert sorted(i for request in requests for i in request) == list(range(len(texts)))
+    assert all(0 < len(request) <= max_texts for request in requests)
+
+
+@given(st.lists(st.integers(1, 20_000), min_size=1, max_size=60))
+def test_requests_stay_within_their_size(sizes: list[int]) -> None:
+    for request in schedule.split(["x" * size for size in sizes], 64):
+        assert len(request) == 1 or sum(sizes[i] for i in request) <= schedule.REQUEST_BYTES
