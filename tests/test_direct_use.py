@@ -42,7 +42,7 @@ def test_rerank_over_grpc(stack: Stack) -> None:
     score, logit = result.as_numpy("score")[:, 0], result.as_numpy("logit")[:, 0]
     assert (score == np.array(stack.rerank(query, passages)["scores"], np.float32)).all()
     np.testing.assert_allclose(score, (1 + logit) / 2, atol=1e-6)
-    assert result.as_numpy("token_count")[:, 0].tolist() == [6 + 7, 6 + 7, 6 + 256]
+    assert result.as_numpy("token_count")[:, 0].tolist() == [6 + 7, 6 + 8, 6 + 256]
     assert result.as_numpy("truncated")[:, 0].tolist() == [False, False, True]
 
 

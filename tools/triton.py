@@ -28,8 +28,8 @@ from tools import preflight
 STUB_NUMPY2 = Path(__file__).with_name("stub_numpy2.py")
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 SEGMENT_PREFIX = "triton-embeddings"
-DRAIN_SECONDS = 30
-"""How long Triton may finish requests that are under way when it is told to stop."""
+DRAIN_SECONDS = 10
+"""How long Triton may finish its direct callers' requests when it is told to stop; the gateway has drained."""
 READY_SECONDS = 300
 PR_SET_PDEATHSIG = 1
 NOISE = "CudaDriverHelper|unable to create stream|text_format.cc"
