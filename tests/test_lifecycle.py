@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import signal
 import socket
@@ -134,6 +136,25 @@ def test_a_damaged_configuration(tmp_path: Path, broken_repository: Path) -> Non
     (broken_repository / "minilm-pooling" / "config.pbtxt").write_text("name: nonsense {")
     errors = failure(Stack(tmp_path / "work", ["--repository", str(broken_repository)]))
     assert "minilm-pooling/config.pbtxt" in errors
+
+
+@pytest.mark.parametrize(("name", "value"), [("ENCODER_PRECISION", "fp8"), ("ENCODER_THREADS", "many")])
+def test_a_setting_that_does_not_exist(tmp_path: Path, name: str, value: str) -> None:
+    assert f"{name} is '{value}': choose" in failure(Stack(tmp_path, environment={name: value}))
+
+
+def test_threads_follow_the_affinity(tmp_path: Path) -> None:
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        stack = Stack(tmp_path).start()
+    finally:
+        os.sched_setaffinity(0, allowed)
+    try:
+        log = next(tmp_path.glob("*.log")).read_text()
+    finally:
+        stack.stop()
+    assert re.search(r"minilm-encoder: \w+, 1 of \d+ processors", log)
 
 
 def test_an_unknown_model(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +38,8 @@ from openvino import properties
 Array = npt.NDArray[Any]
 
 NO_TOKEN = -1
+
+CGROUPS = "/sys/fs/cgroup"
 
 WIDEST = 1.25
 """The widest item of a micro-batch over its narrowest."""
@@ -94,10 +96,7 @@ class TritonPythonModel:
         self._metrics = TokenMetrics(args["model_name"]) if self._joinable else None
 
         core = ov.Core()
-        capabilities = core.get_property("CPU", properties.device.capabilities)
-        native = "bf16" if "BF16" in capabilities else "fp32"
-        precision = _setting(parameters, "precision", native)
-        threads = int(_setting(parameters, "threads", str(_cores())))
+        precision, threads = _precision(parameters, core), _threads(parameters)
         path = Path(args["model_repository"], args["model_version"], "model.onnx")
         hint = {
             hints.inference_precision: PRECISIONS[precision],
@@ -244,27 +243,39 @@ def _width(item: Item) -> int:
     return -(-item.length // 16) * 16
 
 
-def _setting(parameters: dict[str, str], name: str, automatic: str) -> str:
-    """The parameter `name`; where it says "auto", the environment's word and then `automatic`."""
-    if parameters[name] != "auto":
-        return parameters[name]
-    value = os.environ.get(f"ENCODER_{name.upper()}", "auto")
-    return automatic if value == "auto" else value
+def _precision(parameters: dict[str, str], core: ov.Core) -> str:
+    value = _setting(parameters, "precision")
+    if value == "auto":
+        return "bf16" if "BF16" in core.get_property("CPU", properties.device.capabilities) else "fp32"
+    if value not in PRECISIONS:
+        raise ValueError(f"ENCODER_PRECISION is {value!r}: choose {', '.join(PRECISIONS)} or auto")
+    return value
+
+
+def _threads(parameters: dict[str, str]) -> int:
+    value = _setting(parameters, "threads")
+    if value == "auto":
+        return _cores()
+    if not value.isdecimal() or int(value) == 0:
+        raise ValueError(f"ENCODER_THREADS is {value!r}: choose a number from 1 or auto")
+    return int(value)
+
+
+def _setting(parameters: dict[str, str], name: str) -> str:
+    """The model parameter `name`, or the environment's word where it says "auto"."""
+    value = parameters[name]
+    return os.environ.get(f"ENCODER_{name.upper()}", value) if value == "auto" else value
 
 
 def _cores() -> int:
-    """Cores that this process may use: its affinity, cut by the quota of its cgroup (v2 or v1)."""
-    allowed = len(os.sched_getaffinity(0))
-    quotas: Iterable[tuple[str, str]] = (
-        ("/sys/fs/cgroup/cpu.max", ""),
-        ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
-    )
-    for quota_file, period_file in quotas:
+    """Cores that this process may use: its affinity, cut by the CPU quotas of its cgroups (v2)."""
+    cores = len(os.sched_getaffinity(0))
+    own = Path("/proc/self/cgroup").read_text().rpartition("0::/")[2].strip()
+    for group in (Path(CGROUPS, own), *Path(CGROUPS, own).parents):
         try:
-            words = Path(quota_file).read_text().split()
-            words += Path(period_file).read_text().split() if period_file else []
+            quota, period = (group / "cpu.max").read_text().split()
         except OSError:
             continue
-        if words[0] not in ("max", "-1"):
-            allowed = min(allowed, max(1, int(words[0]) // int(words[1])))
-    return allowed
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
+    return cores
