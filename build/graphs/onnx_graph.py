@@ -101,9 +101,9 @@ class OnnxGraph:
         self._initializers.append(tensor)
         return name
 
-    def linear(self, x: str, weight: str, bias: str) -> str:
+    def linear(self, x: str, weight: str, *bias: str) -> str:
         """x W^T + b on packed rows: `x` [T, in], `weight` [out, in] as checkpoints store it, `bias` [out]."""
-        return self.op("Gemm", x, weight, bias, transB=1)
+        return self.op("Gemm", x, weight, *bias, transB=1)
 
     def _save(self) -> None:
         graph = helper.make_graph(self._nodes, self._name, self._inputs, self._outputs, self._initializers)

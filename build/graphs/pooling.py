@@ -1,14 +1,19 @@
-"""Sentence-transformers' Pooling and Normalize modules: token vectors in, one unit vector per text out.
+"""What sentence-transformers does after the transformer: token vectors in, one vector per text out.
 
 Input   last_hidden_state FP32 [T * H], input_ids INT32 [T], lengths INT32 [B]: Triton hands every ragged input
         over flat, so the hidden states arrive as one dimension and are reshaped here; slots whose id is -1
         hold no token and are left out
-Output  embeddings FP32 [B, H]
+Output  embeddings FP32 [B, D]
 
-Mean of the tokens' vectors, special tokens included (Reimers and Gurevych, 2019, arXiv:1908.10084).
+Pooling by mean, first or last token (Reimers and Gurevych, 2019, arXiv:1908.10084), then Dense layers, then the
+cut to the first D dimensions (Kusupati et al., 2022, arXiv:2205.13147), then unit length, as far as the checkpoint
+asks for them.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from onnx import TensorProto
@@ -18,35 +23,69 @@ from build.errors import BuildError
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.ragged import item_rows, ragged_inputs
 
+MODES = ("cls", "mean", "lasttoken")
+ACTIVATIONS = {"Identity": None, "Tanh": "Tanh"}
 
-def write_pooling(g: OnnxGraph, checkpoint: Checkpoint) -> None:
-    """Writes what `modules.json` lists after the transformer; raises BuildError on what it cannot write."""
-    modules = [module["type"].rsplit(".", 1)[-1] for module in checkpoint.json("modules.json")]
-    if modules != ["Transformer", "Pooling", "Normalize"]:
-        raise BuildError(
-            f"{checkpoint.folder / 'modules.json'} lists {', '.join(modules)}; "
-            "the pooling graph is written for Transformer, Pooling, Normalize"
-        )
-    pooling = checkpoint.json("1_Pooling/config.json")
-    modes = [mode for mode, on in pooling.items() if mode.startswith("pooling_mode_") and on is True]
-    if modes != ["pooling_mode_mean_tokens"]:
-        raise BuildError(
-            f"{checkpoint.folder / '1_Pooling/config.json'} asks for {', '.join(modes) or 'no mode'}; "
-            "the pooling graph is written for pooling_mode_mean_tokens"
-        )
-    width = int(pooling["word_embedding_dimension"])
+
+@dataclass(frozen=True)
+class Pooling:
+    """The modules of a checkpoint's `modules.json` behind its transformer."""
+
+    mode: str
+    """One of MODES."""
+    hidden_size: int
+    dense: tuple[str, ...]
+    """Folders of Dense modules, in order."""
+    width: int
+    """Of the vector behind them."""
+    normalise: bool
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Pooling:
+        """Reads the modules; raises BuildError on what these graphs do not write, naming it."""
+        modules = [(m["type"].rsplit(".", 1)[-1], m["path"]) for m in checkpoint.json("modules.json")]
+        kinds = [kind for kind, _ in modules]
+        dense = tuple(path for kind, path in modules if kind == "Dense")
+        normalise = kinds[-1:] == ["Normalize"]
+        if kinds != ["Transformer", "Pooling", *["Dense"] * len(dense), *["Normalize"] * normalise]:
+            raise BuildError(
+                f"{checkpoint.folder / 'modules.json'} lists {', '.join(kinds)}; the pooling graph is written for "
+                "Transformer, Pooling, any number of Dense, Normalize"
+            )
+        name = f"{modules[1][1]}/config.json"
+        config = checkpoint.json(name)
+        flags = [key.split("_")[2] for key, on in config.items() if key.startswith("pooling_mode_") and on is True]
+        modes = [config["pooling_mode"]] if "pooling_mode" in config else flags
+        if len(modes) != 1 or modes[0] not in MODES:
+            raise BuildError(
+                f"{checkpoint.folder / name} asks for {', '.join(modes) or 'no pooling'}; "
+                f"the pooling graph is written for one of {', '.join(MODES)}"
+            )
+        hidden_size = checkpoint.hidden_size
+        widths = [int(checkpoint.json(f"{path}/config.json")["out_features"]) for path in dense]
+        return cls(modes[0], hidden_size, dense, [hidden_size, *widths][-1], normalise)
+
+
+def write_pooling(g: OnnxGraph, checkpoint: Checkpoint, dimensions: int) -> None:
+    """Writes the modules of `checkpoint` behind its transformer, cut to `dimensions`."""
+    pooling = Pooling.of(checkpoint)
     flat_states = g.input("last_hidden_state", TensorProto.FLOAT, ["slots * hidden"])
     input_ids, lengths = ragged_inputs(g)
-    states = g.op("Reshape", flat_states, g.constant([-1, width], np.int64))
-    pooled = normalise(g, mean_of_tokens(g, states, input_ids, lengths))
-    g.output("embeddings", pooled, TensorProto.FLOAT, ["batch", width])
+    states = g.op("Reshape", flat_states, g.constant([-1, pooling.hidden_size], np.int64))
+    pooled = POOL[pooling.mode](g, states, input_ids, lengths)
+    for path in pooling.dense:
+        pooled = dense(g, pooled, checkpoint, path)
+    if dimensions < pooling.width:
+        first, end, axis = ([bound] for bound in (0, dimensions, 1))
+        pooled = g.op("Slice", pooled, *(g.constant(bound, np.int64) for bound in (first, end, axis)))
+    if pooling.normalise:
+        pooled = normalise(g, pooled)
+    g.output("embeddings", pooled, TensorProto.FLOAT, ["batch", dimensions])
 
 
 def mean_of_tokens(g: OnnxGraph, states: str, input_ids: str, lengths: str) -> str:
-    """[T, H] -> [B, H]: the mean over the tokens of each item."""
-    slot, inside = item_rows(g, lengths)
-    is_token = g.op("GreaterOrEqual", g.op("Gather", input_ids, slot), g.constant(0, np.int32))
-    real = g.op("Cast", g.op("And", inside, is_token), to=TensorProto.FLOAT)
+    """[T, H] -> [B, H]: the mean over the tokens of each item, special tokens included."""
+    slot, real = _tokens(g, input_ids, lengths)
     column = g.op("Unsqueeze", real, g.constant([2], np.int64))
     rows = g.op("Mul", g.op("Gather", states, slot), column)
     over_tokens = g.constant([1], np.int64)
@@ -55,7 +94,52 @@ def mean_of_tokens(g: OnnxGraph, states: str, input_ids: str, lengths: str) -> s
     return g.op("Div", total, g.op("Max", count, g.constant(1, np.float32)))
 
 
+def first_token(g: OnnxGraph, states: str, input_ids: str, lengths: str) -> str:
+    """[T, H] -> [B, H]: the vector of each item's first token."""
+    slot, _ = _tokens(g, input_ids, lengths)
+    return g.op("Gather", states, g.op("Gather", slot, g.constant(0, np.int64), axis=1))
+
+
+def last_token(g: OnnxGraph, states: str, input_ids: str, lengths: str) -> str:
+    """[T, H] -> [B, H]: the vector of each item's last token."""
+    slot, real = _tokens(g, input_ids, lengths)
+    count = g.op("Cast", g.op("ReduceSum", real, g.constant([1], np.int64), keepdims=1), to=TensorProto.INT64)
+    place = g.op("Sub", count, g.constant(1, np.int64))
+    last = g.op("GatherElements", slot, g.op("Max", place, g.constant(0, np.int64)), axis=1)
+    return g.op("Gather", states, g.op("Squeeze", last, g.constant([1], np.int64)))
+
+
+POOL: dict[str, Callable[[OnnxGraph, str, str, str], str]] = {
+    "cls": first_token,
+    "mean": mean_of_tokens,
+    "lasttoken": last_token,
+}
+
+
+def dense(g: OnnxGraph, vectors: str, checkpoint: Checkpoint, path: str) -> str:
+    """A Dense module: activation(x W^T + b) for every row of [B, D]."""
+    config = checkpoint.json(f"{path}/config.json")
+    activation = config["activation_function"].rsplit(".", 1)[-1]
+    if activation not in ACTIVATIONS:
+        raise BuildError(
+            f"{checkpoint.folder / path / 'config.json'} asks for {activation}; "
+            f"the pooling graph is written for {', '.join(ACTIVATIONS)}"
+        )
+    module = Checkpoint(checkpoint.folder / path)
+    parts = ("weight", "bias") if config["bias"] else ("weight",)
+    weights = [g.weight(f"{path}.{part}", module.tensor(f"linear.{part}")) for part in parts]
+    out = g.linear(vectors, *weights)
+    return out if (kind := ACTIVATIONS[activation]) is None else g.op(kind, out)
+
+
 def normalise(g: OnnxGraph, vectors: str) -> str:
     """x / max(|x|, 1e-12) for every row of [B, D], as torch.nn.functional.normalize defines it."""
     length = g.op("ReduceL2", vectors, axes=[1], keepdims=1)
     return g.op("Div", vectors, g.op("Max", length, g.constant(1e-12, np.float32)))
+
+
+def _tokens(g: OnnxGraph, input_ids: str, lengths: str) -> tuple[str, str]:
+    """Slots of every item [B, S] INT64, and 1 where one holds a token [B, S] FP32."""
+    slot, inside = item_rows(g, lengths)
+    is_token = g.op("GreaterOrEqual", g.op("Gather", input_ids, slot), g.constant(0, np.int32))
+    return slot, g.op("Cast", g.op("And", inside, is_token), to=TensorProto.FLOAT)

@@ -41,6 +41,8 @@ class Ragged:
     """[B, S] packed token shown in each cell; cells without a token repeat another one."""
     token_of_slot: str
     """[T] packed token shown in each slot; slots without a token repeat another one."""
+    column: str
+    """[S] 0, 1, ... S - 1."""
     real: str
     """[B, S] BOOL."""
     real_slots: str
@@ -103,13 +105,15 @@ def ragged(g: OnnxGraph, input_ids: str, lengths: str) -> Ragged:
         cell_of_token=cell_of_token,
         token_of_cell=token_of_cell,
         token_of_slot=running_index(real_slots),
+        column=g.op("Range", zero, width, one),
         real=real,
         real_slots=real_slots,
     )
 
 
-def scatter_to_slots(g: OnnxGraph, packed: str, r: Ragged) -> str:
-    """[T', H] -> [T, H]: every token back in its slot, zeros in the slots that hold none."""
+def last_hidden_state(g: OnnxGraph, packed: str, r: Ragged, hidden_size: int) -> None:
+    """Declares the encoder's output FP32 [T, H]: every token back in its slot, zeros in slots that hold none."""
     rows = g.op("Gather", packed, r.token_of_slot)
     real = g.op("Unsqueeze", r.real_slots, g.constant([1], np.int64))
-    return g.op("Where", real, rows, g.constant(0, np.float32))
+    states = g.op("Where", real, rows, g.constant(0, np.float32))
+    g.output("last_hidden_state", states, TensorProto.FLOAT, ["slots", hidden_size])

@@ -12,7 +12,8 @@ rows of token ids are run once.
 
 Model parameters, each overridden by the environment variable in brackets when it is "auto":
   precision     "fp32", "bf16" or "auto": bf16 where the CPU computes in it [ENCODER_PRECISION]
-  threads       a number or "auto": every core this process may use [ENCODER_THREADS]
+  threads       a number or "auto": every core this process may use, shared among as many encoders as the
+                environment variable ENCODER_COUNT says [ENCODER_THREADS]
   token_budget  tokens in a micro-batch
 Errors: a micro-batch that fails gives INTERNAL to the requests that had an item in it, and to no other.
 """
@@ -255,7 +256,7 @@ def _precision(parameters: dict[str, str], core: ov.Core) -> str:
 def _threads(parameters: dict[str, str]) -> int:
     value = _setting(parameters, "threads")
     if value == "auto":
-        return _cores()
+        return max(1, _cores() // int(os.environ.get("ENCODER_COUNT", "1")))
     if not value.isdecimal() or int(value) == 0:
         raise ValueError(f"ENCODER_THREADS is {value!r}: choose a number from 1 or auto")
     return int(value)

@@ -1,0 +1,335 @@
+"""Write tiny checkpoints with random weights, one per supported architecture, and what they must answer.
+
+It reads texts.json and pairs.json beside it, and writes a folder per model there. It needs torch, transformers
+and sentence-transformers, which nothing else in this repository may need. To run it:
+
+    python tests/reference/tiny/make_tiny.py
+
+Each text or pair is run alone, so nothing is padded, in float32 on one thread of the CPU. The same versions of
+the packages write the same bytes again. A folder holds the checkpoint, the versions and hashes in expected.json,
+and expected.npz, which for an embedding model holds these, once for the texts as they are, and once more under
+names that start with query_ for the texts behind the model's prompt for queries:
+
+    embeddings       float32 [texts, dimension], as the checkpoint's own modules pool, project and normalise them
+    half_embeddings  (qwen3-embedding, no prompt) the same, but cut to half the dimension before normalising
+    token_ids        int32, the ids that the model is fed, truncated and with special tokens, text after text
+    token_counts     int32 [texts], how many of token_ids belong to each text
+    truncated        bool [texts], whether the text was longer than the window
+
+and for a reranker token_ids, token_counts and truncated of the pairs, and:
+
+    token_type_ids   (bert-cross-encoder) int32, one for each of token_ids
+    logits           float32 [pairs], for qwen3-reranker the logit of "yes" less that of "no"
+    scores           float32 [pairs], the sigmoid of logits, and so for qwen3-reranker the softmax's share of "yes"
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers as hf
+from numpy.typing import NDArray
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers.base.modules import Dense, Transformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers.processors import ByteLevel, TemplateProcessing
+from tokenizers.processors import Sequence as Processors
+
+HERE = Path(__file__).resolve().parent
+PACKAGES = ("torch", "transformers", "sentence-transformers", "tokenizers", "safetensors", "numpy")
+TEXTS: list[str] = json.loads((HERE / "texts.json").read_text(encoding="utf-8"))
+PAIRS: list[list[str]] = json.loads((HERE / "pairs.json").read_text(encoding="utf-8"))
+WINDOW = 64
+RERANKER_WINDOW = 192
+HIDDEN = 48
+SIZES: dict[str, Any] = {"hidden_size": HIDDEN, "intermediate_size": 96, "num_attention_heads": 4}
+Arrays = dict[str, NDArray[Any]]
+LOAD: dict[str, Any] = {"device": "cpu", "local_files_only": True, "model_kwargs": {"dtype": torch.float32}}
+
+TASK = "Given a web search query, retrieve relevant passages that answer the query"
+PREFIX = (
+    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+    'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
+)
+BODY = "<Instruct>: {}\n<Query>: {}\n<Document>: {}"
+SUFFIX = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+QWEN_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+QWEN_WORDS += r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+PROMPTS = {  # the one for queries comes first
+    "bert-cls": {"query": "query: ", "document": ""},
+    "xlm-roberta": {"query": "query: ", "document": "passage: "},
+    "nomic-bert": {"search_query": "search_query: ", "search_document": "search_document: "},
+    "qwen3-embedding": {"query": f"Instruct: {TASK}\nQuery:", "document": ""},
+    "gemma3": {"query": "task: search result | query: ", "document": "title: none | text: "},
+}
+CORPUS = [*TEXTS, *(text for pair in PAIRS for text in pair), *(p for d in PROMPTS.values() for p in d.values())]
+CORPUS += [PREFIX, SUFFIX, BODY.format(TASK, "", ""), "yes\nno\n" * 8] * 4
+
+
+def common_pieces(tokenizer: Tokenizer, inside: str = "") -> Counter[str]:
+    """How often pieces of the corpus's words occur: letters seen twice, and the most useful longer pieces.
+
+    The library's own trainers of WordPiece and Unigram give another vocabulary on every run.
+    """
+    counts: Counter[str] = Counter()
+    for text in CORPUS:
+        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text)):
+            for start in range(len(word)):
+                for end in range(start + 1, min(start + 10, len(word)) + 1):
+                    counts[(inside if start else "") + word[start:end]] += 1
+
+    def usefulness(piece: str) -> tuple[int, str]:
+        return -counts[piece] * (len(piece.removeprefix(inside)) - 1), piece
+
+    letters = sorted(p for p in counts if len(p.removeprefix(inside)) == 1 and counts[p] > 1)
+    longer = sorted((p for p in counts if len(p.removeprefix(inside)) > 1), key=usefulness)[:360]
+    return Counter({piece: counts[piece] for piece in letters + longer})
+
+
+def wrap(tokenizer: Tokenizer, window: int = WINDOW, types: bool = False, **options: Any) -> Any:
+    """The tokenizer as transformers saves it."""
+    names = ["input_ids", *(["token_type_ids"] if types else []), "attention_mask"]
+    return hf.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=window, model_input_names=names, **options
+    )
+
+
+def wordpiece() -> Any:
+    tokenizer = Tokenizer(models.WordPiece({}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = {f"{name.lower()}_token": f"[{name}]" for name in ("PAD", "UNK", "CLS", "SEP", "MASK")}
+    ids = {piece: i for i, piece in enumerate([*special.values(), *common_pieces(tokenizer, "##")])}
+    tokenizer.model = models.WordPiece(ids, unk_token="[UNK]")
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"])],
+    )
+    return wrap(tokenizer, types=True, **special)
+
+
+def unigram() -> Any:
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
+    spaces = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always")]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(spaces)
+    pieces = common_pieces(tokenizer)
+    scored = [(piece, math.log(count / pieces.total())) for piece, count in pieces.items()]
+    special = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    tokenizer.model = models.Unigram([*special, *scored, ("<mask>", 0.0)], unk_id=3, byte_fallback=False)
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    options = {"bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>"}
+    mask = AddedToken("<mask>", lstrip=True)
+    return wrap(tokenizer, pad_token="<pad>", unk_token="<unk>", mask_token=mask, **options)
+
+
+def qwen(window: int, closing: str = "") -> Any:
+    """Byte-level BPE; closing is the special token that the tokenizer puts after each text, if any."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    split = pre_tokenizers.Split(Regex(QWEN_WORDS), "isolated")
+    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, as_bytes])
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = as_bytes.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=620, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in ("<think>", "</think>")])
+    tokenizer.post_processor = ByteLevel(trim_offsets=False)
+    if closing:
+        template = TemplateProcessing(f"$A {closing}", special_tokens=[(closing, tokenizer.token_to_id(closing))])
+        tokenizer.post_processor = Processors([tokenizer.post_processor, template])
+    return wrap(tokenizer, window, padding_side="left", eos_token="<|im_end|>", pad_token="<|endoftext|>")
+
+
+def gemma() -> Any:
+    """BPE over the whole text with spaces as ▁, falling back to bytes; trained word by word."""
+    trained = Tokenizer(models.BPE())
+    trained.normalizer = normalizers.Replace(" ", "▁")
+    trained.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    trainer = trainers.BpeTrainer(vocab_size=560, limit_alphabet=120, show_progress=False)
+    trained.train_from_iterator(CORPUS, trainer)
+    model = json.loads(trained.to_str())["model"]
+    special = {f"{name}_token": f"<{name}>" for name in ("pad", "eos", "bos", "unk", "mask")}
+    pieces = [*special.values(), *(f"<0x{byte:02X}>" for byte in range(256)), *model["vocab"]]
+    ids = {piece: i for i, piece in enumerate(pieces)}
+    merges = [(left, right) for left, right in model["merges"]]
+    tokenizer = Tokenizer(models.BPE(ids, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = trained.normalizer
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.post_processor = TemplateProcessing("<bos> $A <eos>", special_tokens=[("<eos>", 1), ("<bos>", 2)])
+    return wrap(tokenizer, **special)
+
+
+def rows(tokenizer: Any) -> int:
+    """Rows of the table of embeddings: more than there are tokens, as in many published checkpoints."""
+    return len(tokenizer) // 16 * 16 + 16
+
+
+def randomise(model: Any, seed: int, norm: float = 1.0) -> Any:
+    """The model with random weights: norms around norm, biases around 0, matrices that keep the scale."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        values = torch.randn(parameter.shape, generator=generator)
+        if parameter.ndim == 1:
+            values = 0.15 * values + (norm if "norm" in name.lower() and name.endswith("weight") else 0.0)
+        else:
+            values *= 0.6 if "embed" in name else 1.5 / math.sqrt(parameter.shape[1])
+        parameter.data.copy_(values)
+    return model
+
+
+def save(folder: str | Path, model: Any, tokenizer: Any) -> None:
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def write_expected(name: str, arrays: Arrays) -> None:
+    if not all(np.isfinite(array).all() for array in arrays.values()):
+        raise ValueError(f"{name}: a result is not finite")
+    folder = HERE / name
+    np.savez_compressed(folder / "expected.npz", **arrays)
+    weights = sorted(folder.rglob("*.safetensors"))
+    made_with = {
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+        "sha256": {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in weights},
+    }
+    (folder / "expected.json").write_text(json.dumps(made_with, indent=2) + "\n", encoding="utf-8")
+
+
+def flat(lists: Iterable[list[int]]) -> NDArray[np.int32]:
+    return np.asarray([number for numbers in lists for number in numbers], dtype=np.int32)
+
+
+def tokens(name: str, inputs: Sequence[Sequence[str]], fed: list[list[int]], window: int) -> Arrays:
+    """What the model was fed for the inputs, which tokenizer.json alone must give too."""
+    tokenizer = Tokenizer.from_file(str(HERE / name / "tokenizer.json"))
+    truncated = np.asarray([len(tokenizer.encode(*item).ids) > window for item in inputs])
+    tokenizer.enable_truncation(window)
+    if [tokenizer.encode(*item).ids for item in inputs] != fed:
+        raise ValueError(f"{name}: the model is fed other ids than tokenizer.json gives")
+    return {"token_ids": flat(fed), "token_counts": flat([len(ids)] for ids in fed), "truncated": truncated}
+
+
+def embedder(name: str, network: Any, tokenizer: Any, *after: torch.nn.Module) -> None:
+    folder = str(HERE / name)
+    with tempfile.TemporaryDirectory() as plain:
+        save(plain, network, tokenizer)
+        modules = [Transformer(plain, model_kwargs={"dtype": "auto"}), *after, Normalize()]
+        whole = SentenceTransformer(modules=modules, prompts=PROMPTS[name], device="cpu")
+        whole.save(folder, create_model_card=False)
+    model = SentenceTransformer(folder, **LOAD)
+    arrays: Arrays = {}
+    for start, prompt in (("", ""), ("query_", next(iter(PROMPTS[name].values())))):
+        inputs = [prompt + text for text in TEXTS]
+        fed = [model.preprocess([text])["input_ids"][0].tolist() for text in inputs]
+        found = tokens(name, [(text,) for text in inputs], fed, WINDOW)
+        found["embeddings"] = np.stack([model.encode(text, prompt=prompt) for text in TEXTS])
+        arrays |= {start + key: array for key, array in found.items()}
+    if name == "qwen3-embedding":
+        half = SentenceTransformer(folder, truncate_dim=HIDDEN // 2, **LOAD)
+        arrays["half_embeddings"] = np.stack([half.encode(text, normalize_embeddings=True) for text in TEXTS])
+    write_expected(name, arrays)
+
+
+def cross_encoder(name: str, network: Any, tokenizer: Any) -> None:
+    """One is saved by transformers, as most published ones are, and one by sentence-transformers."""
+    folder = str(HERE / name)
+    with tempfile.TemporaryDirectory() as scratch:
+        plain = scratch if name == "bert-cross-encoder" else folder
+        save(plain, network, tokenizer)
+        if plain != folder:
+            CrossEncoder(plain, device="cpu").save(folder, create_model_card=False)
+    model = CrossEncoder(folder, **LOAD)
+    features = [model.preprocess([pair]) for pair in PAIRS]
+    arrays = tokens(name, PAIRS, [item["input_ids"][0].tolist() for item in features], WINDOW)
+    for key, activation in (("logits", torch.nn.Identity()), ("scores", torch.nn.Sigmoid())):
+        arrays[key] = np.concatenate([model.predict([pair], activation_fn=activation) for pair in PAIRS])
+    if "token_type_ids" in features[0]:
+        arrays["token_type_ids"] = flat(item["token_type_ids"][0].tolist() for item in features)
+    write_expected(name, arrays)
+
+
+@torch.inference_mode()
+def qwen_reranker(name: str, network: Any, tokenizer: Any) -> None:
+    """Scored as the sample for transformers on the model card of Qwen3-Reranker does."""
+    save(HERE / name, network, tokenizer)
+    model = hf.AutoModelForCausalLM.from_pretrained(HERE / name, dtype=torch.float32).eval()
+    tokenizer = hf.AutoTokenizer.from_pretrained(HERE / name)
+    prefix, suffix = (tokenizer.encode(text, add_special_tokens=False) for text in (PREFIX, SUFFIX))
+    room = RERANKER_WINDOW - len(prefix) - len(suffix)
+    bodies = [BODY.format(TASK, query, passage) for query, passage in PAIRS]
+    cut = tokenizer(bodies, truncation=True, max_length=room)["input_ids"]
+    fed = [prefix + ids + suffix for ids in cut]
+    arrays = tokens(name, [(body,) for body in bodies], cut, room)
+    arrays |= {"token_ids": flat(fed), "token_counts": flat([len(ids)] for ids in fed)}
+    yes, no = tokenizer.convert_tokens_to_ids(["yes", "no"])
+    last = torch.stack([model(torch.tensor([ids])).logits[0, -1, [yes, no]] for ids in fed])
+    arrays |= {"logits": (last[:, 0] - last[:, 1]).numpy(), "scores": last.softmax(dim=1)[:, 0].numpy()}
+    write_expected(name, arrays)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    for folder in HERE.glob("*/"):
+        shutil.rmtree(folder)
+    mean = Pooling(HIDDEN, "mean")
+
+    words = wordpiece()
+    bert = {**SIZES, "vocab_size": rows(words), "num_hidden_layers": 2, "max_position_embeddings": WINDOW}
+    embedder("bert-cls", randomise(hf.BertModel(hf.BertConfig(**bert)), 1), words, Pooling(HIDDEN, "cls"))
+    classifier: Any = hf.BertForSequenceClassification(hf.BertConfig(**bert, num_labels=1))
+    cross_encoder("bert-cross-encoder", randomise(classifier, 2), words)
+    bert |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1000.0}}
+    embedder("nomic-bert", randomise(hf.NomicBertModel(hf.NomicBertConfig(**bert)), 3), words, mean)
+
+    pieces = unigram()
+    roberta = {**SIZES, "vocab_size": rows(pieces), "num_hidden_layers": 2, "max_position_embeddings": WINDOW + 2}
+    roberta |= {"type_vocab_size": 1, "layer_norm_eps": 1e-5}
+    embedder("xlm-roberta", randomise(hf.XLMRobertaModel(hf.XLMRobertaConfig(**roberta)), 4), pieces, mean)
+    classifier = hf.XLMRobertaForSequenceClassification(hf.XLMRobertaConfig(**roberta, num_labels=1))
+    cross_encoder("cross-encoder", randomise(classifier, 5), pieces)
+
+    closed = qwen(WINDOW, closing="<|endoftext|>")
+    ends = {"bos_token_id": closed.pad_token_id, "eos_token_id": closed.pad_token_id}
+    qwen3 = {**SIZES, **ends, "vocab_size": rows(closed), "num_hidden_layers": 3, "tie_word_embeddings": True}
+    qwen3 |= {"num_key_value_heads": 2, "head_dim": 16}
+    qwen3 |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
+    model: Any = hf.Qwen3Model(hf.Qwen3Config(**qwen3, max_position_embeddings=WINDOW))
+    embedder("qwen3-embedding", randomise(model, 6).to(torch.bfloat16), closed, Pooling(HIDDEN, "lasttoken"))
+    model = hf.Qwen3ForCausalLM(hf.Qwen3Config(**qwen3, max_position_embeddings=RERANKER_WINDOW))
+    qwen_reranker("qwen3-reranker", randomise(model, 7), qwen(RERANKER_WINDOW))
+
+    spaced = gemma()
+    gemma3 = {**SIZES, "vocab_size": rows(spaced), "max_position_embeddings": WINDOW, "num_hidden_layers": 4}
+    gemma3 |= {"num_key_value_heads": 1, "head_dim": 16, "query_pre_attn_scalar": 24}
+    gemma3 |= {"use_bidirectional_attention": True, "sliding_window": 16}
+    gemma3 |= {"layer_types": ["sliding_attention", "full_attention"] * 2}
+    model = randomise(hf.Gemma3TextModel(hf.Gemma3TextConfig(**gemma3)), 8, norm=0.0)
+    wide = randomise(Dense(HIDDEN, 96, bias=False, activation_function=None), 9)
+    narrow = randomise(Dense(96, HIDDEN, bias=False, activation_function=None), 10)
+    embedder("gemma3", model, spaced, mean, wide, narrow)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Every architecture and head: a tiny random checkpoint goes through the builder and a real Triton."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from conftest import REFERENCE, ROOT, Precision, Stack, cosines
+
+from build import make
+
+TINY = REFERENCE / "tiny"
+EMBEDDERS = ["bert-cls", "gemma3", "nomic-bert", "qwen3-embedding", "xlm-roberta"]
+TEXTS: list[str] = json.loads((TINY / "texts.json").read_text())
+QUERY_PROMPT = dict.fromkeys(EMBEDDERS, "query") | {"nomic-bert": "search_query"}
+
+
+def expected(name: str) -> Any:
+    """What transformers and sentence-transformers gave."""
+    return np.load(TINY / name / "expected.npz")
+
+
+def rows(ids: npt.NDArray[np.int32], counts: npt.NDArray[np.int32]) -> list[list[int]]:
+    return [row.tolist() for row in np.split(ids, np.cumsum(counts)[:-1])]
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The default families and every tiny one."""
+    folder = tmp_path_factory.mktemp("families") / "repository"
+    shutil.copytree(ROOT / "model_repository", folder)
+    assert make.main([str(TINY / name) for name in EMBEDDERS] + ["--repository", str(folder)]) == 0
+    options = ["--name", "qwen3-half", "--dimensions", "24", "--repository", str(folder)]
+    assert make.main([str(TINY / "qwen3-embedding"), *options]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session", params=["fp32", "bf16"])
+def families(
+    request: pytest.FixtureRequest, repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Precision]:
+    """All families in one server, in fp32 and then in bf16."""
+    options = ["--repository", str(repository), "--models", "minilm", *EMBEDDERS, "qwen3-half"]
+    folder = tmp_path_factory.mktemp(f"families-{request.param}")
+    stack = Stack(folder, options, {"ENCODER_PRECISION": request.param}).start()
+    yield Precision(stack, *{"fp32": (0.99999, 0.99999), "bf16": (0.999, 0.9999)}[request.param])
+    assert stack.stop() == 0
+
+
+@pytest.mark.parametrize("name", EMBEDDERS)
+def test_vectors_equal_the_reference(families: Precision, name: str) -> None:
+    embeddings = families.stack.embed(TEXTS, name)
+    assert cosines(embeddings, expected(name)["embeddings"]).min() >= families.minimum_cosine
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", EMBEDDERS)
+def test_queries_get_their_prompt(families: Precision, name: str) -> None:
+    answer = families.stack.infer(name, text=TEXTS, prompt_name=[QUERY_PROMPT[name]] * len(TEXTS))
+    reference = expected(name)
+    assert cosines(answer["embeddings"], reference["query_embeddings"]).min() >= families.minimum_cosine
+    assert (answer["token_count"][:, 0] == reference["query_token_counts"]).all()
+    assert (answer["truncated"][:, 0] == reference["query_truncated"]).all()
+
+
+@pytest.mark.parametrize("name", EMBEDDERS)
+@pytest.mark.parametrize("prompt", ["", "query_"])
+def test_token_ids_equal_the_reference(families: Precision, name: str, prompt: str) -> None:
+    prompts = {"prompt_name": [QUERY_PROMPT[name]] * len(TEXTS)} if prompt else {}
+    answer = families.stack.infer(f"{name}-tokenizer", text=TEXTS, **prompts)
+    reference = expected(name)
+    ids = rows(reference[f"{prompt}token_ids"], reference[f"{prompt}token_counts"])
+    assert [row[row >= 0].tolist() for row in answer["input_ids"]] == ids
+    assert (answer["truncated"][:, 0] == reference[f"{prompt}truncated"]).all()
+
+
+def test_cut_before_the_norm(families: Precision) -> None:
+    """Matryoshka: the first half of the dimensions, of unit length again."""
+    half = families.stack.embed(TEXTS, "qwen3-half")
+    assert half.shape == (len(TEXTS), 24)
+    assert cosines(half, expected("qwen3-embedding")["half_embeddings"]).min() >= families.minimum_cosine
+    np.testing.assert_allclose(np.linalg.norm(half, axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", EMBEDDERS)
+def test_a_text_alone_equals_itself_in_a_batch(families: Precision, name: str) -> None:
+    together = families.stack.embed(TEXTS, name)
+    alone = np.concatenate([families.stack.embed([text], name) for text in TEXTS])
+    assert cosines(alone, together).min() >= families.minimum_self_cosine
+
+
+def test_families_share_the_cores(families: Precision) -> None:
+    log = next(families.stack.work_folder.glob("*.log")).read_text()
+    threads = [int(line.split(", ")[1].split()[0]) for line in log.splitlines() if "-encoder: " in line]
+    assert len(threads) == 7
+    assert set(threads) == {1}
+
+
+def test_unknown_names_get_the_list(families: Precision) -> None:
+    answer = families.stack.post("embed", "/embed", {"texts": ["a"], "model": "none"})
+    assert answer.status == 404
+    assert all(name in answer.json()["error"] for name in EMBEDDERS)
