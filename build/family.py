@@ -24,7 +24,15 @@ from build.graphs.nomic_bert import write_nomic_bert
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.pooling import Pooling, write_pooling
 from build.graphs.qwen3 import write_qwen3
-from build.graphs.scoring import write_cosine_scoring
+from build.graphs.scoring import (
+    Logit,
+    bert_logit,
+    roberta_logit,
+    write_cosine_scoring,
+    write_scoring,
+    yes_no_logit,
+)
+from build.templates import QWEN3_RERANKER
 
 SOURCES = Path(__file__).parent
 TOKENIZER_STEP = SOURCES / "steps" / "tokenizer.py"
@@ -38,6 +46,13 @@ ENCODERS: dict[str, Callable[[OnnxGraph, Checkpoint], None]] = {
     "xlm-roberta": write_bert,
 }
 """`model_type` of config.json -> what writes its graph."""
+
+LOGITS: dict[str, tuple[Logit, dict[str, str] | None]] = {
+    "BertForSequenceClassification": (bert_logit, None),
+    "XLMRobertaForSequenceClassification": (roberta_logit, None),
+    "Qwen3ForCausalLM": (yes_no_logit, QWEN3_RERANKER),
+}
+"""Architecture of a reranker -> its logit, and the template around query and passage if it has one."""
 
 RECORD = "build.json"
 """What a family was built from and into, kept in the folder of its first ensemble."""
@@ -83,28 +98,31 @@ def models(entry: CatalogEntry, checkpoint: Checkpoint) -> list[Model]:
             f"{checkpoint.folder / 'config.json'} has model_type {model_type!r}; "
             f"graphs are written for {', '.join(ENCODERS)}"
         )
-    family, hidden_size = entry.name, checkpoint.hidden_size
-    dimensions = entry.dimensions or Pooling.of(checkpoint).width
-    served = [Model(repository.embed_ensemble(family, dimensions))]
+    encoder = Model(
+        repository.encoder(entry.name, checkpoint.hidden_size),
+        step=ONNX_RUNNER_STEP,
+        write_graph=lambda g: ENCODERS[model_type](g, checkpoint),
+    )
+    if "embed" in entry.tasks:
+        return embedding_models(entry, checkpoint, encoder)
+    return reranking_models(entry, checkpoint, encoder)
+
+
+def embedding_models(entry: CatalogEntry, checkpoint: Checkpoint, encoder: Model) -> list[Model]:
+    """The family of an embedding model; where it also reranks, it does so as a bi-encoder."""
+    family, dimensions = entry.name, entry.dimensions or Pooling.of(checkpoint).width
+    ensembles = [Model(repository.embed_ensemble(family, dimensions))]
     steps = [
+        tokenizer(repository.tokenizer(family, checkpoint.max_tokens, checkpoint.prompts), checkpoint),
+        encoder,
         Model(
-            repository.tokenizer(family, checkpoint.max_tokens, checkpoint.prompts),
-            step=TOKENIZER_STEP,
-            files=(checkpoint.folder / "tokenizer.json",),
-        ),
-        Model(
-            repository.encoder(family, hidden_size),
-            step=ONNX_RUNNER_STEP,
-            write_graph=lambda g: ENCODERS[model_type](g, checkpoint),
-        ),
-        Model(
-            repository.pooling(family, hidden_size, dimensions),
+            repository.pooling(family, checkpoint.hidden_size, dimensions),
             step=ONNX_RUNNER_STEP,
             write_graph=lambda g: write_pooling(g, checkpoint, dimensions),
         ),
     ]
     if "rerank" in entry.tasks:
-        served.append(Model(repository.rerank_ensemble(family)))
+        ensembles.append(Model(repository.bi_encoder_ensemble(family)))
         steps.append(
             Model(
                 repository.cosine_scoring(family, dimensions),
@@ -112,7 +130,37 @@ def models(entry: CatalogEntry, checkpoint: Checkpoint) -> list[Model]:
                 write_graph=lambda g: write_cosine_scoring(g, dimensions),
             )
         )
-    return served + steps
+    return ensembles + steps
+
+
+def reranking_models(entry: CatalogEntry, checkpoint: Checkpoint, encoder: Model) -> list[Model]:
+    """The family of a cross-encoder, or of a language model that is asked whether a passage answers."""
+    family, max_tokens = entry.name, checkpoint.max_tokens
+    if checkpoint.architecture not in LOGITS:
+        raise BuildError(
+            f"{checkpoint.folder / 'config.json'} is of {checkpoint.architecture}; "
+            f"scores are written for {', '.join(LOGITS)}"
+        )
+    logit, template = LOGITS[checkpoint.architecture]
+    if template is None:
+        config = repository.pair_tokenizer(family, max_tokens, checkpoint.segment_offset)
+    else:
+        config = repository.template_tokenizer(family, max_tokens, template)
+    return [
+        Model(repository.rerank_ensemble(family, template is not None)),
+        tokenizer(config, checkpoint),
+        encoder,
+        Model(
+            repository.scoring(family, checkpoint.hidden_size),
+            step=ONNX_RUNNER_STEP,
+            write_graph=lambda g: write_scoring(g, checkpoint, logit),
+        ),
+    ]
+
+
+def tokenizer(config: ModelConfig, checkpoint: Checkpoint) -> Model:
+    """The tokenizer model with the checkpoint's tokenizer.json."""
+    return Model(config, step=TOKENIZER_STEP, files=(checkpoint.folder / "tokenizer.json",))
 
 
 def write(model: Model, folder: Path) -> None:

@@ -59,6 +59,9 @@ class Tensor:
 
 TEXT = Tensor("text", TYPE_STRING)
 PROMPT_NAME = Tensor("prompt_name", TYPE_STRING, optional=True)
+QUERY = Tensor("query", TYPE_STRING)
+PASSAGE = Tensor("passage", TYPE_STRING)
+INSTRUCTION = Tensor("instruction", TYPE_STRING, optional=True)
 INPUT_IDS = Tensor("input_ids", TYPE_INT32, (-1,), ragged=True)
 TOKEN_COUNT = Tensor("token_count", TYPE_INT32)
 TRUNCATED = Tensor("truncated", TYPE_BOOL)
@@ -82,6 +85,26 @@ def tokenizer(family: str, max_tokens: int, prompts: Mapping[str, str]) -> Model
     )
 
 
+def pair_tokenizer(family: str, max_tokens: int, segment_offset: int) -> ModelConfig:
+    """`<family>-tokenizer` of a cross-encoder: query, passage -> input_ids, token_count, truncated."""
+    return _python_model(
+        f"{family}-tokenizer",
+        inputs=[QUERY, PASSAGE],
+        outputs=[INPUT_IDS, TOKEN_COUNT, TRUNCATED],
+        parameters={"max_tokens": str(max_tokens), "segment_offset": str(segment_offset)},
+    )
+
+
+def template_tokenizer(family: str, max_tokens: int, template: Mapping[str, str]) -> ModelConfig:
+    """`<family>-tokenizer` of a reranker that is asked: query, passage, instruction -> input_ids, ..."""
+    return _python_model(
+        f"{family}-tokenizer",
+        inputs=[QUERY, PASSAGE, INSTRUCTION],
+        outputs=[INPUT_IDS, TOKEN_COUNT, TRUNCATED],
+        parameters={"max_tokens": str(max_tokens), "template": json.dumps(dict(template))},
+    )
+
+
 def encoder(family: str, hidden_size: int) -> ModelConfig:
     """`<family>-encoder`: ragged input_ids -> last_hidden_state [-1, H]."""
     config = _python_model(
@@ -101,11 +124,22 @@ def encoder(family: str, hidden_size: int) -> ModelConfig:
 
 def pooling(family: str, hidden_size: int, dimensions: int) -> ModelConfig:
     """`<family>-pooling`: ragged last_hidden_state and input_ids -> embeddings [D]."""
-    states = Tensor("last_hidden_state", TYPE_FP32, (-1, hidden_size), ragged=True)
     config = _python_model(
         f"{family}-pooling",
-        inputs=[states, INPUT_IDS],
+        inputs=[_states(hidden_size), INPUT_IDS],
         outputs=[Tensor("embeddings", TYPE_FP32, (dimensions,))],
+        parameters=_engine("fp32", "1", TOKEN_BUDGET),
+    )
+    _add_item_lengths(config)
+    return config
+
+
+def scoring(family: str, hidden_size: int) -> ModelConfig:
+    """`<family>-scoring`: ragged last_hidden_state and input_ids -> score, logit."""
+    config = _python_model(
+        f"{family}-scoring",
+        inputs=[_states(hidden_size), INPUT_IDS],
+        outputs=[SCORE, LOGIT],
         parameters=_engine("fp32", "1", TOKEN_BUDGET),
     )
     _add_item_lengths(config)
@@ -136,13 +170,32 @@ def embed_ensemble(family: str, dimensions: int) -> ModelConfig:
     return config
 
 
-def rerank_ensemble(family: str) -> ModelConfig:
+def rerank_ensemble(family: str, template: bool) -> ModelConfig:
+    """`<family>`: query, passage, with a template also instruction -> score, logit, token_count, truncated."""
+    inputs = [QUERY, PASSAGE, INSTRUCTION] if template else [QUERY, PASSAGE]
+    outputs = [SCORE, LOGIT, TOKEN_COUNT, TRUNCATED]
+    config = _ensemble(family, inputs, outputs)
+
+    def same(tensors: Sequence[Tensor]) -> dict[str, str]:
+        return {tensor.name: tensor.name for tensor in tensors}
+
+    states = {"last_hidden_state": "last_hidden_state"}
+    config.ensemble_scheduling.step.extend(
+        [
+            _step(f"{family}-tokenizer", same(inputs), same([INPUT_IDS, TOKEN_COUNT, TRUNCATED])),
+            _step(f"{family}-encoder", same([INPUT_IDS]), states),
+            _step(f"{family}-scoring", states | same([INPUT_IDS]), same([SCORE, LOGIT])),
+        ]
+    )
+    return config
+
+
+def bi_encoder_ensemble(family: str) -> ModelConfig:
     """`<family>-rerank`, a bi-encoder: query, passage -> score, logit, token_count, truncated.
 
     The embedding family's own models are the steps, once for the query and once for the passage.
     """
-    inputs = [Tensor("query", TYPE_STRING), Tensor("passage", TYPE_STRING)]
-    config = _ensemble(f"{family}-rerank", inputs, [SCORE, LOGIT, TOKEN_COUNT, TRUNCATED])
+    config = _ensemble(f"{family}-rerank", [QUERY, PASSAGE], [SCORE, LOGIT, TOKEN_COUNT, TRUNCATED])
     steps = config.ensemble_scheduling.step
     for side in ("query", "passage"):
         steps.extend(_embedding_steps(family, text=side, prefix=f"{side}_"))
@@ -193,6 +246,10 @@ def _python_model(
     for key, value in parameters.items():
         config.parameters[key].string_value = value
     return config
+
+
+def _states(hidden_size: int) -> Tensor:
+    return Tensor("last_hidden_state", TYPE_FP32, (-1, hidden_size), ragged=True)
 
 
 def _engine(precision: str, threads: str, token_budget: int) -> dict[str, str]:

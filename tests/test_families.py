@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,9 @@ from build import make
 
 TINY = REFERENCE / "tiny"
 EMBEDDERS = ["bert-cls", "gemma3", "nomic-bert", "qwen3-embedding", "xlm-roberta"]
+RERANKERS = ["bert-cross-encoder", "cross-encoder", "qwen3-reranker"]
+PAIRS: list[list[str]] = json.loads((TINY / "pairs.json").read_text())
+QUERIES, PASSAGES = [query for query, _ in PAIRS], [passage for _, passage in PAIRS]
 TEXTS: list[str] = json.loads((TINY / "texts.json").read_text())
 QUERY_PROMPT = dict.fromkeys(EMBEDDERS, "query") | {"nomic-bert": "search_query"}
 
@@ -35,7 +40,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The default families and every tiny one."""
     folder = tmp_path_factory.mktemp("families") / "repository"
     shutil.copytree(ROOT / "model_repository", folder)
-    assert make.main([str(TINY / name) for name in EMBEDDERS] + ["--repository", str(folder)]) == 0
+    assert make.main([str(TINY / name) for name in EMBEDDERS + RERANKERS] + ["--repository", str(folder)]) == 0
     options = ["--name", "qwen3-half", "--dimensions", "24", "--repository", str(folder)]
     assert make.main([str(TINY / "qwen3-embedding"), *options]) == 0
     return folder
@@ -46,7 +51,7 @@ def families(
     request: pytest.FixtureRequest, repository: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Precision]:
     """All families in one server, in fp32 and then in bf16."""
-    options = ["--repository", str(repository), "--models", "minilm", *EMBEDDERS, "qwen3-half"]
+    options = ["--repository", str(repository), "--models", "minilm", *EMBEDDERS, "qwen3-half", *RERANKERS]
     folder = tmp_path_factory.mktemp(f"families-{request.param}")
     stack = Stack(folder, options, {"ENCODER_PRECISION": request.param}).start()
     yield Precision(stack, *{"fp32": (0.99999, 0.99999), "bf16": (0.999, 0.9999)}[request.param])
@@ -97,12 +102,58 @@ def test_a_text_alone_equals_itself_in_a_batch(families: Precision, name: str) -
 
 def test_families_share_the_cores(families: Precision) -> None:
     log = next(families.stack.work_folder.glob("*.log")).read_text()
-    threads = [int(line.split(", ")[1].split()[0]) for line in log.splitlines() if "-encoder: " in line]
-    assert len(threads) == 7
-    assert set(threads) == {1}
+    threads = re.findall(r"-encoder: \w+, (\d+) of \d+ processors", log)
+    assert len(threads) == 10
+    assert set(threads) == {str(max(1, len(os.sched_getaffinity(0)) // 10))}
 
 
 def test_unknown_names_get_the_list(families: Precision) -> None:
     answer = families.stack.post("embed", "/embed", {"texts": ["a"], "model": "none"})
     assert answer.status == 404
     assert all(name in answer.json()["error"] for name in EMBEDDERS)
+
+
+@pytest.mark.parametrize("name", RERANKERS)
+def test_scores_equal_the_reference(families: Precision, name: str) -> None:
+    answer = families.stack.infer(name, query=QUERIES, passage=PASSAGES)
+    reference = expected(name)
+    tolerance = {0.99999: 1e-4, 0.999: 5e-2}[families.minimum_cosine]
+    np.testing.assert_allclose(answer["score"][:, 0], reference["scores"], atol=tolerance)
+    if tolerance < 1e-3:
+        np.testing.assert_allclose(answer["logit"][:, 0], reference["logits"], atol=1e-3)
+    assert (answer["token_count"][:, 0] == reference["token_counts"]).all()
+    assert (answer["truncated"][:, 0] == reference["truncated"]).all()
+
+
+@pytest.mark.parametrize("name", RERANKERS)
+def test_token_ids_of_pairs_equal_the_reference(families: Precision, name: str) -> None:
+    """A second text's ids come raised by the size of the vocabulary where its token type matters."""
+    answer = families.stack.infer(f"{name}-tokenizer", query=QUERIES, passage=PASSAGES)
+    reference = expected(name)
+    ids = reference["token_ids"]
+    if "token_type_ids" in reference:
+        vocabulary = json.loads((TINY / name / "config.json").read_text())["vocab_size"]
+        ids = ids + vocabulary * reference["token_type_ids"]
+    assert [row[row >= 0].tolist() for row in answer["input_ids"]] == rows(ids, reference["token_counts"])
+
+
+@pytest.mark.parametrize("name", RERANKERS)
+def test_rerank_through_the_gateway(families: Precision, name: str) -> None:
+    body = {"query": QUERIES[0], "documents": PASSAGES, "model": name}
+    answer = families.stack.post("rerank", "/rerank", body).json()
+    alone = [
+        families.stack.infer(name, query=[QUERIES[0]], passage=[passage])["score"].item() for passage in PASSAGES
+    ]
+    np.testing.assert_allclose(answer["scores"], alone, atol=1e-6)
+    assert answer["order"] == sorted(range(len(PASSAGES)), key=lambda i: -answer["scores"][i])
+    assert answer["model"] == name
+
+
+def test_an_instruction_takes_the_place_of_the_default(families: Precision) -> None:
+    task = "Given a web search query, retrieve relevant passages that answer the query"
+    default, same, other = (
+        families.stack.infer("qwen3-reranker", query=QUERIES[:3], passage=PASSAGES[:3], **instruction)["logit"]
+        for instruction in ({}, {"instruction": [task] * 3}, {"instruction": ["Find recipes"] * 3})
+    )
+    assert (default == same).all()
+    assert (default != other).all()

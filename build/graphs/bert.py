@@ -6,12 +6,14 @@ Input   input_ids INT32 [T], lengths INT32 [B] (see `build.graphs.ragged`)
 Output  last_hidden_state FP32 [T, H], zeros in slots without a token
 
 Linear layers and norms see only the T' real tokens; attention alone opens them into [B, heads, S, H / heads].
-Every text is one segment (token type 0).
+Every text is one segment (token type 0), but for cross-encoders that tell their two texts apart by it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+import numpy as np
 
 from build.checkpoint import Checkpoint
 from build.graphs.blocks import attention, gelu, key_mask, layer_norm, split_heads
@@ -54,12 +56,21 @@ def write_bert(g: OnnxGraph, checkpoint: Checkpoint) -> None:
     mask = key_mask(g, r)
     heads, width = config.num_attention_heads, config.hidden_size // config.num_attention_heads
 
-    words = g.op("Gather", weight("embeddings.word_embeddings.weight"), r.token_ids)
-    # One segment per text, so its embedding is folded into every position.
-    segment = checkpoint.tensor("embeddings.token_type_embeddings.weight")[0]
-    table = checkpoint.tensor("embeddings.position_embeddings.weight")[checkpoint.first_position :] + segment
-    places = g.op("Gather", g.weight("embeddings.position_embeddings.weight", table), r.positions)
-    x = norm(g.op("Add", words, places), "embeddings.LayerNorm")
+    token_ids, places = r.token_ids, checkpoint.tensor("embeddings.position_embeddings.weight")
+    places = places[checkpoint.first_position :]
+    segments = checkpoint.tensor("embeddings.token_type_embeddings.weight")
+    if checkpoint.segment_offset:
+        # The ids of a pair's second text come raised by the size of the vocabulary.
+        size = g.constant(checkpoint.segment_offset, np.int32)
+        token_ids, kinds = g.op("Mod", token_ids, size), g.op("Div", token_ids, size)
+        x = g.op("Gather", g.weight("embeddings.token_type_embeddings.weight", segments), kinds)
+        x = g.op("Add", x, g.op("Gather", g.weight("embeddings.position_embeddings.weight", places), r.positions))
+    else:
+        # One segment per text, so its embedding is folded into every position.
+        table = g.weight("embeddings.position_embeddings.weight", places + segments[0])
+        x = g.op("Gather", table, r.positions)
+    words = g.op("Gather", weight("embeddings.word_embeddings.weight"), token_ids)
+    x = norm(g.op("Add", words, x), "embeddings.LayerNorm")
 
     for i in range(config.num_hidden_layers):
         layer = f"encoder.layer.{i}"

@@ -2,10 +2,71 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from onnx import TensorProto
+from tokenizers import Tokenizer
 
+from build.checkpoint import Checkpoint
+from build.errors import BuildError
 from build.graphs.onnx_graph import OnnxGraph
+from build.graphs.pooling import first_token, last_token
+from build.graphs.ragged import ragged_inputs
+
+Logit = Callable[[OnnxGraph, Checkpoint, str, str, str], str]
+"""(graph, checkpoint, states [T, H], input_ids [T], lengths [B]) -> logit [B, 1]."""
+
+
+def write_scoring(g: OnnxGraph, checkpoint: Checkpoint, logit: Logit) -> None:
+    """Scores each pair by one logit over its tokens.
+
+    Input   last_hidden_state FP32 [T * H], input_ids INT32 [T], lengths INT32 [B] (see `build.graphs.pooling`)
+    Output  logit FP32 [B, 1]; score FP32 [B, 1] = 1 / (1 + exp(-logit)), 0..1
+    """
+    flat_states = g.input("last_hidden_state", TensorProto.FLOAT, ["slots * hidden"])
+    input_ids, lengths = ragged_inputs(g)
+    states = g.op("Reshape", flat_states, g.constant([-1, checkpoint.hidden_size], np.int64))
+    value = logit(g, checkpoint, states, input_ids, lengths)
+    g.output("score", g.op("Sigmoid", value), TensorProto.FLOAT, ["batch", 1])
+    g.output("logit", value, TensorProto.FLOAT, ["batch", 1])
+
+
+def bert_logit(g: OnnxGraph, checkpoint: Checkpoint, states: str, input_ids: str, lengths: str) -> str:
+    """BERT's pooler and a classifier of one label over the first token: w tanh(W h + b) + c."""
+    first = first_token(g, states, input_ids, lengths)
+    return _linear(g, checkpoint, _tanh_layer(g, checkpoint, first, "pooler.dense"), "classifier")
+
+
+def roberta_logit(g: OnnxGraph, checkpoint: Checkpoint, states: str, input_ids: str, lengths: str) -> str:
+    """RoBERTa's classification head of one label over the first token: w tanh(W h + b) + c."""
+    first = first_token(g, states, input_ids, lengths)
+    inner = _tanh_layer(g, checkpoint, first, "classifier.dense")
+    return _linear(g, checkpoint, inner, "classifier.out_proj")
+
+
+def yes_no_logit(g: OnnxGraph, checkpoint: Checkpoint, states: str, input_ids: str, lengths: str) -> str:
+    """The language model's logit of "yes" over "no" after the last token.
+
+    The softmax over these two is the sigmoid of their difference, so two rows of the head are all that is kept.
+    """
+    tokenizer = Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
+    ids = [tokenizer.token_to_id(word) for word in ("yes", "no")]
+    if None in ids:
+        raise BuildError(f"{checkpoint.folder / 'tokenizer.json'} has no single token for 'yes' and 'no'")
+    tied = checkpoint.config.get("tie_word_embeddings", False)
+    head = checkpoint.tensor("embed_tokens.weight" if tied else "lm_head.weight")
+    difference = g.weight("yes_minus_no", (head[ids[0]] - head[ids[1]])[None])
+    return g.linear(last_token(g, states, input_ids, lengths), difference)
+
+
+def _tanh_layer(g: OnnxGraph, checkpoint: Checkpoint, x: str, name: str) -> str:
+    return g.op("Tanh", _linear(g, checkpoint, x, name))
+
+
+def _linear(g: OnnxGraph, checkpoint: Checkpoint, x: str, name: str) -> str:
+    weight, bias = (checkpoint.tensor(f"{name}.{part}") for part in ("weight", "bias"))
+    return g.linear(x, g.weight(f"{name}.weight", weight), g.weight(f"{name}.bias", bias))
 
 
 def write_cosine_scoring(g: OnnxGraph, dimensions: int) -> None:

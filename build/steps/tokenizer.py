@@ -1,20 +1,25 @@
 """Tokenizer step (Python backend): text in, unpadded token ids out.
 
-Inputs   text BYTES [b, 1]; prompt_name BYTES [b, 1], optional, the name of a prompt to put before the text
+Inputs   text BYTES [b, 1], and prompt_name BYTES [b, 1], optional, the name of a prompt to put before the text
+         or query, passage BYTES [b, 1], and instruction BYTES [b, 1], optional, where a model has a template
 Outputs  input_ids INT32 [b, S], special tokens included; S is the longest row of this request and shorter rows
          are filled with -1, which is no token id, so no attention mask travels
-         token_count INT32 [b, 1], ids in the row; truncated BOOL [b, 1], whether the text was cut to fit
+         token_count INT32 [b, 1], ids in the row; truncated BOOL [b, 1], whether anything was cut to fit
 Errors   INVALID_ARG, for the one request at fault: text that is not UTF-8 or holds no token, unknown prompt_name
 
-Model parameters: `max_tokens`, the longest row; `prompts`, a JSON object of prompt name -> prefix.
-`tokenizer.json` lies in the version folder.
+Model parameters: `max_tokens`, the longest row; for texts `prompts`, a JSON object of prompt name -> prefix; for
+pairs either `segment_offset`, added to the ids of the second text so that its token type travels in them, or
+`template`, a JSON object with `prefix` and `suffix`, which truncation never touches, `body`, a format of
+instruction, query and passage, and `instruction`, the default. `tokenizer.json` lies in the version folder.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,81 +39,120 @@ class BadRequestError(ValueError):
     """The request cannot be tokenized; the message says which text and why."""
 
 
+@dataclass(frozen=True)
+class Row:
+    """One row of ids."""
+
+    ids: list[int]
+    truncated: bool
+
+
 class TritonPythonModel:
-    """Tokenizes all texts of a dynamic batch in one call."""
+    """Tokenizes everything of a dynamic batch in one call."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Loads `tokenizer.json` and sets truncation; padding is off whatever the file says."""
-        parameters = json.loads(args["model_config"])["parameters"]
-        folder = Path(args["model_repository"], args["model_version"])
-        self._prompts: dict[str, str] = json.loads(parameters["prompts"]["string_value"])
-        file = folder / "tokenizer.json"
+        config = json.loads(args["model_config"])
+        parameters = {key: item["string_value"] for key, item in config["parameters"].items()}
+        file = Path(args["model_repository"], args["model_version"], "tokenizer.json")
         try:
             self._tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:  # tokenizers raises nothing narrower
             raise ValueError(f"{file} cannot be read, build the family again: {error}") from None
         self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(int(parameters["max_tokens"]["string_value"]))
+        self._prompts: dict[str, str] = json.loads(parameters.get("prompts", "{}"))
+        self._template: dict[str, str] = json.loads(parameters.get("template", "{}"))
+        self._segment_offset = int(parameters.get("segment_offset", "0"))
+        self._prefix, self._suffix = (
+            self._tokenizer.encode(self._template.get(end, ""), add_special_tokens=False).ids
+            for end in ("prefix", "suffix")
+        )
+        room = int(parameters["max_tokens"]) - len(self._prefix) - len(self._suffix)
+        self._tokenizer.enable_truncation(room, strategy="longest_first")
+        names = {item["name"] for item in config["input"]}
+        self._read: Callable[[Any], list[Any]] = self._read_texts
+        if "passage" in names:
+            self._read = self._read_bodies if self._template else self._read_pairs
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answers every request; a bad one fails alone."""
-        texts: list[str] = []
+        everything: list[Any] = []
         counts: list[int | BadRequestError] = []
         for request in requests:
             try:
-                own = list(self._texts(request))
-                texts += own
-                counts.append(len(own))
+                texts = self._read(request)
+                everything += texts
+                counts.append(len(texts))
             except BadRequestError as error:
                 counts.append(error)
-        encodings = iter(self._tokenizer.encode_batch_fast(texts))
-        return [self._response(count, encodings) for count in counts]
+        encodings = iter(self._tokenizer.encode_batch_fast(everything))
+        responses = []
+        for count in counts:
+            try:
+                if isinstance(count, BadRequestError):
+                    raise count
+                own = list(islice(encodings, count))
+                responses.append(_response([self._row(encoding) for encoding in own]))
+            except BadRequestError as error:
+                message = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
+                responses.append(pb_utils.InferenceResponse(error=message))
+        return responses
 
-    def _texts(self, request: Any) -> Iterator[str]:
-        """The request's texts, each behind its prompt."""
+    def _read_texts(self, request: Any) -> list[str]:
+        """Each text behind its prompt."""
         texts = _strings(request, "text")
         names = _strings(request, "prompt_name") or [""] * len(texts)
-        for text, name in zip(texts, names, strict=True):
-            if not text.strip():
-                raise BadRequestError(f"text {text[:20]!r} is empty")
+        for name in names:
             if name and name not in self._prompts:
                 known = ", ".join(sorted(self._prompts))
                 raise BadRequestError(f"prompt_name {name!r} is unknown: this model has {known}")
-            yield self._prompts.get(name, "") + text
+        return [self._prompts.get(name, "") + text for name, text in zip(names, texts, strict=True)]
 
-    def _response(self, count: int | BadRequestError, encodings: Iterator[Encoding]) -> Any:
-        try:
-            if isinstance(count, BadRequestError):
-                raise count
-            rows = [next(encodings) for _ in range(count)]
-            return pb_utils.InferenceResponse(
-                [pb_utils.Tensor(name, array) for name, array in _tensors(rows).items()]
-            )
-        except BadRequestError as error:
-            message = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
-            return pb_utils.InferenceResponse(error=message)
+    def _read_pairs(self, request: Any) -> list[tuple[str, str]]:
+        return list(zip(_strings(request, "query"), _strings(request, "passage"), strict=True))
+
+    def _read_bodies(self, request: Any) -> list[str]:
+        """Each pair between the template's ends."""
+        pairs = self._read_pairs(request)
+        instructions = _strings(request, "instruction") or [self._template["instruction"]] * len(pairs)
+        return [
+            self._template["body"].format(instruction=instruction, query=query, passage=passage)
+            for instruction, (query, passage) in zip(instructions, pairs, strict=True)
+        ]
+
+    def _row(self, encoding: Encoding) -> Row:
+        if all(encoding.special_tokens_mask):
+            raise BadRequestError("a text is empty: the tokenizer keeps none of its characters")
+        ids = encoding.ids
+        if self._segment_offset:
+            ids = [i + self._segment_offset * kind for i, kind in zip(ids, encoding.type_ids, strict=True)]
+        return Row(self._prefix + ids + self._suffix, bool(encoding.overflowing))
 
 
 def _strings(request: Any, name: str) -> list[str]:
+    """The tensor `name` as text; [] when an optional one was not sent."""
     tensor = pb_utils.get_input_tensor_by_name(request, name)
     if tensor is None:
         return []
-    values = tensor.as_numpy().reshape(-1)
     try:
-        return [value.decode() for value in values]
+        texts = [value.decode() for value in tensor.as_numpy().reshape(-1)]
     except UnicodeDecodeError as error:
         raise BadRequestError(f"{name} is not valid UTF-8: {error.reason}") from None
+    for text in texts:
+        if not text.strip() and name != "prompt_name":
+            raise BadRequestError(f"{name} {text[:20]!r} is empty")
+    return texts
 
 
-def _tensors(rows: list[Encoding]) -> dict[str, npt.NDArray[Any]]:
-    if any(all(row.special_tokens_mask) for row in rows):
-        raise BadRequestError("a text is empty: the tokenizer keeps none of its characters")
-    lengths = [len(row) for row in rows]
-    input_ids = np.full((len(rows), max(lengths)), NO_TOKEN, np.int32)
-    for i, row in enumerate(rows):
-        input_ids[i, : lengths[i]] = row.ids
-    return {
-        "input_ids": input_ids,
-        "token_count": np.array(lengths, np.int32)[:, None],
-        "truncated": np.array([[bool(row.overflowing)] for row in rows]),
-    }
+def _response(rows: list[Row]) -> Any:
+    lengths = [len(row.ids) for row in rows]
+    input_ids: npt.NDArray[np.int32] = np.full((len(rows), max(lengths)), NO_TOKEN, np.int32)
+    for target, row in zip(input_ids, rows, strict=True):
+        target[: len(row.ids)] = row.ids
+    return pb_utils.InferenceResponse(
+        [
+            pb_utils.Tensor("input_ids", input_ids),
+            pb_utils.Tensor("token_count", np.array(lengths, np.int32)[:, None]),
+            pb_utils.Tensor("truncated", np.array([[row.truncated] for row in rows])),
+        ]
+    )

@@ -7,8 +7,8 @@ and sentence-transformers, which nothing else in this repository may need. To ru
 
 Each text or pair is run alone, so nothing is padded, in float32 on one thread of the CPU. The same versions of
 the packages write the same bytes again. A folder holds the checkpoint, the versions and hashes in expected.json,
-and expected.npz, which for an embedding model holds these, once for the texts as they are, and once more under
-names that start with query_ for the texts behind the model's prompt for queries:
+and expected.npz. For an embedding model that has these, for the texts as they are, and again under names that
+start with query_ for the texts behind the model's prompt for queries:
 
     embeddings       float32 [texts, dimension], as the checkpoint's own modules pool, project and normalise them
     half_embeddings  (qwen3-embedding, no prompt) the same, but cut to half the dimension before normalising
@@ -32,7 +32,7 @@ import platform
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -44,19 +44,17 @@ from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from tokenizers.processors import ByteLevel, TemplateProcessing
-from tokenizers.processors import Sequence as Processors
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("torch", "transformers", "sentence-transformers", "tokenizers", "safetensors", "numpy")
 TEXTS: list[str] = json.loads((HERE / "texts.json").read_text(encoding="utf-8"))
-PAIRS: list[list[str]] = json.loads((HERE / "pairs.json").read_text(encoding="utf-8"))
+PAIRS: list[tuple[str, str]] = [(q, p) for q, p in json.loads((HERE / "pairs.json").read_text(encoding="utf-8"))]
 WINDOW = 64
 RERANKER_WINDOW = 192
 HIDDEN = 48
 SIZES: dict[str, Any] = {"hidden_size": HIDDEN, "intermediate_size": 96, "num_attention_heads": 4}
-Arrays = dict[str, NDArray[Any]]
+Arrays = dict[str, Any]
 LOAD: dict[str, Any] = {"device": "cpu", "local_files_only": True, "model_kwargs": {"dtype": torch.float32}}
 
 TASK = "Given a web search query, retrieve relevant passages that answer the query"
@@ -102,43 +100,36 @@ def common_pieces(tokenizer: Tokenizer, inside: str = "") -> Counter[str]:
 def wrap(tokenizer: Tokenizer, window: int = WINDOW, types: bool = False, **options: Any) -> Any:
     """The tokenizer as transformers saves it."""
     names = ["input_ids", *(["token_type_ids"] if types else []), "attention_mask"]
-    return hf.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, model_max_length=window, model_input_names=names, **options
-    )
+    fast: Any = hf.PreTrainedTokenizerFast
+    return fast(tokenizer_object=tokenizer, model_max_length=window, model_input_names=names, **options)
 
 
 def wordpiece() -> Any:
     tokenizer = Tokenizer(models.WordPiece({}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = {f"{name.lower()}_token": f"[{name}]" for name in ("PAD", "UNK", "CLS", "SEP", "MASK")}
+    special: dict[str, Any] = {f"{s.lower()}_token": f"[{s}]" for s in ("PAD", "UNK", "CLS", "SEP", "MASK")}
     ids = {piece: i for i, piece in enumerate([*special.values(), *common_pieces(tokenizer, "##")])}
     tokenizer.model = models.WordPiece(ids, unk_token="[UNK]")
-    tokenizer.decoder = decoders.WordPiece()
-    tokenizer.post_processor = TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"])],
-    )
+    ends = [("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"])]
+    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", ends)
     return wrap(tokenizer, types=True, **special)
 
 
 def unigram() -> Any:
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
-    spaces = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always")]
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(spaces)
+    marks = pre_tokenizers.Metaspace(prepend_scheme="always")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), marks])
     pieces = common_pieces(tokenizer)
     scored = [(piece, math.log(count / pieces.total())) for piece, count in pieces.items()]
-    special = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
-    tokenizer.model = models.Unigram([*special, *scored, ("<mask>", 0.0)], unk_id=3, byte_fallback=False)
-    tokenizer.decoder = decoders.Metaspace()
-    tokenizer.post_processor = TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
-    )
-    options = {"bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>"}
-    mask = AddedToken("<mask>", lstrip=True)
-    return wrap(tokenizer, pad_token="<pad>", unk_token="<unk>", mask_token=mask, **options)
+    special = [(piece, 0.0) for piece in ("<s>", "<pad>", "</s>", "<unk>", "<mask>")]
+    tokenizer.model = models.Unigram([*special[:4], *scored, special[4]], unk_id=3, byte_fallback=False)
+    ends = [("<s>", 0), ("</s>", 2)]
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A </s>", "<s> $A </s> </s> $B </s>", ends)
+    options: dict[str, Any] = {"bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>"}
+    options |= {"pad_token": "<pad>", "unk_token": "<unk>", "mask_token": AddedToken("<mask>", lstrip=True)}
+    return wrap(tokenizer, **options)
 
 
 def qwen(window: int, closing: str = "") -> Any:
@@ -148,36 +139,36 @@ def qwen(window: int, closing: str = "") -> Any:
     split = pre_tokenizers.Split(Regex(QWEN_WORDS), "isolated")
     as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, as_bytes])
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = as_bytes.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=620, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=620, initial_alphabet=as_bytes.alphabet(), show_progress=False)
     tokenizer.train_from_iterator(CORPUS, trainer)
     tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in ("<think>", "</think>")])
-    tokenizer.post_processor = ByteLevel(trim_offsets=False)
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     if closing:
-        template = TemplateProcessing(f"$A {closing}", special_tokens=[(closing, tokenizer.token_to_id(closing))])
-        tokenizer.post_processor = Processors([tokenizer.post_processor, template])
+        ids = [(closing, tokenizer.token_to_id(closing))]
+        template = processors.TemplateProcessing(f"$A {closing}", special_tokens=ids)
+        tokenizer.post_processor = processors.Sequence([tokenizer.post_processor, template])
     return wrap(tokenizer, window, padding_side="left", eos_token="<|im_end|>", pad_token="<|endoftext|>")
 
 
 def gemma() -> Any:
-    """BPE over the whole text with spaces as ▁, falling back to bytes; trained word by word."""
+    """BPE over the whole text with spaces as ▁, trained word by word; rare letters fall back to bytes."""
+    letters = Counter("".join(CORPUS))
     trained = Tokenizer(models.BPE())
     trained.normalizer = normalizers.Replace(" ", "▁")
     trained.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
-    trainer = trainers.BpeTrainer(vocab_size=560, limit_alphabet=120, show_progress=False)
-    trained.train_from_iterator(CORPUS, trainer)
+    trainer = trainers.BpeTrainer(vocab_size=560, show_progress=False)
+    trained.train_from_iterator(("".join(c for c in text if letters[c] > 2) for text in CORPUS), trainer)
     model = json.loads(trained.to_str())["model"]
-    special = {f"{name}_token": f"<{name}>" for name in ("pad", "eos", "bos", "unk", "mask")}
+    special: dict[str, Any] = {f"{s}_token": f"<{s}>" for s in ("pad", "eos", "bos", "unk", "mask")}
     pieces = [*special.values(), *(f"<0x{byte:02X}>" for byte in range(256)), *model["vocab"]]
     ids = {piece: i for i, piece in enumerate(pieces)}
     merges = [(left, right) for left, right in model["merges"]]
     tokenizer = Tokenizer(models.BPE(ids, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     tokenizer.normalizer = trained.normalizer
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    tokenizer.post_processor = TemplateProcessing("<bos> $A <eos>", special_tokens=[("<eos>", 1), ("<bos>", 2)])
+    ends = [("<eos>", 1), ("<bos>", 2)]
+    tokenizer.post_processor = processors.TemplateProcessing("<bos> $A <eos>", special_tokens=ends)
     return wrap(tokenizer, **special)
 
 
@@ -193,8 +184,10 @@ def randomise(model: Any, seed: int, norm: float = 1.0) -> Any:
         values = torch.randn(parameter.shape, generator=generator)
         if parameter.ndim == 1:
             values = 0.15 * values + (norm if "norm" in name.lower() and name.endswith("weight") else 0.0)
+        elif "embed" in name:
+            values *= 0.15 if "position" in name or "type" in name else 0.3
         else:
-            values *= 0.6 if "embed" in name else 1.5 / math.sqrt(parameter.shape[1])
+            values *= 1.5 / math.sqrt(parameter.shape[1])
         parameter.data.copy_(values)
     return model
 
@@ -210,10 +203,9 @@ def write_expected(name: str, arrays: Arrays) -> None:
     folder = HERE / name
     np.savez_compressed(folder / "expected.npz", **arrays)
     weights = sorted(folder.rglob("*.safetensors"))
-    made_with = {
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
-        "sha256": {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in weights},
-    }
+    hashes = {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in weights}
+    versions = {"python": platform.python_version()} | {p: version(p) for p in PACKAGES}
+    made_with = {"versions": versions, "sha256": hashes}
     (folder / "expected.json").write_text(json.dumps(made_with, indent=2) + "\n", encoding="utf-8")
 
 
@@ -221,18 +213,19 @@ def flat(lists: Iterable[list[int]]) -> NDArray[np.int32]:
     return np.asarray([number for numbers in lists for number in numbers], dtype=np.int32)
 
 
-def tokens(name: str, inputs: Sequence[Sequence[str]], fed: list[list[int]], window: int) -> Arrays:
+def tokens(name: str, inputs: list[Any], fed: list[list[int]], window: int) -> Arrays:
     """What the model was fed for the inputs, which tokenizer.json alone must give too."""
     tokenizer = Tokenizer.from_file(str(HERE / name / "tokenizer.json"))
-    truncated = np.asarray([len(tokenizer.encode(*item).ids) > window for item in inputs])
+    truncated = np.asarray([len(encoding.ids) > window for encoding in tokenizer.encode_batch(inputs)])
     tokenizer.enable_truncation(window)
-    if [tokenizer.encode(*item).ids for item in inputs] != fed:
+    if [encoding.ids for encoding in tokenizer.encode_batch(inputs)] != fed:
         raise ValueError(f"{name}: the model is fed other ids than tokenizer.json gives")
     return {"token_ids": flat(fed), "token_counts": flat([len(ids)] for ids in fed), "truncated": truncated}
 
 
 def embedder(name: str, network: Any, tokenizer: Any, *after: torch.nn.Module) -> None:
     folder = str(HERE / name)
+    shutil.rmtree(folder, ignore_errors=True)
     with tempfile.TemporaryDirectory() as plain:
         save(plain, network, tokenizer)
         modules = [Transformer(plain, model_kwargs={"dtype": "auto"}), *after, Normalize()]
@@ -243,7 +236,7 @@ def embedder(name: str, network: Any, tokenizer: Any, *after: torch.nn.Module) -
     for start, prompt in (("", ""), ("query_", next(iter(PROMPTS[name].values())))):
         inputs = [prompt + text for text in TEXTS]
         fed = [model.preprocess([text])["input_ids"][0].tolist() for text in inputs]
-        found = tokens(name, [(text,) for text in inputs], fed, WINDOW)
+        found = tokens(name, inputs, fed, WINDOW)
         found["embeddings"] = np.stack([model.encode(text, prompt=prompt) for text in TEXTS])
         arrays |= {start + key: array for key, array in found.items()}
     if name == "qwen3-embedding":
@@ -255,6 +248,7 @@ def embedder(name: str, network: Any, tokenizer: Any, *after: torch.nn.Module) -
 def cross_encoder(name: str, network: Any, tokenizer: Any) -> None:
     """One is saved by transformers, as most published ones are, and one by sentence-transformers."""
     folder = str(HERE / name)
+    shutil.rmtree(folder, ignore_errors=True)
     with tempfile.TemporaryDirectory() as scratch:
         plain = scratch if name == "bert-cross-encoder" else folder
         save(plain, network, tokenizer)
@@ -273,15 +267,16 @@ def cross_encoder(name: str, network: Any, tokenizer: Any) -> None:
 @torch.inference_mode()
 def qwen_reranker(name: str, network: Any, tokenizer: Any) -> None:
     """Scored as the sample for transformers on the model card of Qwen3-Reranker does."""
+    shutil.rmtree(HERE / name, ignore_errors=True)
     save(HERE / name, network, tokenizer)
-    model = hf.AutoModelForCausalLM.from_pretrained(HERE / name, dtype=torch.float32).eval()
+    model = hf.AutoModelForCausalLM.from_pretrained(HERE / name, dtype=torch.float32)
     tokenizer = hf.AutoTokenizer.from_pretrained(HERE / name)
     prefix, suffix = (tokenizer.encode(text, add_special_tokens=False) for text in (PREFIX, SUFFIX))
     room = RERANKER_WINDOW - len(prefix) - len(suffix)
     bodies = [BODY.format(TASK, query, passage) for query, passage in PAIRS]
     cut = tokenizer(bodies, truncation=True, max_length=room)["input_ids"]
     fed = [prefix + ids + suffix for ids in cut]
-    arrays = tokens(name, [(body,) for body in bodies], cut, room)
+    arrays = tokens(name, bodies, cut, room)
     arrays |= {"token_ids": flat(fed), "token_counts": flat([len(ids)] for ids in fed)}
     yes, no = tokenizer.convert_tokens_to_ids(["yes", "no"])
     last = torch.stack([model(torch.tensor([ids])).logits[0, -1, [yes, no]] for ids in fed])
@@ -291,23 +286,23 @@ def qwen_reranker(name: str, network: Any, tokenizer: Any) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    for folder in HERE.glob("*/"):
-        shutil.rmtree(folder)
-    mean = Pooling(HIDDEN, "mean")
+    one: dict[str, Any] = {"num_labels": 1}
 
     words = wordpiece()
     bert = {**SIZES, "vocab_size": rows(words), "num_hidden_layers": 2, "max_position_embeddings": WINDOW}
     embedder("bert-cls", randomise(hf.BertModel(hf.BertConfig(**bert)), 1), words, Pooling(HIDDEN, "cls"))
-    classifier: Any = hf.BertForSequenceClassification(hf.BertConfig(**bert, num_labels=1))
+    classifier: Any = hf.BertForSequenceClassification(hf.BertConfig(**bert, **one))
     cross_encoder("bert-cross-encoder", randomise(classifier, 2), words)
     bert |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1000.0}}
-    embedder("nomic-bert", randomise(hf.NomicBertModel(hf.NomicBertConfig(**bert)), 3), words, mean)
+    model: Any = randomise(hf.NomicBertModel(hf.NomicBertConfig(**bert)), 3)
+    embedder("nomic-bert", model, words, Pooling(HIDDEN, "mean"))
 
     pieces = unigram()
     roberta = {**SIZES, "vocab_size": rows(pieces), "num_hidden_layers": 2, "max_position_embeddings": WINDOW + 2}
     roberta |= {"type_vocab_size": 1, "layer_norm_eps": 1e-5}
-    embedder("xlm-roberta", randomise(hf.XLMRobertaModel(hf.XLMRobertaConfig(**roberta)), 4), pieces, mean)
-    classifier = hf.XLMRobertaForSequenceClassification(hf.XLMRobertaConfig(**roberta, num_labels=1))
+    model = randomise(hf.XLMRobertaModel(hf.XLMRobertaConfig(**roberta)), 4)
+    embedder("xlm-roberta", model, pieces, Pooling(HIDDEN, "mean"))
+    classifier = hf.XLMRobertaForSequenceClassification(hf.XLMRobertaConfig(**roberta, **one))
     cross_encoder("cross-encoder", randomise(classifier, 5), pieces)
 
     closed = qwen(WINDOW, closing="<|endoftext|>")
@@ -315,20 +310,19 @@ def main() -> None:
     qwen3 = {**SIZES, **ends, "vocab_size": rows(closed), "num_hidden_layers": 3, "tie_word_embeddings": True}
     qwen3 |= {"num_key_value_heads": 2, "head_dim": 16}
     qwen3 |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
-    model: Any = hf.Qwen3Model(hf.Qwen3Config(**qwen3, max_position_embeddings=WINDOW))
+    model = hf.Qwen3Model(hf.Qwen3Config(**qwen3, max_position_embeddings=WINDOW))
     embedder("qwen3-embedding", randomise(model, 6).to(torch.bfloat16), closed, Pooling(HIDDEN, "lasttoken"))
     model = hf.Qwen3ForCausalLM(hf.Qwen3Config(**qwen3, max_position_embeddings=RERANKER_WINDOW))
     qwen_reranker("qwen3-reranker", randomise(model, 7), qwen(RERANKER_WINDOW))
 
     spaced = gemma()
     gemma3 = {**SIZES, "vocab_size": rows(spaced), "max_position_embeddings": WINDOW, "num_hidden_layers": 4}
-    gemma3 |= {"num_key_value_heads": 1, "head_dim": 16, "query_pre_attn_scalar": 24}
-    gemma3 |= {"use_bidirectional_attention": True, "sliding_window": 16}
-    gemma3 |= {"layer_types": ["sliding_attention", "full_attention"] * 2}
-    model = randomise(hf.Gemma3TextModel(hf.Gemma3TextConfig(**gemma3)), 8, norm=0.0)
+    gemma3 |= {"num_key_value_heads": 1, "head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 16}
+    gemma3 |= {"use_bidirectional_attention": True, "layer_types": ["sliding_attention", "full_attention"] * 2}
+    model = randomise(hf.Gemma3TextModel(hf.Gemma3TextConfig(**gemma3)), 8, norm=0.5)
     wide = randomise(Dense(HIDDEN, 96, bias=False, activation_function=None), 9)
     narrow = randomise(Dense(96, HIDDEN, bias=False, activation_function=None), 10)
-    embedder("gemma3", model, spaced, mean, wide, narrow)
+    embedder("gemma3", model, spaced, Pooling(HIDDEN, "mean"), wide, narrow)
 
 
 if __name__ == "__main__":
