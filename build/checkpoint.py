@@ -108,7 +108,9 @@ class Checkpoint:
         """Prompt name -> what is put before the text: the checkpoint's own, and two that every model has."""
         name = "config_sentence_transformers.json"
         own = self.json(name).get("prompts", {}) if (self.folder / name).exists() else {}
-        return {"query": "", "document": ""} | own
+        # Nomic's names for the two; an empty one beside them is only sentence-transformers' default.
+        both = {side: own.get(side) or own.get(f"search_{side}", "") for side in ("query", "document")}
+        return own | both
 
     def rope_theta(self, layer_type: str = "") -> float:
         """Base of the rotary positions, of one kind of layer where the checkpoint has several.
@@ -127,17 +129,19 @@ class Checkpoint:
     def tensor(self, name: str) -> npt.NDArray[np.float32]:
         """The weight `name` as FP32, with or without the prefix that heads put before their encoder's names."""
         for prefix in PREFIXES:
-            if (file := self._weights.get(prefix + name)) is not None:
-                return np.asarray(file.get_tensor(prefix + name), np.float32)
+            if (path := self._weights.get(prefix + name)) is not None:
+                # Opened for one tensor at a time: an open file keeps every page in memory that was read from it.
+                with safe_open(path, framework="np") as file:
+                    return np.asarray(file.get_tensor(prefix + name), np.float32)
         raise BuildError(f"the weights in {self.folder} have no tensor {name!r}")
 
     @cached_property
-    def _weights(self) -> dict[str, Any]:
-        """Tensor name -> the open safetensors file that holds it."""
+    def _weights(self) -> dict[str, Path]:
+        """Tensor name -> the safetensors file that holds it."""
         names = ["model.safetensors"]
         if (self.folder / SHARDS).exists():
             names = sorted(set(self.json(SHARDS)["weight_map"].values()))
-        opened: dict[str, Any] = {}
+        files: dict[str, Path] = {}
         for name in names:
             path = self.folder / name
             if not path.exists():
@@ -146,11 +150,11 @@ class Checkpoint:
                     "weights are read from safetensors files only"
                 )
             try:
-                file = safe_open(path, framework="np")
-                opened |= dict.fromkeys(list(file.keys()), file)  # type: ignore[no-untyped-call]
+                with safe_open(path, framework="np") as file:
+                    files |= dict.fromkeys(file.keys(), path)
             except SafetensorError as error:
                 raise BuildError(f"{path} is not a readable safetensors file: {error}") from None
-        return opened
+        return files
 
 
 def obtain(entry: CatalogEntry, cache: Path) -> Checkpoint:

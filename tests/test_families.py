@@ -23,7 +23,6 @@ RERANKERS = ["bert-cross-encoder", "cross-encoder", "qwen3-reranker"]
 PAIRS: list[list[str]] = json.loads((TINY / "pairs.json").read_text())
 QUERIES, PASSAGES = [query for query, _ in PAIRS], [passage for _, passage in PAIRS]
 TEXTS: list[str] = json.loads((TINY / "texts.json").read_text())
-QUERY_PROMPT = dict.fromkeys(EMBEDDERS, "query") | {"nomic-bert": "search_query"}
 
 
 def expected(name: str) -> Any:
@@ -67,7 +66,7 @@ def test_vectors_equal_the_reference(families: Precision, name: str) -> None:
 
 @pytest.mark.parametrize("name", EMBEDDERS)
 def test_queries_get_their_prompt(families: Precision, name: str) -> None:
-    answer = families.stack.infer(name, text=TEXTS, prompt_name=[QUERY_PROMPT[name]] * len(TEXTS))
+    answer = families.stack.infer(name, text=TEXTS, prompt_name=["query"] * len(TEXTS))
     reference = expected(name)
     assert cosines(answer["embeddings"], reference["query_embeddings"]).min() >= families.minimum_cosine
     assert (answer["token_count"][:, 0] == reference["query_token_counts"]).all()
@@ -77,7 +76,7 @@ def test_queries_get_their_prompt(families: Precision, name: str) -> None:
 @pytest.mark.parametrize("name", EMBEDDERS)
 @pytest.mark.parametrize("prompt", ["", "query_"])
 def test_token_ids_equal_the_reference(families: Precision, name: str, prompt: str) -> None:
-    prompts = {"prompt_name": [QUERY_PROMPT[name]] * len(TEXTS)} if prompt else {}
+    prompts = {"prompt_name": ["query"] * len(TEXTS)} if prompt else {}
     answer = families.stack.infer(f"{name}-tokenizer", text=TEXTS, **prompts)
     reference = expected(name)
     ids = rows(reference[f"{prompt}token_ids"], reference[f"{prompt}token_counts"])
