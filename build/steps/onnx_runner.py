@@ -22,12 +22,11 @@ from __future__ import annotations
 
 import json
 import os
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +57,10 @@ class Item:
     """Tokens in the row; 1 where the model has no ragged input."""
     places: list[tuple[int, int]] = field(default_factory=list)
     """(request, row) of every place that wants its result: more than one when rows repeat."""
+
+
+Outcome: TypeAlias = "list[dict[str, Array]] | RuntimeError"
+"""Each item's outputs, by name, or what the engine raised."""
 
 
 class TokenMetrics:
@@ -111,10 +114,7 @@ class TritonPythonModel:
             cause = " ".join(str(error).split())[-200:]
             raise ValueError(f"{path} cannot be run, build the family again: {cause}") from None
         streams = compiled.get_property(properties.optimal_number_of_infer_requests)
-        self._requests: SimpleQueue[ov.InferRequest] = SimpleQueue()
-        for _ in range(streams):
-            self._requests.put(compiled.create_infer_request())
-        self._streams = ThreadPoolExecutor(streams)
+        self._requests = [compiled.create_infer_request() for _ in range(streams)]
         pb_utils.Logger.log_info(
             f"{args['model_name']}: {precision}, {threads} of {os.cpu_count()} processors, {streams} streams"
         )
@@ -168,35 +168,44 @@ class TritonPythonModel:
             return counts
         return [1] * len(inputs[self._inputs[0]])
 
-    def _run_all(
-        self, batches: list[list[Item]]
-    ) -> Iterator[tuple[list[Item], list[dict[str, Array]] | RuntimeError]]:
+    def _run_all(self, batches: list[list[Item]]) -> Iterator[tuple[list[Item], Outcome]]:
         """Runs micro-batches on all streams, the longest first so that the streams end together."""
-        if len(batches) == 1:
-            yield batches[0], self._run(batches[0])
-        else:
-            batches.reverse()
-            yield from zip(batches, self._streams.map(self._run, batches), strict=True)
+        running: deque[tuple[list[Item], ov.InferRequest]] = deque()
+        free = list(self._requests)
+        for batch in reversed(batches):
+            if not free:
+                done, request = running.popleft()
+                yield done, self._outcome(done, request)
+                free.append(request)
+            try:
+                free[-1].start_async(self._feeds(batch), share_inputs=True)
+                running.append((batch, free.pop()))
+            except RuntimeError as error:
+                yield batch, error
+        for batch, request in running:
+            yield batch, self._outcome(batch, request)
 
-    def _run(self, batch: list[Item]) -> list[dict[str, Array]] | RuntimeError:
-        """Feeds one micro-batch to the engine: each item's outputs, or the engine's error."""
+    def _feeds(self, batch: list[Item]) -> dict[str, Array]:
+        """A micro-batch as Triton's C++ backends would hand it over."""
         feeds: dict[str, Array] = {}
         for name in self._inputs:
             rows = [item.inputs[name] for item in batch]
             feeds[name] = np.concatenate(rows) if name in self._ragged else np.stack(rows)
         lengths = np.array([item.length for item in batch], np.int32)
-        feeds.update(dict.fromkeys(self._lengths, lengths))
-        request = self._requests.get()
+        return feeds | dict.fromkeys(self._lengths, lengths)
+
+    def _outcome(self, batch: list[Item], request: ov.InferRequest) -> Outcome:
+        """Waits for a micro-batch: each item's outputs, or the engine's error."""
         try:
-            done = request.infer(feeds, share_inputs=True)
+            request.wait()
         except RuntimeError as error:
             return error
-        finally:
-            self._requests.put(request)
-        ends = np.cumsum(lengths)[:-1]
-        outputs = {
-            name: np.split(done[name], ends) if name in self._scattered else done[name] for name in self._outputs
-        }
+        ends = np.cumsum([item.length for item in batch])[:-1]
+        outputs: dict[str, Any] = {}
+        for name in self._outputs:
+            # The engine's own memory, which the next micro-batch overwrites.
+            values = request.get_tensor(name).data.copy()
+            outputs[name] = np.split(values, ends) if name in self._scattered else values
         return [{name: values[i] for name, values in outputs.items()} for i in range(len(batch))]
 
     def _response(self, rows: list[dict[str, Array]]) -> Any:
