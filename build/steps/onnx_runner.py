@@ -169,7 +169,10 @@ class TritonPythonModel:
         return [1] * len(inputs[self._inputs[0]])
 
     def _run_all(self, batches: list[list[Item]]) -> Iterator[tuple[list[Item], Outcome]]:
-        """Runs micro-batches on all streams, the longest first so that the streams end together."""
+        """Runs micro-batches on all streams, the longest first so that the streams end together.
+
+        From this one thread: OpenVINO's Python bindings can deadlock when two threads use them for the first time.
+        """
         running: deque[tuple[list[Item], ov.InferRequest]] = deque()
         free = list(self._requests)
         for batch in reversed(batches):
