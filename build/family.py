@@ -110,7 +110,10 @@ def models(entry: CatalogEntry, checkpoint: Checkpoint) -> list[Model]:
 
 def embedding_models(entry: CatalogEntry, checkpoint: Checkpoint, encoder: Model) -> list[Model]:
     """The family of an embedding model; where it also reranks, it does so as a bi-encoder."""
-    family, dimensions = entry.name, entry.dimensions or Pooling.of(checkpoint).width
+    family, width = entry.name, Pooling.of(checkpoint).width
+    dimensions = width if entry.dimensions is None else entry.dimensions
+    if not 0 < dimensions <= width:
+        raise BuildError(f"{dimensions} dimensions were asked for, but {checkpoint.folder} gives 1 to {width}")
     ensembles = [Model(repository.embed_ensemble(family, dimensions))]
     steps = [
         tokenizer(repository.tokenizer(family, checkpoint.max_tokens, checkpoint.prompts), checkpoint),

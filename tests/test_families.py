@@ -99,6 +99,18 @@ def test_a_text_alone_equals_itself_in_a_batch(families: Precision, name: str) -
     assert cosines(alone, together).min() >= families.minimum_self_cosine
 
 
+def test_more_dimensions_than_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--dimensions", "1024", "--repository", str(tmp_path)]
+    assert make.main([str(TINY / "qwen3-embedding"), *options]) == 1
+    assert "gives 1 to 48" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert make.main([str(tmp_path)]) == 1
+    assert "it has no config.json" in capsys.readouterr().err
+
+
 def test_families_share_the_cores(families: Precision) -> None:
     log = next(families.stack.work_folder.glob("*.log")).read_text()
     threads = re.findall(r"-encoder: \w+, (\d+) of \d+ processors", log)
