@@ -114,7 +114,8 @@ class TritonPythonModel:
             cause = " ".join(str(error).split())[-200:]
             raise ValueError(f"{path} cannot be run, build the family again: {cause}") from None
         streams = compiled.get_property(properties.optimal_number_of_infer_requests)
-        self._requests = [compiled.create_infer_request() for _ in range(streams)]
+        # One that runs and one that waits on every stream, so that none is idle while results are collected.
+        self._requests = [compiled.create_infer_request() for _ in range(2 * streams)]
         pb_utils.Logger.log_info(
             f"{args['model_name']}: {precision}, {threads} of {os.cpu_count()} processors, {streams} streams"
         )
