@@ -43,7 +43,7 @@ class Pooling:
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Pooling:
         """Reads the modules; raises BuildError on what these graphs do not write, naming it."""
-        modules = [(m["type"].rsplit(".", 1)[-1], m["path"]) for m in checkpoint.json("modules.json")]
+        modules = [(m["type"].rsplit(".", 1)[-1], m.get("path", "")) for m in checkpoint.json("modules.json")]
         kinds = [kind for kind, _ in modules]
         dense = tuple(path for kind, path in modules if kind == "Dense")
         normalise = kinds[-1:] == ["Normalize"]
