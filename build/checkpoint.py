@@ -183,9 +183,10 @@ def describe(folder: Path, name: str, dimensions: int | None) -> CatalogEntry:
         for path in sorted(folder.rglob("*"))
         if path.suffix in (".json", ".safetensors")
     }
-    is_reranker = Checkpoint(folder).architecture.endswith("ForSequenceClassification") or (
+    architecture = Checkpoint(folder).architecture
+    is_reranker = architecture.endswith("ForSequenceClassification") or (
         # Embedding models are saved from the same class, but with the modules behind it.
-        Checkpoint(folder).architecture.endswith("ForCausalLM") and "modules.json" not in files
+        architecture.endswith("ForCausalLM") and "modules.json" not in files
     )
     return CatalogEntry(name, name, ("rerank" if is_reranker else "embed",), folder.resolve(), files, dimensions)
 

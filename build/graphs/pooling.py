@@ -21,7 +21,7 @@ from onnx import TensorProto
 from build.checkpoint import Checkpoint
 from build.errors import BuildError
 from build.graphs.onnx_graph import OnnxGraph
-from build.graphs.ragged import item_rows, ragged_inputs
+from build.graphs.ragged import item_rows, state_inputs
 
 MODES = ("cls", "mean", "lasttoken")
 ACTIVATIONS = {"Identity": None, "Tanh": "Tanh"}
@@ -33,7 +33,6 @@ class Pooling:
 
     mode: str
     """One of MODES."""
-    hidden_size: int
     dense: tuple[str, ...]
     """Folders of Dense modules, in order."""
     width: int
@@ -61,18 +60,14 @@ class Pooling:
                 f"{checkpoint.folder / name} asks for {', '.join(modes) or 'no pooling'}; "
                 f"the pooling graph is written for one of {', '.join(MODES)}"
             )
-        hidden_size = checkpoint.hidden_size
         widths = [int(checkpoint.json(f"{path}/config.json")["out_features"]) for path in dense]
-        return cls(modes[0], hidden_size, dense, [hidden_size, *widths][-1], normalise)
+        return cls(modes[0], dense, [checkpoint.hidden_size, *widths][-1], normalise)
 
 
 def write_pooling(g: OnnxGraph, checkpoint: Checkpoint, dimensions: int) -> None:
     """Writes the modules of `checkpoint` behind its transformer, cut to `dimensions`."""
     pooling = Pooling.of(checkpoint)
-    flat_states = g.input("last_hidden_state", TensorProto.FLOAT, ["slots * hidden"])
-    input_ids, lengths = ragged_inputs(g)
-    states = g.op("Reshape", flat_states, g.constant([-1, pooling.hidden_size], np.int64))
-    pooled = POOL[pooling.mode](g, states, input_ids, lengths)
+    pooled = POOL[pooling.mode](g, *state_inputs(g, checkpoint.hidden_size))
     for path in pooling.dense:
         pooled = dense(g, pooled, checkpoint, path)
     if dimensions < pooling.width:

@@ -57,6 +57,16 @@ def ragged_inputs(g: OnnxGraph) -> tuple[str, str]:
     )
 
 
+def state_inputs(g: OnnxGraph, hidden_size: int) -> tuple[str, str, str]:
+    """Declares a head's inputs: (states FP32 [T, H], input_ids INT32 [T], lengths INT32 [B]).
+
+    Triton hands every ragged input over flat, so `last_hidden_state` arrives as [T * H] and is reshaped here.
+    """
+    flat_states = g.input("last_hidden_state", TensorProto.FLOAT, ["slots * hidden"])
+    input_ids, lengths = ragged_inputs(g)
+    return g.op("Reshape", flat_states, g.constant([-1, hidden_size], np.int64)), input_ids, lengths
+
+
 def item_rows(g: OnnxGraph, lengths: str) -> tuple[str, str]:
     """Slots of every batch item as rows: (slot [B, S] INT64, inside [B, S] BOOL).
 

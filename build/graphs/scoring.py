@@ -12,7 +12,7 @@ from build.checkpoint import Checkpoint
 from build.errors import BuildError
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.pooling import first_token, last_token
-from build.graphs.ragged import ragged_inputs
+from build.graphs.ragged import state_inputs
 
 Logit = Callable[[OnnxGraph, Checkpoint, str, str, str], str]
 """(graph, checkpoint, states [T, H], input_ids [T], lengths [B]) -> logit [B, 1]."""
@@ -24,10 +24,7 @@ def write_scoring(g: OnnxGraph, checkpoint: Checkpoint, logit: Logit) -> None:
     Input   last_hidden_state FP32 [T * H], input_ids INT32 [T], lengths INT32 [B] (see `build.graphs.pooling`)
     Output  logit FP32 [B, 1]; score FP32 [B, 1] = 1 / (1 + exp(-logit)), 0..1
     """
-    flat_states = g.input("last_hidden_state", TensorProto.FLOAT, ["slots * hidden"])
-    input_ids, lengths = ragged_inputs(g)
-    states = g.op("Reshape", flat_states, g.constant([-1, checkpoint.hidden_size], np.int64))
-    value = logit(g, checkpoint, states, input_ids, lengths)
+    value = logit(g, checkpoint, *state_inputs(g, checkpoint.hidden_size))
     g.output("score", g.op("Sigmoid", value), TensorProto.FLOAT, ["batch", 1])
     g.output("logit", value, TensorProto.FLOAT, ["batch", 1])
 
