@@ -67,6 +67,8 @@ class Model:
     """The source of `model.py`; an ensemble has none."""
     write_graph: Callable[[OnnxGraph], None] | None = None
     """Writes `model.onnx`."""
+    precision: str = "fp32"
+    """What the graph computes in; heads are small and stay in fp32."""
     files: tuple[Path, ...] = ()
     """Files of the checkpoint to copy."""
 
@@ -82,7 +84,7 @@ def build(entry: CatalogEntry, model_repository: Path, cache: Path) -> bool:
     checkpoint = obtain(entry, cache / "checkpoints")
     aside = cache / "building" / entry.name
     shutil.rmtree(aside, ignore_errors=True)
-    for model in models(entry, checkpoint):
+    for model in models(entry, checkpoint, "fp32"):
         write(model, aside / model.config.name)
     record = {"inputs": inputs, "outputs": _hashes(aside)}
     (aside / entry.name / RECORD).write_text(json.dumps(record, indent=2) + "\n")
@@ -90,7 +92,7 @@ def build(entry: CatalogEntry, model_repository: Path, cache: Path) -> bool:
     return True
 
 
-def models(entry: CatalogEntry, checkpoint: Checkpoint) -> list[Model]:
+def models(entry: CatalogEntry, checkpoint: Checkpoint, precision: str) -> list[Model]:
     """Every model of the family, the ensembles that callers use first."""
     model_type = str(checkpoint.config.get("model_type"))
     if model_type not in ENCODERS:
@@ -102,6 +104,7 @@ def models(entry: CatalogEntry, checkpoint: Checkpoint) -> list[Model]:
         repository.encoder(entry.name, checkpoint.hidden_size),
         step=ONNX_RUNNER_STEP,
         write_graph=lambda g: ENCODERS[model_type](g, checkpoint),
+        precision=precision,
     )
     if "embed" in entry.tasks:
         return embedding_models(entry, checkpoint, encoder)
@@ -177,7 +180,7 @@ def write(model: Model, folder: Path) -> None:
     for file in model.files:
         shutil.copyfile(file, version / file.name)
     if model.write_graph is not None:
-        with OnnxGraph(model.config.name, version / "model.onnx") as graph:
+        with OnnxGraph(model.config.name, version / "model.onnx", model.precision) as graph:
             model.write_graph(graph)
 
 

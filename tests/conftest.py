@@ -24,6 +24,7 @@ from tritonclient.grpc import InferenceServerClient, InferInput
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = Path(__file__).parent / "reference"
+TINY = REFERENCE / "tiny"
 PORTS = ("embed", "rerank", "http", "grpc", "metrics")
 
 
@@ -171,6 +172,11 @@ def cosines(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDArr
     return np.asarray((a64 * b64).sum(axis=1) / lengths)
 
 
+def rows(flat: npt.NDArray[Any], counts: npt.NDArray[np.int32]) -> list[list[int]]:
+    """A reference's `flat` values as one list for each text."""
+    return [row.tolist() for row in np.split(flat, np.cumsum(counts)[:-1])]
+
+
 @dataclass(frozen=True)
 class Reference:
     """What sentence-transformers gives for the committed texts."""
@@ -184,11 +190,10 @@ class Reference:
 @pytest.fixture(scope="session")
 def reference() -> Reference:
     arrays = np.load(REFERENCE / "minilm.npz")
-    ends = np.cumsum(arrays["token_counts"])[:-1]
     return Reference(
         texts=json.loads((REFERENCE / "texts.json").read_text()),
         embeddings=arrays["embeddings"],
-        token_ids=[ids.tolist() for ids in np.split(arrays["token_ids"], ends)],
+        token_ids=rows(arrays["token_ids"], arrays["token_counts"]),
         truncated=arrays["truncated"].tolist(),
     )
 

@@ -8,13 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import onnx
-import onnxruntime
-import openvino
 import pytest
-from conftest import ROOT, Reference, cosines
+from conftest import ROOT
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
@@ -26,7 +22,6 @@ from build.errors import BuildError
 from build.repository import render
 
 REPOSITORY = ROOT / "model_repository"
-Array = npt.NDArray[np.float32]
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +41,7 @@ def files(folder: Path) -> dict[str, str]:
 
 
 def test_committed_configurations_are_what_the_builder_renders(entry: CatalogEntry) -> None:
-    models = family.models(entry, obtain(entry, ROOT / ".cache" / "checkpoints"))
+    models = family.models(entry, obtain(entry, ROOT / ".cache" / "checkpoints"), "fp32")
     tracked = subprocess.check_output(["git", "ls-files", "model_repository"], cwd=ROOT, text=True).split()
     assert sorted(tracked) == sorted(f"model_repository/{m.config.name}/config.pbtxt" for m in models)
     for model in models:
@@ -54,7 +49,7 @@ def test_committed_configurations_are_what_the_builder_renders(entry: CatalogEnt
 
 
 def test_configurations_survive_the_round_trip(entry: CatalogEntry) -> None:
-    for model in family.models(entry, obtain(entry, ROOT / ".cache" / "checkpoints")):
+    for model in family.models(entry, obtain(entry, ROOT / ".cache" / "checkpoints"), "fp32"):
         assert text_format.Parse(render(model.config), ModelConfig()) == model.config
 
 
@@ -90,7 +85,7 @@ def test_a_damaged_output_is_built_again(tmp_path: Path, entry: CatalogEntry, ca
 
 
 def write_all(entry: CatalogEntry, checkpoint: Path, repository: Path) -> None:
-    for model in family.models(entry, Checkpoint(checkpoint)):
+    for model in family.models(entry, Checkpoint(checkpoint), "fp32"):
         family.write(model, repository / model.config.name)
 
 
@@ -173,48 +168,3 @@ def test_graphs_are_plain_onnx() -> None:
     for path in REPOSITORY.glob("*/1/model.onnx"):
         model = onnx.load(path, load_external_data=False)
         assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 17)]
-
-
-class OnnxRuntime:
-    """A graph on ONNX Runtime."""
-
-    def __init__(self, model: str) -> None:
-        self._session = onnxruntime.InferenceSession(REPOSITORY / model / "1" / "model.onnx")
-
-    def __call__(self, **inputs: npt.NDArray[np.generic]) -> Array:
-        return np.asarray(self._session.run(None, inputs)[0])
-
-
-class OpenVino:
-    """A graph on OpenVINO in fp32."""
-
-    def __init__(self, model: str) -> None:
-        path = REPOSITORY / model / "1" / "model.onnx"
-        self._compiled = openvino.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-
-    def __call__(self, **inputs: npt.NDArray[np.generic]) -> Array:
-        return np.array(self._compiled(inputs)[0])
-
-
-@pytest.mark.parametrize("engine", [OnnxRuntime, OpenVino])
-def test_graphs_run_as_the_cpp_backends_feed_them(
-    engine: type[OnnxRuntime] | type[OpenVino], reference: Reference
-) -> None:
-    """Requests of several texts, their rows padded with -1, end to end; hidden states flat."""
-    encoder, pooling = engine("minilm-encoder"), engine("minilm-pooling")
-    rng = np.random.default_rng(0)
-    order = rng.permutation(len(reference.texts))
-    for requests in np.array_split(order, 8):
-        rows: list[npt.NDArray[np.int32]] = []
-        for request in np.array_split(requests, 7):
-            width = max(len(reference.token_ids[i]) for i in request)
-            rows += [
-                np.pad(ids, (0, width - len(ids)), constant_values=-1).astype(np.int32)
-                for ids in (reference.token_ids[i] for i in request)
-            ]
-        input_ids, lengths = np.concatenate(rows), np.array([len(row) for row in rows], np.int32)
-        states = encoder(input_ids=input_ids, lengths=lengths)
-        assert states.shape == (len(input_ids), 384)
-        assert not states[input_ids < 0].any()
-        embeddings = pooling(last_hidden_state=states.reshape(-1), input_ids=input_ids, lengths=lengths)
-        assert cosines(embeddings, reference.embeddings[requests]).min() >= 0.99999

@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
-from conftest import REFERENCE, ROOT, Precision, Stack, cosines
+from conftest import ROOT, TINY, Precision, Stack, cosines, rows
 
 from build import make
 
-TINY = REFERENCE / "tiny"
 EMBEDDERS = ["bert-cls", "gemma3", "nomic-bert", "qwen3-embedding", "xlm-roberta"]
 RERANKERS = ["bert-cross-encoder", "cross-encoder", "qwen3-reranker"]
 PAIRS: list[list[str]] = json.loads((TINY / "pairs.json").read_text())
@@ -28,10 +26,6 @@ TEXTS: list[str] = json.loads((TINY / "texts.json").read_text())
 def expected(name: str) -> Any:
     """What transformers and sentence-transformers gave."""
     return np.load(TINY / name / "expected.npz")
-
-
-def rows(ids: npt.NDArray[np.int32], counts: npt.NDArray[np.int32]) -> list[list[int]]:
-    return [row.tolist() for row in np.split(ids, np.cumsum(counts)[:-1])]
 
 
 @pytest.fixture(scope="session")

@@ -50,7 +50,8 @@ def write_bert(g: OnnxGraph, checkpoint: Checkpoint) -> None:
         return g.linear(x, weight(f"{name}.weight"), weight(f"{name}.bias"))
 
     def norm(x: str, name: str) -> str:
-        return layer_norm(g, x, weight(f"{name}.weight"), weight(f"{name}.bias"), config.layer_norm_eps)
+        scale, bias = (g.wide_weight(part, checkpoint.tensor(part)) for part in (f"{name}.weight", f"{name}.bias"))
+        return layer_norm(g, x, scale, bias, config.layer_norm_eps)
 
     r = ragged(g, *ragged_inputs(g))
     mask = key_mask(g, r)

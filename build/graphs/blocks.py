@@ -17,15 +17,17 @@ def split_heads(g: OnnxGraph, x: str, heads: int, width: int) -> str:
 def attention(g: OnnxGraph, q: str, k: str, v: str, r: Ragged, mask: str, scale: float) -> str:
     """softmax(scale q k^T + mask) v for every head (Vaswani et al., 2017, arXiv:1706.03762).
 
-    q [T', heads, d], k and v [T', heads, d] -> [T', heads * d]; `mask` [B, 1, 1 or S, S] is added to the scores.
+    q [T', heads, d], k and v [T', heads, d] -> [T', heads * d]; `mask` FP32 [B, 1, 1 or S, S] is added to the
+    scores, and their softmax is taken in FP32 too.
     """
 
     def rows(x: str, perm: list[int]) -> str:
         return g.op("Transpose", g.op("Gather", x, r.token_of_cell), perm=perm)
 
-    q = g.op("Mul", rows(q, [0, 2, 1, 3]), g.constant(scale, np.float32))
-    scores = g.op("Add", g.op("MatMul", q, rows(k, [0, 2, 3, 1])), mask)
-    context = g.op("MatMul", g.op("Softmax", scores, axis=-1), rows(v, [0, 2, 1, 3]))
+    q = g.op("Mul", rows(q, [0, 2, 1, 3]), g.scalar(scale))
+    scores = g.op("Add", g.widen(g.op("MatMul", q, rows(k, [0, 2, 3, 1]))), mask)
+    shares = g.narrow(g.op("Softmax", scores, axis=-1))
+    context = g.op("MatMul", shares, rows(v, [0, 2, 1, 3]))
     cells = g.op("Transpose", context, perm=[0, 2, 1, 3])
     # [B, S, heads, d] -> [B * S, heads * d]
     merged = g.op("Reshape", cells, g.constant([0, 0, -1], np.int64))
@@ -86,7 +88,7 @@ def rotary_angles(g: OnnxGraph, r: Ragged, theta: float, width: int) -> tuple[st
     places = g.op("Cast", r.positions, to=TensorProto.FLOAT)
     column = g.op("Unsqueeze", places, g.constant([1, 2], np.int64))
     angles = g.op("Mul", column, g.constant(frequencies[None, None], np.float32))
-    return g.op("Cos", angles), g.op("Sin", angles)
+    return g.narrow(g.op("Cos", angles)), g.narrow(g.op("Sin", angles))
 
 
 def rotate(g: OnnxGraph, x: str, angles: tuple[str, str], width: int) -> str:
@@ -103,30 +105,37 @@ def rotate(g: OnnxGraph, x: str, angles: tuple[str, str], width: int) -> str:
 
 
 def layer_norm(g: OnnxGraph, x: str, scale: str, bias: str, epsilon: float) -> str:
-    """(x - mean) / sqrt(variance + epsilon) scale + bias, last axis (Ba et al., 2016, arXiv:1607.06450)."""
-    return g.op("LayerNormalization", x, scale, bias, epsilon=epsilon)
+    """(x - mean) / sqrt(variance + epsilon) scale + bias, last axis, in FP32 (Ba et al., 2016, arXiv:1607.06450).
+
+    `scale` and `bias` are FP32.
+    """
+    return g.narrow(g.op("LayerNormalization", g.widen(x), scale, bias, epsilon=epsilon))
 
 
 def rms_norm(g: OnnxGraph, x: str, scale: str, epsilon: float) -> str:
-    """x / sqrt(mean(x^2) + epsilon) scale, last axis (Zhang and Sennrich, 2019, arXiv:1910.07467)."""
+    """x / sqrt(mean(x^2) + epsilon) scale, last axis, in FP32 (Zhang and Sennrich, 2019, arXiv:1910.07467).
+
+    `scale` is FP32.
+    """
+    x = g.widen(x)
     square = g.op("ReduceMean", g.op("Pow", x, g.constant(2, np.float32)), axes=[-1])
     root = g.op("Sqrt", g.op("Add", square, g.constant(epsilon, np.float32)))
-    return g.op("Mul", g.op("Div", x, root), scale)
+    return g.narrow(g.op("Mul", g.op("Div", x, root), scale))
 
 
 def gelu(g: OnnxGraph, x: str) -> str:
     """0.5 x (1 + erf(x / sqrt(2))), the exact form (Hendrycks and Gimpel, 2016, arXiv:1606.08415)."""
-    erf = g.op("Erf", g.op("Mul", x, g.constant(2**-0.5, np.float32)))
-    scaled = g.op("Mul", x, g.op("Add", erf, g.constant(1, np.float32)))
-    return g.op("Mul", scaled, g.constant(0.5, np.float32))
+    erf = g.op("Erf", g.op("Mul", x, g.scalar(2**-0.5)))
+    scaled = g.op("Mul", x, g.op("Add", erf, g.scalar(1)))
+    return g.op("Mul", scaled, g.scalar(0.5))
 
 
 def gelu_tanh(g: OnnxGraph, x: str) -> str:
     """0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), the same paper's approximation."""
-    cube = g.op("Mul", g.op("Pow", x, g.constant(3, np.float32)), g.constant(0.044715, np.float32))
-    inner = g.op("Mul", g.op("Add", x, cube), g.constant((2 / np.pi) ** 0.5, np.float32))
-    scaled = g.op("Mul", x, g.op("Add", g.op("Tanh", inner), g.constant(1, np.float32)))
-    return g.op("Mul", scaled, g.constant(0.5, np.float32))
+    cube = g.op("Mul", g.op("Mul", g.op("Mul", x, x), x), g.scalar(0.044715))
+    inner = g.op("Mul", g.op("Add", x, cube), g.scalar((2 / np.pi) ** 0.5))
+    scaled = g.op("Mul", x, g.op("Add", g.op("Tanh", inner), g.scalar(1)))
+    return g.op("Mul", scaled, g.scalar(0.5))
 
 
 def silu(g: OnnxGraph, x: str) -> str:

@@ -9,8 +9,6 @@ each token. Scaled embeddings, RMSNorm by 1 + weight before and after each block
 
 from __future__ import annotations
 
-import numpy as np
-
 from build.checkpoint import Checkpoint
 from build.graphs.blocks import (
     attention,
@@ -42,7 +40,7 @@ def write_gemma3(g: OnnxGraph, checkpoint: Checkpoint) -> None:
         return g.linear(x, g.weight(name, checkpoint.tensor(f"{name}.weight")))
 
     def norm(x: str, name: str) -> str:
-        return rms_norm(g, x, g.weight(name, 1 + checkpoint.tensor(f"{name}.weight")), epsilon)
+        return rms_norm(g, x, g.wide_weight(name, 1 + checkpoint.tensor(f"{name}.weight")), epsilon)
 
     r = ragged(g, *ragged_inputs(g))
     # The window of the checkpoint spans both sides; distances up to half of it are inside.
@@ -51,7 +49,7 @@ def write_gemma3(g: OnnxGraph, checkpoint: Checkpoint) -> None:
     angles = {kind: rotary_angles(g, r, theta, width) for kind, theta in thetas.items()}
 
     words = g.op("Gather", g.weight("embed_tokens", checkpoint.tensor("embed_tokens.weight")), r.token_ids)
-    x = g.op("Mul", words, g.constant(config["hidden_size"] ** 0.5, np.float32))
+    x = g.op("Mul", words, g.scalar(config["hidden_size"] ** 0.5))
     for i, kind in enumerate(config["layer_types"]):
         layer = f"layers.{i}"
         h = norm(x, f"{layer}.input_layernorm")

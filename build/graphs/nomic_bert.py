@@ -38,7 +38,7 @@ def write_nomic_bert(g: OnnxGraph, checkpoint: Checkpoint) -> None:
 
     def norm(x: str, name: str) -> str:
         scale, bias = (
-            g.weight(f"{name}.{part}", checkpoint.tensor(f"{name}.{part}")) for part in ("weight", "bias")
+            g.wide_weight(f"{name}.{part}", checkpoint.tensor(f"{name}.{part}")) for part in ("weight", "bias")
         )
         return layer_norm(g, x, scale, bias, epsilon)
 

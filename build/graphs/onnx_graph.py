@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, TypeAlias
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -21,6 +22,16 @@ IR_VERSION = 8
 ALIGNMENT = 64
 """Bytes between weights in the data file: one cache line, so that a mapped file is read in place."""
 
+WRITE_VALUES = 1 << 22
+"""Values of a weight that are converted and written at a time, so that a large one never exists twice."""
+
+PRECISIONS: dict[str, np.dtype[Any]] = {
+    "fp32": np.dtype(np.float32),
+    "bf16": np.dtype(ml_dtypes.bfloat16),
+    "fp16": np.dtype(np.float16),
+}
+"""What a graph computes in -> the type of its weights."""
+
 Array: TypeAlias = npt.NDArray[np.generic]
 Shape: TypeAlias = Sequence[int | str]
 
@@ -30,9 +41,13 @@ class OnnxGraph:
 
     Values are plain strings, the names ONNX knows them by. Use it as a context manager: the model file is
     written on a clean exit and nothing is written after an error. Equal calls give equal bytes.
+
+    The precision is in the graph, by type: weights and arithmetic are of `dtype`, but for what is summed over many
+    values (norms, softmax), which is of FP32 between `widen` and `narrow`.
     """
 
-    def __init__(self, name: str, path: Path) -> None:
+    def __init__(self, name: str, path: Path, precision: str = "fp32") -> None:
+        self.dtype = PRECISIONS[precision]
         self._name = name
         self._path = path
         self._nodes: list[onnx.NodeProto] = []
@@ -82,20 +97,45 @@ class OnnxGraph:
             self._constants[key] = name
         return self._constants[key]
 
+    def widen(self, x: str) -> str:
+        """`x` in FP32."""
+        return x if self.dtype == np.float32 else self.op("Cast", x, to=TensorProto.FLOAT)
+
+    def narrow(self, x: str) -> str:
+        """`x`, which is FP32, in the precision of the graph."""
+        if self.dtype == np.float32:
+            return x
+        return self.op("Cast", x, to=helper.np_dtype_to_tensor_dtype(self.dtype))
+
+    def scalar(self, value: float) -> str:
+        """A constant factor or summand in the precision of the graph."""
+        return self.constant(value, self.dtype)
+
+    def wide_weight(self, name: str, array: Array) -> str:
+        """A checkpoint tensor that works on FP32 values, as those of norms do."""
+        return self._weight(name, array, np.dtype(np.float32))
+
     def weight(self, name: str, array: Array) -> str:
-        """A checkpoint tensor: written to the data file now, so that the caller may let go of it."""
+        """A checkpoint tensor in the precision of the graph."""
+        return self._weight(name, array, self.dtype)
+
+    def _weight(self, name: str, array: Array, dtype: np.dtype[Any]) -> str:
+        # Written to the data file now, so that the caller may let go of it.
         if self._data is None:
             self._data = self._path.with_name(self._path.name + ".data").open("wb")
         self._data.write(b"\0" * (-self._data.tell() % ALIGNMENT))
         offset = self._data.tell()
-        self._data.write(np.ascontiguousarray(array).data)
+        values = array.reshape(-1)
+        for start in range(0, len(values), WRITE_VALUES):
+            self._data.write(values[start : start + WRITE_VALUES].astype(dtype, copy=False).tobytes())
         tensor = TensorProto(
             name=name,
-            data_type=helper.np_dtype_to_tensor_dtype(array.dtype),
+            data_type=helper.np_dtype_to_tensor_dtype(dtype),
             dims=array.shape,
             data_location=TensorProto.EXTERNAL,
         )
-        location = {"location": Path(self._data.name).name, "offset": offset, "length": array.nbytes}
+        length = array.size * dtype.itemsize
+        location = {"location": Path(self._data.name).name, "offset": offset, "length": length}
         for key, item in location.items():
             tensor.external_data.add(key=key, value=str(item))
         self._initializers.append(tensor)

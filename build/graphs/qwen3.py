@@ -36,7 +36,7 @@ def write_qwen3(g: OnnxGraph, checkpoint: Checkpoint) -> None:
         return g.linear(x, g.weight(name, checkpoint.tensor(f"{name}.weight")))
 
     def norm(x: str, name: str) -> str:
-        return rms_norm(g, x, g.weight(name, checkpoint.tensor(f"{name}.weight")), epsilon)
+        return rms_norm(g, x, g.wide_weight(name, checkpoint.tensor(f"{name}.weight")), epsilon)
 
     r = ragged(g, *ragged_inputs(g))
     mask = causal_mask(g, r)

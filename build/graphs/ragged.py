@@ -125,5 +125,5 @@ def last_hidden_state(g: OnnxGraph, packed: str, r: Ragged, hidden_size: int) ->
     """Declares the encoder's output FP32 [T, H]: every token back in its slot, zeros in slots that hold none."""
     rows = g.op("Gather", packed, r.token_of_slot)
     real = g.op("Unsqueeze", r.real_slots, g.constant([1], np.int64))
-    states = g.op("Where", real, rows, g.constant(0, np.float32))
+    states = g.widen(g.op("Where", real, rows, g.scalar(0)))
     g.output("last_hidden_state", states, TensorProto.FLOAT, ["slots", hidden_size])
