@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ from build.graphs.scoring import (
     write_scoring,
     yes_no_logit,
 )
+from build.repository import Family
+from build.target import Target
 from build.templates import QWEN3_RERANKER
 
 SOURCES = Path(__file__).parent
@@ -54,6 +56,9 @@ LOGITS: dict[str, tuple[Logit, dict[str, str] | None]] = {
 }
 """Architecture of a reranker -> its logit, and the template around query and passage if it has one."""
 
+MAX_BATCH_SIZE = 64
+"""Texts in one batch where the catalog asks for no other number."""
+
 RECORD = "build.json"
 """What a family was built from and into, kept in the folder of its first ensemble."""
 
@@ -67,24 +72,24 @@ class Model:
     """The source of `model.py`; an ensemble has none."""
     write_graph: Callable[[OnnxGraph], None] | None = None
     """Writes `model.onnx`."""
-    precision: str = "fp32"
-    """What the graph computes in; heads are small and stay in fp32."""
+    target: Target = field(default_factory=Target)
+    """What the graph is written for."""
     files: tuple[Path, ...] = ()
     """Files of the checkpoint to copy."""
 
 
-def build(entry: CatalogEntry, model_repository: Path, cache: Path) -> bool:
+def build(entry: CatalogEntry, target: Target, model_repository: Path, cache: Path) -> bool:
     """Builds `entry` into `model_repository`; returns False when it was already there, unchanged.
 
     Raises BuildError, and leaves the repository as it was, when the checkpoint cannot be had or built.
     """
-    inputs = _inputs(entry)
+    inputs = _inputs(entry, target)
     if _is_current(model_repository, entry.name, inputs):
         return False
     checkpoint = obtain(entry, cache / "checkpoints")
     aside = cache / "building" / entry.name
     shutil.rmtree(aside, ignore_errors=True)
-    for model in models(entry, checkpoint, "fp32"):
+    for model in models(entry, checkpoint, target):
         write(model, aside / model.config.name)
     record = {"inputs": inputs, "outputs": _hashes(aside)}
     (aside / entry.name / RECORD).write_text(json.dumps(record, indent=2) + "\n")
@@ -92,7 +97,7 @@ def build(entry: CatalogEntry, model_repository: Path, cache: Path) -> bool:
     return True
 
 
-def models(entry: CatalogEntry, checkpoint: Checkpoint, precision: str) -> list[Model]:
+def models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> list[Model]:
     """Every model of the family, the ensembles that callers use first."""
     model_type = str(checkpoint.config.get("model_type"))
     if model_type not in ENCODERS:
@@ -100,48 +105,36 @@ def models(entry: CatalogEntry, checkpoint: Checkpoint, precision: str) -> list[
             f"{checkpoint.folder / 'config.json'} has model_type {model_type!r}; "
             f"graphs are written for {', '.join(ENCODERS)}"
         )
-    encoder = Model(
-        repository.encoder(entry.name, checkpoint.hidden_size),
-        step=ONNX_RUNNER_STEP,
-        write_graph=lambda g: ENCODERS[model_type](g, checkpoint),
-        precision=precision,
-    )
+    family = repository.Family(entry.name, target, checkpoint.hidden_size, checkpoint.max_tokens, MAX_BATCH_SIZE)
+    encoder = graph(repository.encoder(family), target, lambda g: ENCODERS[model_type](g, checkpoint))
     if "embed" in entry.tasks:
-        return embedding_models(entry, checkpoint, encoder)
-    return reranking_models(entry, checkpoint, encoder)
+        return embedding_models(entry, checkpoint, family, encoder)
+    return reranking_models(checkpoint, family, encoder)
 
 
-def embedding_models(entry: CatalogEntry, checkpoint: Checkpoint, encoder: Model) -> list[Model]:
+def embedding_models(entry: CatalogEntry, checkpoint: Checkpoint, family: Family, encoder: Model) -> list[Model]:
     """The family of an embedding model; where it also reranks, it does so as a bi-encoder."""
-    family, width = entry.name, Pooling.of(checkpoint).width
+    width = Pooling.of(checkpoint).width
     dimensions = width if entry.dimensions is None else entry.dimensions
     if not 0 < dimensions <= width:
         raise BuildError(f"{dimensions} dimensions were asked for, but {checkpoint.folder} gives 1 to {width}")
+    head = replace(family.target, precision="fp32")
+    pooling = repository.pooling(family, dimensions)
     ensembles = [Model(repository.embed_ensemble(family, dimensions))]
     steps = [
-        tokenizer(repository.tokenizer(family, checkpoint.max_tokens, checkpoint.prompts), checkpoint),
+        tokenizer(repository.tokenizer(family, checkpoint.prompts), checkpoint),
         encoder,
-        Model(
-            repository.pooling(family, checkpoint.hidden_size, dimensions),
-            step=ONNX_RUNNER_STEP,
-            write_graph=lambda g: write_pooling(g, checkpoint, dimensions),
-        ),
+        graph(pooling, head, lambda g: write_pooling(g, checkpoint, dimensions)),
     ]
     if "rerank" in entry.tasks:
+        scoring = repository.cosine_scoring(family, dimensions)
         ensembles.append(Model(repository.bi_encoder_ensemble(family)))
-        steps.append(
-            Model(
-                repository.cosine_scoring(family, dimensions),
-                step=ONNX_RUNNER_STEP,
-                write_graph=lambda g: write_cosine_scoring(g, dimensions),
-            )
-        )
+        steps.append(graph(scoring, head, lambda g: write_cosine_scoring(g, dimensions)))
     return ensembles + steps
 
 
-def reranking_models(entry: CatalogEntry, checkpoint: Checkpoint, encoder: Model) -> list[Model]:
+def reranking_models(checkpoint: Checkpoint, family: Family, encoder: Model) -> list[Model]:
     """The family of a cross-encoder, or of a language model that is asked whether a passage answers."""
-    family, max_tokens = entry.name, checkpoint.max_tokens
     if checkpoint.architecture not in LOGITS:
         raise BuildError(
             f"{checkpoint.folder / 'config.json'} is of {checkpoint.architecture}; "
@@ -149,24 +142,27 @@ def reranking_models(entry: CatalogEntry, checkpoint: Checkpoint, encoder: Model
         )
     logit, template = LOGITS[checkpoint.architecture]
     if template is None:
-        config = repository.pair_tokenizer(family, max_tokens, checkpoint.segment_offset)
+        config = repository.pair_tokenizer(family, checkpoint.segment_offset)
     else:
-        config = repository.template_tokenizer(family, max_tokens, template)
+        config = repository.template_tokenizer(family, template)
+    head = replace(family.target, precision="fp32")
     return [
         Model(repository.rerank_ensemble(family, template is not None)),
         tokenizer(config, checkpoint),
         encoder,
-        Model(
-            repository.scoring(family, checkpoint.hidden_size),
-            step=ONNX_RUNNER_STEP,
-            write_graph=lambda g: write_scoring(g, checkpoint, logit),
-        ),
+        graph(repository.scoring(family), head, lambda g: write_scoring(g, checkpoint, logit)),
     ]
 
 
 def tokenizer(config: ModelConfig, checkpoint: Checkpoint) -> Model:
     """The tokenizer model with the checkpoint's tokenizer.json."""
     return Model(config, step=TOKENIZER_STEP, files=(checkpoint.folder / "tokenizer.json",))
+
+
+def graph(config: ModelConfig, target: Target, write_graph: Callable[[OnnxGraph], None]) -> Model:
+    """A model of `model.onnx`, with the step that runs it where no backend of Triton's does."""
+    step = ONNX_RUNNER_STEP if target.feed.backend == "python" else None
+    return Model(config, step=step, write_graph=write_graph, target=target)
 
 
 def write(model: Model, folder: Path) -> None:
@@ -180,16 +176,18 @@ def write(model: Model, folder: Path) -> None:
     for file in model.files:
         shutil.copyfile(file, version / file.name)
     if model.write_graph is not None:
-        with OnnxGraph(model.config.name, version / "model.onnx", model.precision) as graph:
-            model.write_graph(graph)
+        with OnnxGraph(model.config.name, version / "model.onnx", model.target) as g:
+            model.write_graph(g)
 
 
-def _inputs(entry: CatalogEntry) -> dict[str, Any]:
+def _inputs(entry: CatalogEntry, target: Target) -> dict[str, Any]:
     """Everything the outputs follow from."""
     return {
         "model": entry.title,
         "source": entry.source.name if isinstance(entry.source, Path) else entry.source.requirement,
         "dimensions": entry.dimensions,
+        "runtime": target.runtime,
+        "precision": target.precision,
         "checkpoint": entry.files,
         "builder": _hashes(SOURCES, "**/*.py") | _hashes(SOURCES, "catalog/*.toml"),
         "versions": {

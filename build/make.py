@@ -11,6 +11,7 @@ from pathlib import Path
 from build import catalog, family
 from build.checkpoint import describe
 from build.errors import BuildError
+from build.target import PRECISIONS, RUNTIMES, Target
 
 ROOT = Path(__file__).parent.parent
 MODEL_REPOSITORY = ROOT / "model_repository"
@@ -33,15 +34,22 @@ def main(arguments: list[str] | None = None) -> int:
         "--dimensions", type=int, help="cut the embeddings of a checkpoint folder to so many (Matryoshka)"
     )
     parser.add_argument(
+        "--runtime", choices=RUNTIMES, default="python", help="what executes the graphs (default: python)"
+    )
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="fp32", help="what the encoder computes in (default: fp32)"
+    )
+    parser.add_argument(
         "--repository",
         type=Path,
         default=MODEL_REPOSITORY,
         help="the model repository to fill (default: model_repository/)",
     )
     options = parser.parse_args(arguments)
+    target = Target(options.runtime, options.precision)
     try:
         for model in options.models:
-            build_one(entry_of(model, options), options.repository)
+            build_one(entry_of(model, options), target, options.repository)
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -61,10 +69,10 @@ def entry_of(model: str, options: argparse.Namespace) -> catalog.CatalogEntry:
     return describe(Path(model), name, options.dimensions)
 
 
-def build_one(entry: catalog.CatalogEntry, repository: Path) -> None:
+def build_one(entry: catalog.CatalogEntry, target: Target, repository: Path) -> None:
     """Builds one catalog entry and says what came of it."""
     started = time.monotonic()
-    if family.build(entry, repository, CACHE):
+    if family.build(entry, target, repository, CACHE):
         print(f"{entry.name}: built into {repository} in {time.monotonic() - started:.1f} s", flush=True)
     else:
         print(f"{entry.name}: up to date, nothing to do", flush=True)

@@ -23,13 +23,17 @@ from tritonclient.grpc.model_config_pb2 import (
     ModelInput,
     ModelInstanceGroup,
     ModelOutput,
+    ModelWarmup,
 )
 
-MAX_BATCH_SIZE = 64
-"""Texts in one batch: bounds the hidden states that pass through shared memory at once."""
+from build.graphs.ragged import WIDEST
+from build.target import Target
 
 TOKEN_BUDGET = 512
 """Tokens in one engine call: larger calls gain nothing on a CPU and leave less to share among its cores."""
+
+WARM_UP = {"short": (1, 16), "long": (1, 512), "batch": (8, 64)}
+"""Sample -> (texts, tokens each) that every graph runs once before its model is ready."""
 
 
 @dataclass(frozen=True)
@@ -69,112 +73,87 @@ SCORE = Tensor("score", TYPE_FP32)
 LOGIT = Tensor("logit", TYPE_FP32)
 
 
+@dataclass(frozen=True)
+class Family:
+    """What the models of one family have in common."""
+
+    name: str
+    target: Target
+    hidden_size: int
+    max_tokens: int
+    """The longest text."""
+    max_batch_size: int
+    """Texts in one batch: bounds the hidden states that pass from encoder to head at once."""
+
+
 def render(config: ModelConfig) -> str:
     """The text of a config.pbtxt file."""
     text: str = text_format.MessageToString(config)
     return text
 
 
-def tokenizer(family: str, max_tokens: int, prompts: Mapping[str, str]) -> ModelConfig:
+def tokenizer(family: Family, prompts: Mapping[str, str]) -> ModelConfig:
     """`<family>-tokenizer`: text -> input_ids, token_count, truncated."""
-    return _python_model(
-        f"{family}-tokenizer",
-        inputs=[TEXT, PROMPT_NAME],
-        outputs=[INPUT_IDS, TOKEN_COUNT, TRUNCATED],
-        parameters={"max_tokens": str(max_tokens), "prompts": json.dumps(dict(prompts))},
-    )
+    return _tokenizer(family, [TEXT, PROMPT_NAME], {"prompts": json.dumps(dict(prompts))})
 
 
-def pair_tokenizer(family: str, max_tokens: int, segment_offset: int) -> ModelConfig:
+def pair_tokenizer(family: Family, segment_offset: int) -> ModelConfig:
     """`<family>-tokenizer` of a cross-encoder: query, passage -> input_ids, token_count, truncated."""
-    return _python_model(
-        f"{family}-tokenizer",
-        inputs=[QUERY, PASSAGE],
-        outputs=[INPUT_IDS, TOKEN_COUNT, TRUNCATED],
-        parameters={"max_tokens": str(max_tokens), "segment_offset": str(segment_offset)},
-    )
+    return _tokenizer(family, [QUERY, PASSAGE], {"segment_offset": str(segment_offset)})
 
 
-def template_tokenizer(family: str, max_tokens: int, template: Mapping[str, str]) -> ModelConfig:
+def template_tokenizer(family: Family, template: Mapping[str, str]) -> ModelConfig:
     """`<family>-tokenizer` of a reranker that is asked: query, passage, instruction -> input_ids, ..."""
-    return _python_model(
-        f"{family}-tokenizer",
-        inputs=[QUERY, PASSAGE, INSTRUCTION],
-        outputs=[INPUT_IDS, TOKEN_COUNT, TRUNCATED],
-        parameters={"max_tokens": str(max_tokens), "template": json.dumps(dict(template))},
-    )
+    return _tokenizer(family, [QUERY, PASSAGE, INSTRUCTION], {"template": json.dumps(dict(template))})
 
 
-def encoder(family: str, hidden_size: int) -> ModelConfig:
+def encoder(family: Family) -> ModelConfig:
     """`<family>-encoder`: ragged input_ids -> last_hidden_state [-1, H]."""
-    config = _python_model(
-        f"{family}-encoder",
-        inputs=[INPUT_IDS],
-        outputs=[Tensor("last_hidden_state", TYPE_FP32, (-1, hidden_size))],
-        parameters=_engine("auto", "auto", TOKEN_BUDGET),
-    )
-    _add_item_lengths(config)
-    config.batch_output.add(
-        kind=BatchOutput.BATCH_SCATTER_WITH_INPUT_SHAPE,
-        target_name=["last_hidden_state"],
-        source_input=[INPUT_IDS.name],
-    )
+    config = _graph_model(family, "encoder", [INPUT_IDS], [_states(family)], "auto", "auto")
+    if family.target.feed.ragged:
+        config.batch_output.add(
+            kind=BatchOutput.BATCH_SCATTER_WITH_INPUT_SHAPE,
+            target_name=["last_hidden_state"],
+            source_input=[INPUT_IDS.name],
+        )
     return config
 
 
-def pooling(family: str, hidden_size: int, dimensions: int) -> ModelConfig:
+def pooling(family: Family, dimensions: int) -> ModelConfig:
     """`<family>-pooling`: ragged last_hidden_state and input_ids -> embeddings [D]."""
-    config = _python_model(
-        f"{family}-pooling",
-        inputs=[_states(hidden_size), INPUT_IDS],
-        outputs=[Tensor("embeddings", TYPE_FP32, (dimensions,))],
-        parameters=_engine("fp32", "1", TOKEN_BUDGET),
-    )
-    _add_item_lengths(config)
-    return config
+    outputs = [Tensor("embeddings", TYPE_FP32, (dimensions,))]
+    return _graph_model(family, "pooling", [_states(family), INPUT_IDS], outputs)
 
 
-def scoring(family: str, hidden_size: int) -> ModelConfig:
+def scoring(family: Family) -> ModelConfig:
     """`<family>-scoring`: ragged last_hidden_state and input_ids -> score, logit."""
-    config = _python_model(
-        f"{family}-scoring",
-        inputs=[_states(hidden_size), INPUT_IDS],
-        outputs=[SCORE, LOGIT],
-        parameters=_engine("fp32", "1", TOKEN_BUDGET),
-    )
-    _add_item_lengths(config)
-    return config
+    return _graph_model(family, "scoring", [_states(family), INPUT_IDS], [SCORE, LOGIT])
 
 
-def cosine_scoring(family: str, dimensions: int) -> ModelConfig:
+def cosine_scoring(family: Family, dimensions: int) -> ModelConfig:
     """`<family>-rerank-scoring`: the embeddings of query and passage -> score, logit."""
     inputs = [
         Tensor(f"{side}_{tensor.name}", tensor.data_type, tensor.dims)
         for tensor in (Tensor("embeddings", TYPE_FP32, (dimensions,)), TOKEN_COUNT, TRUNCATED)
         for side in ("query", "passage")
     ]
-    return _python_model(
-        f"{family}-rerank-scoring",
-        inputs=inputs,
-        outputs=[SCORE, LOGIT, TOKEN_COUNT, TRUNCATED],
-        parameters=_engine("fp32", "1", TOKEN_BUDGET),
-    )
+    return _graph_model(family, "rerank-scoring", inputs, [SCORE, LOGIT, TOKEN_COUNT, TRUNCATED])
 
 
-def embed_ensemble(family: str, dimensions: int) -> ModelConfig:
+def embed_ensemble(family: Family, dimensions: int) -> ModelConfig:
     """`<family>`: text -> embeddings, token_count, truncated."""
     outputs = [Tensor("embeddings", TYPE_FP32, (dimensions,)), TOKEN_COUNT, TRUNCATED]
-    config = _ensemble(family, [TEXT, PROMPT_NAME], outputs)
+    config = _ensemble(family, family.name, [TEXT, PROMPT_NAME], outputs)
     steps = config.ensemble_scheduling.step
-    steps.extend(_embedding_steps(family, text="text", prefix="", prompt_name="prompt_name"))
+    steps.extend(_embedding_steps(family.name, text="text", prefix="", prompt_name="prompt_name"))
     return config
 
 
-def rerank_ensemble(family: str, template: bool) -> ModelConfig:
+def rerank_ensemble(family: Family, template: bool) -> ModelConfig:
     """`<family>`: query, passage, with a template also instruction -> score, logit, token_count, truncated."""
     inputs = [QUERY, PASSAGE, INSTRUCTION] if template else [QUERY, PASSAGE]
     outputs = [SCORE, LOGIT, TOKEN_COUNT, TRUNCATED]
-    config = _ensemble(family, inputs, outputs)
+    config = _ensemble(family, family.name, inputs, outputs)
 
     def same(tensors: Sequence[Tensor]) -> dict[str, str]:
         return {tensor.name: tensor.name for tensor in tensors}
@@ -182,29 +161,29 @@ def rerank_ensemble(family: str, template: bool) -> ModelConfig:
     states = {"last_hidden_state": "last_hidden_state"}
     config.ensemble_scheduling.step.extend(
         [
-            _step(f"{family}-tokenizer", same(inputs), same([INPUT_IDS, TOKEN_COUNT, TRUNCATED])),
-            _step(f"{family}-encoder", same([INPUT_IDS]), states),
-            _step(f"{family}-scoring", states | same([INPUT_IDS]), same([SCORE, LOGIT])),
+            _step(f"{family.name}-tokenizer", same(inputs), same([INPUT_IDS, TOKEN_COUNT, TRUNCATED])),
+            _step(f"{family.name}-encoder", same([INPUT_IDS]), states),
+            _step(f"{family.name}-scoring", states | same([INPUT_IDS]), same([SCORE, LOGIT])),
         ]
     )
     return config
 
 
-def bi_encoder_ensemble(family: str) -> ModelConfig:
+def bi_encoder_ensemble(family: Family) -> ModelConfig:
     """`<family>-rerank`, a bi-encoder: query, passage -> score, logit, token_count, truncated.
 
     The embedding family's own models are the steps, once for the query and once for the passage.
     """
-    config = _ensemble(f"{family}-rerank", [QUERY, PASSAGE], [SCORE, LOGIT, TOKEN_COUNT, TRUNCATED])
+    config = _ensemble(family, f"{family.name}-rerank", [QUERY, PASSAGE], [SCORE, LOGIT, TOKEN_COUNT, TRUNCATED])
     steps = config.ensemble_scheduling.step
     for side in ("query", "passage"):
-        steps.extend(_embedding_steps(family, text=side, prefix=f"{side}_"))
+        steps.extend(_embedding_steps(family.name, text=side, prefix=f"{side}_"))
     scoring = [
         f"{side}_{name}" for name in ("embeddings", "token_count", "truncated") for side in ("query", "passage")
     ]
     steps.append(
         _step(
-            f"{family}-rerank-scoring",
+            f"{family.name}-rerank-scoring",
             {name: name for name in scoring},
             {name: name for name in ("score", "logit", "token_count", "truncated")},
         )
@@ -230,46 +209,92 @@ def _embedding_steps(
     ]
 
 
-def _python_model(
-    name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor], parameters: Mapping[str, str]
-) -> ModelConfig:
-    config = ModelConfig(
-        name=name,
-        backend="python",
-        max_batch_size=MAX_BATCH_SIZE,
-        input=[tensor.as_input() for tensor in inputs],
-        output=[tensor.as_output() for tensor in outputs],
-        instance_group=[ModelInstanceGroup(count=1, kind=ModelInstanceGroup.KIND_CPU)],
-    )
-    # No queue delay: while one batch runs, the next one gathers by itself.
-    config.dynamic_batching.SetInParent()
-    for key, value in parameters.items():
-        config.parameters[key].string_value = value
+def _tokenizer(family: Family, inputs: Sequence[Tensor], parameters: Mapping[str, str]) -> ModelConfig:
+    outputs = [INPUT_IDS, TOKEN_COUNT, TRUNCATED]
+    config = _model(family, "tokenizer", "python", inputs, outputs, ModelInstanceGroup.KIND_CPU)
+    _add_parameters(config, {"max_tokens": str(family.max_tokens), **parameters})
     return config
 
 
-def _states(hidden_size: int) -> Tensor:
-    return Tensor("last_hidden_state", TYPE_FP32, (-1, hidden_size), ragged=True)
+def _graph_model(
+    family: Family,
+    step: str,
+    inputs: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    precision: str = "fp32",
+    threads: str = "1",
+) -> ModelConfig:
+    """A model of `model.onnx`; precision and threads are what `onnx_runner.py` computes it with."""
+    runtime = family.target.feed
+    config = _model(family, step, runtime.backend, inputs, outputs, runtime.kind)
+    if runtime.backend == "python":
+        _add_parameters(config, {"precision": precision, "threads": threads, "token_budget": str(TOKEN_BUDGET)})
+    else:
+        config.default_model_filename = runtime.file
+    if not any(tensor.ragged for tensor in inputs):
+        return config
+    if runtime.ragged:
+        _add_batch_input(config, BatchInput.BATCH_ITEM_SHAPE_FLATTEN, "lengths")
+    else:
+        for tensor in config.input:
+            tensor.allow_ragged_batch = False
+    if runtime.needs_width:
+        _add_batch_input(config, BatchInput.BATCH_MAX_ELEMENT_COUNT_AS_SHAPE, WIDEST)
+    for name, (texts, tokens) in WARM_UP.items():
+        _add_warm_up(config, name, min(texts, family.max_batch_size), min(tokens, family.max_tokens))
+    return config
 
 
-def _engine(precision: str, threads: str, token_budget: int) -> dict[str, str]:
-    return {"precision": precision, "threads": threads, "token_budget": str(token_budget)}
-
-
-def _add_item_lengths(config: ModelConfig) -> None:
-    config.batch_input.add(
-        kind=BatchInput.BATCH_ITEM_SHAPE_FLATTEN,
-        target_name=["lengths"],
-        data_type=TYPE_INT32,
-        source_input=[INPUT_IDS.name],
+def _model(
+    family: Family,
+    step: str,
+    backend: str,
+    inputs: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    kind: int,
+) -> ModelConfig:
+    config = ModelConfig(
+        name=f"{family.name}-{step}",
+        backend=backend,
+        max_batch_size=family.max_batch_size,
+        input=[tensor.as_input() for tensor in inputs],
+        output=[tensor.as_output() for tensor in outputs],
+        instance_group=[ModelInstanceGroup(count=1, kind=kind)],
     )
+    # No queue delay: while one batch runs, the next one gathers by itself.
+    config.dynamic_batching.SetInParent()
+    return config
 
 
-def _ensemble(name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> ModelConfig:
+def _states(family: Family) -> Tensor:
+    return Tensor("last_hidden_state", TYPE_FP32, (-1, family.hidden_size), ragged=True)
+
+
+def _add_parameters(config: ModelConfig, parameters: Mapping[str, str]) -> None:
+    for key, value in parameters.items():
+        config.parameters[key].string_value = value
+
+
+def _add_batch_input(config: ModelConfig, kind: int, target: str) -> None:
+    config.batch_input.add(kind=kind, target_name=[target], data_type=TYPE_INT32, source_input=[INPUT_IDS.name])
+
+
+def _add_warm_up(config: ModelConfig, name: str, texts: int, tokens: int) -> None:
+    """Adds a sample of `texts` rows of `tokens` zeros each, which are ids like any other."""
+    sample = ModelWarmup(name=name, batch_size=texts, count=1)
+    for tensor in config.input:
+        dims = [tokens, *tensor.dims[1:]]
+        sample.inputs[tensor.name].MergeFrom(
+            ModelWarmup.Input(data_type=tensor.data_type, dims=dims, zero_data=True)
+        )
+    config.model_warmup.append(sample)
+
+
+def _ensemble(family: Family, name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> ModelConfig:
     return ModelConfig(
         name=name,
         platform="ensemble",
-        max_batch_size=MAX_BATCH_SIZE,
+        max_batch_size=family.max_batch_size,
         input=[tensor.as_input() for tensor in inputs],
         output=[tensor.as_output() for tensor in outputs],
     )

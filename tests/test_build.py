@@ -20,6 +20,7 @@ from build.catalog import CatalogEntry
 from build.checkpoint import Checkpoint, obtain, sha256
 from build.errors import BuildError
 from build.repository import render
+from build.target import Target
 
 REPOSITORY = ROOT / "model_repository"
 
@@ -41,7 +42,7 @@ def files(folder: Path) -> dict[str, str]:
 
 
 def test_committed_configurations_are_what_the_builder_renders(entry: CatalogEntry) -> None:
-    models = family.models(entry, obtain(entry, ROOT / ".cache" / "checkpoints"), "fp32")
+    models = family.models(entry, obtain(entry, ROOT / ".cache" / "checkpoints"), Target())
     tracked = subprocess.check_output(["git", "ls-files", "model_repository"], cwd=ROOT, text=True).split()
     assert sorted(tracked) == sorted(f"model_repository/{m.config.name}/config.pbtxt" for m in models)
     for model in models:
@@ -49,15 +50,15 @@ def test_committed_configurations_are_what_the_builder_renders(entry: CatalogEnt
 
 
 def test_configurations_survive_the_round_trip(entry: CatalogEntry) -> None:
-    for model in family.models(entry, obtain(entry, ROOT / ".cache" / "checkpoints"), "fp32"):
+    for model in family.models(entry, obtain(entry, ROOT / ".cache" / "checkpoints"), Target()):
         assert text_format.Parse(render(model.config), ModelConfig()) == model.config
 
 
 def test_a_second_build_does_nothing(tmp_path: Path, entry: CatalogEntry, cache: Path) -> None:
     repository = tmp_path / "repository"
-    assert family.build(entry, repository, cache)
+    assert family.build(entry, Target(), repository, cache)
     before = {path: path.stat().st_mtime_ns for path in repository.rglob("*")}
-    assert not family.build(entry, repository, cache)
+    assert not family.build(entry, Target(), repository, cache)
     assert {path: path.stat().st_mtime_ns for path in repository.rglob("*")} == before
 
 
@@ -68,8 +69,8 @@ def test_the_command_says_that_there_is_nothing_to_do(capsys: pytest.CaptureFixt
 
 def test_builds_are_byte_identical(tmp_path: Path, entry: CatalogEntry, cache: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    family.build(entry, first, cache)
-    family.build(entry, second, cache)
+    family.build(entry, Target(), first, cache)
+    family.build(entry, Target(), second, cache)
     assert files(first) == files(second)
     record = json.loads((first / "minilm" / "build.json").read_text())
     assert record["outputs"] == {name: h for name, h in files(first).items() if not name.endswith("build.json")}
@@ -77,15 +78,15 @@ def test_builds_are_byte_identical(tmp_path: Path, entry: CatalogEntry, cache: P
 
 def test_a_damaged_output_is_built_again(tmp_path: Path, entry: CatalogEntry, cache: Path) -> None:
     repository = tmp_path / "repository"
-    family.build(entry, repository, cache)
+    family.build(entry, Target(), repository, cache)
     before = files(repository)
     (repository / "minilm-encoder" / "1" / "model.onnx").write_bytes(b"")
-    assert family.build(entry, repository, cache)
+    assert family.build(entry, Target(), repository, cache)
     assert files(repository) == before
 
 
 def write_all(entry: CatalogEntry, checkpoint: Path, repository: Path) -> None:
-    for model in family.models(entry, Checkpoint(checkpoint), "fp32"):
+    for model in family.models(entry, Checkpoint(checkpoint), Target()):
         family.write(model, repository / model.config.name)
 
 
@@ -110,7 +111,7 @@ def test_a_wrong_hash_is_refused(tmp_path: Path, entry: CatalogEntry, cache: Pat
     before = files(repository)
     damage(cache / "checkpoints" / "minilm")
     with pytest.raises(BuildError, match=r"model.safetensors has sha256 .* delete .* and build again"):
-        family.build(entry, repository, cache)
+        family.build(entry, Target(), repository, cache)
     assert files(repository) == before
 
 

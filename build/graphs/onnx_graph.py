@@ -13,6 +13,8 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from build.target import Target
+
 OPSET = 17
 """LayerNormalization arrived in opset 17; later opsets add nothing these graphs need."""
 
@@ -25,12 +27,12 @@ ALIGNMENT = 64
 WRITE_VALUES = 1 << 22
 """Values of a weight that are converted and written at a time, so that a large one never exists twice."""
 
-PRECISIONS: dict[str, np.dtype[Any]] = {
+DTYPES: dict[str, np.dtype[Any]] = {
     "fp32": np.dtype(np.float32),
     "bf16": np.dtype(ml_dtypes.bfloat16),
     "fp16": np.dtype(np.float16),
 }
-"""What a graph computes in -> the type of its weights."""
+"""Precision of a target -> the type of weights and arithmetic."""
 
 Array: TypeAlias = npt.NDArray[np.generic]
 Shape: TypeAlias = Sequence[int | str]
@@ -42,12 +44,14 @@ class OnnxGraph:
     Values are plain strings, the names ONNX knows them by. Use it as a context manager: the model file is
     written on a clean exit and nothing is written after an error. Equal calls give equal bytes.
 
-    The precision is in the graph, by type: weights and arithmetic are of `dtype`, but for what is summed over many
-    values (norms, softmax), which is of FP32 between `widen` and `narrow`.
+    `feed` says how the target's runtime hands batches over. The precision is in the graph, by type: weights and
+    arithmetic are of `dtype`, but for what is summed over many values (norms, softmax), which is of FP32 between
+    `widen` and `narrow`.
     """
 
-    def __init__(self, name: str, path: Path, precision: str = "fp32") -> None:
-        self.dtype = PRECISIONS[precision]
+    def __init__(self, name: str, path: Path, target: Target) -> None:
+        self.feed = target.feed
+        self.dtype = DTYPES[target.precision]
         self._name = name
         self._path = path
         self._nodes: list[onnx.NodeProto] = []

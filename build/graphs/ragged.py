@@ -4,6 +4,10 @@ Triton merges requests of any length and hands a model their tokens end to end (
 length of each batch item (`lengths` [B]). Inside one multi-text request the rows are padded with -1, which is
 no token id, so T may hold slots without a token. The encoder drops those and works on the T' real tokens (their
 number rounded up, see STEP).
+
+Two runtimes differ. TensorRT computes shapes before it runs and not from values, so the longest item comes as the
+shape of a third input (`widest` [S]) and every slot counts as a token. OpenVINO's own backend merges only requests
+of equal length, which arrive as rows (`input_ids` [B, S]).
 """
 
 from __future__ import annotations
@@ -24,6 +28,10 @@ T', for memory: engines prepare and keep code for every shape they meet, and thi
 """
 
 
+WIDEST = "widest"
+"""INT32 [S], its values unset: the runtime that needs the longest item as a shape gets it here."""
+
+
 @dataclass(frozen=True)
 class Ragged:
     """Index tensors between slots [T], packed tokens [T'] and attention rows [B, S], all INT64.
@@ -39,8 +47,8 @@ class Ragged:
     """[T'] flat index of each packed token into [B * S]."""
     token_of_cell: str
     """[B, S] packed token shown in each cell; cells without a token repeat another one."""
-    token_of_slot: str
-    """[T] packed token shown in each slot; slots without a token repeat another one."""
+    token_of_slot: str | None
+    """[T] packed token shown in each slot; slots without a token repeat another one. None where T' = T."""
     column: str
     """[S] 0, 1, ... S - 1."""
     real: str
@@ -50,21 +58,29 @@ class Ragged:
 
 
 def ragged_inputs(g: OnnxGraph) -> tuple[str, str]:
-    """Declares `input_ids` INT32 [T] and `lengths` INT32 [B], as Triton's ragged batching feeds them."""
-    return (
-        g.input("input_ids", TensorProto.INT32, ["slots"]),
-        g.input("lengths", TensorProto.INT32, ["batch"]),
-    )
+    """Declares what the runtime feeds and returns it as (input_ids INT32 [T], lengths INT32 [B])."""
+    if g.feed.ragged:
+        input_ids = g.input("input_ids", TensorProto.INT32, ["slots"])
+        lengths = g.input("lengths", TensorProto.INT32, ["batch"])
+        if g.feed.needs_width:
+            g.input(WIDEST, TensorProto.INT32, ["widest"])
+        return input_ids, lengths
+    rows = g.input("input_ids", TensorProto.INT32, ["batch", "width"])
+    shape = g.op("Shape", rows)
+    batch, width = (g.op("Gather", shape, g.constant([axis], np.int64)) for axis in (0, 1))
+    lengths = g.op("Expand", g.op("Cast", width, to=TensorProto.INT32), batch)
+    return g.op("Reshape", rows, g.constant([-1], np.int64)), lengths
 
 
 def state_inputs(g: OnnxGraph, hidden_size: int) -> tuple[str, str, str]:
-    """Declares a head's inputs: (states FP32 [T, H], input_ids INT32 [T], lengths INT32 [B]).
+    """Declares a head's inputs and returns them as (states FP32 [T, H], input_ids INT32 [T], lengths INT32 [B]).
 
     Triton hands every ragged input over flat, so `last_hidden_state` arrives as [T * H] and is reshaped here.
     """
-    flat_states = g.input("last_hidden_state", TensorProto.FLOAT, ["slots * hidden"])
+    shape: list[int | str] = ["slots * hidden"] if g.feed.ragged else ["batch", "width", hidden_size]
+    states = g.input("last_hidden_state", TensorProto.FLOAT, shape)
     input_ids, lengths = ragged_inputs(g)
-    return g.op("Reshape", flat_states, g.constant([-1, hidden_size], np.int64)), input_ids, lengths
+    return g.op("Reshape", states, g.constant([-1, hidden_size], np.int64)), input_ids, lengths
 
 
 def item_rows(g: OnnxGraph, lengths: str) -> tuple[str, str]:
@@ -76,6 +92,8 @@ def item_rows(g: OnnxGraph, lengths: str) -> tuple[str, str]:
     step, round_up = g.constant(STEP, np.int64), g.constant(STEP - 1, np.int64)
     lengths = g.op("Cast", lengths, to=TensorProto.INT64)
     longest = g.op("ReduceMax", lengths, keepdims=0)
+    if g.feed.needs_width:
+        longest = g.op("Gather", g.op("Shape", WIDEST), zero)
     width = g.op("Mul", g.op("Div", g.op("Add", longest, round_up), step), step)
     column = g.op("Range", zero, width, one)
     starts = g.op("CumSum", lengths, zero, exclusive=1)
@@ -96,6 +114,20 @@ def ragged(g: OnnxGraph, input_ids: str, lengths: str) -> Ragged:
     real = g.op("And", inside, g.op("GreaterOrEqual", cell_ids, no_token))
     real_slots = g.op("GreaterOrEqual", input_ids, no_token)
 
+    width = g.op("Gather", g.op("Shape", slot), one)
+    if g.feed.needs_width:
+        item, column = _places(g, input_ids, lengths)
+        return Ragged(
+            token_ids=g.op("Max", input_ids, no_token),
+            positions=column,
+            cell_of_token=g.op("Add", g.op("Mul", item, width), column),
+            token_of_cell=slot,
+            token_of_slot=None,
+            column=g.op("Range", zero, width, one),
+            real=real,
+            real_slots=real_slots,
+        )
+
     # Cells and slots list the tokens in the same order, so one running count numbers both.
     def running_index(mask: str) -> str:
         count = g.op("CumSum", g.op("Cast", mask, to=TensorProto.INT64), zero)
@@ -107,7 +139,6 @@ def ragged(g: OnnxGraph, input_ids: str, lengths: str) -> Ragged:
     # The first token again until their number is a multiple of STEP: nothing reads these copies.
     missing = g.op("Mod", g.op("Neg", g.op("Shape", tokens)), g.constant(STEP, np.int64))
     cell_of_token = g.op("Pad", tokens, g.op("Concat", g.constant([0], np.int64), missing, axis=0))
-    width = g.op("Gather", g.op("Shape", slot), one)
     token_of_cell = g.op("Reshape", running_index(real_flat), g.op("Shape", slot))
     return Ragged(
         token_ids=g.op("Gather", g.op("Reshape", cell_ids, flat), cell_of_token),
@@ -121,9 +152,25 @@ def ragged(g: OnnxGraph, input_ids: str, lengths: str) -> Ragged:
     )
 
 
+def _places(g: OnnxGraph, input_ids: str, lengths: str) -> tuple[str, str]:
+    """(item, column) INT64 [T] of every slot, by arithmetic that fixes each shape beforehand."""
+    zero, one = g.constant(0, np.int64), g.constant(1, np.int64)
+    lengths = g.op("Cast", lengths, to=TensorProto.INT64)
+    slots = g.op("Range", zero, g.op("Gather", g.op("Shape", input_ids), zero), one)
+    ends = g.op("CumSum", lengths, zero)
+    # A slot comes after the ends of all items before its own.
+    passed = g.op("GreaterOrEqual", g.op("Unsqueeze", slots, g.constant([1], np.int64)), ends)
+    item = g.op("ReduceSum", g.op("Cast", passed, to=TensorProto.INT64), g.constant([1], np.int64), keepdims=0)
+    return item, g.op("Sub", slots, g.op("Gather", g.op("Sub", ends, lengths), item))
+
+
 def last_hidden_state(g: OnnxGraph, packed: str, r: Ragged, hidden_size: int) -> None:
     """Declares the encoder's output FP32 [T, H]: every token back in its slot, zeros in slots that hold none."""
-    rows = g.op("Gather", packed, r.token_of_slot)
+    slots = packed if r.token_of_slot is None else g.op("Gather", packed, r.token_of_slot)
     real = g.op("Unsqueeze", r.real_slots, g.constant([1], np.int64))
-    states = g.widen(g.op("Where", real, rows, g.scalar(0)))
-    g.output("last_hidden_state", states, TensorProto.FLOAT, ["slots", hidden_size])
+    states = g.widen(g.op("Where", real, slots, g.scalar(0)))
+    shape: list[int | str] = ["slots", hidden_size]
+    if not g.feed.ragged:
+        rows = g.op("Concat", g.op("Shape", "input_ids"), g.constant([hidden_size], np.int64), axis=0)
+        states, shape = g.op("Reshape", states, rows), ["batch", "width", hidden_size]
+    g.output("last_hidden_state", states, TensorProto.FLOAT, shape)

@@ -1,0 +1,50 @@
+"""What a family is built for: the runtime that executes its graphs and the precision they compute in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One of Triton's backends, and how it hands a batch over."""
+
+    backend: str
+    """The name that config.pbtxt knows it by."""
+    file: str
+    """What it loads from the version folder."""
+    kind: int
+    """Where its instances run, a `ModelInstanceGroup.Kind`."""
+    ragged: bool = True
+    """Requests of any lengths are merged end to end; if not, only those of one length, as rows."""
+    needs_width: bool = False
+    """Shapes cannot follow from values, so the width of rows comes as the shape of an input of its own."""
+
+
+RUNTIMES = {
+    "python": Runtime("python", "model.onnx", ModelInstanceGroup.KIND_CPU),
+    "onnxruntime": Runtime("onnxruntime", "model.onnx", ModelInstanceGroup.KIND_AUTO),
+    # Its backend knows no batch_input.
+    "openvino": Runtime("openvino", "model.onnx", ModelInstanceGroup.KIND_CPU, ragged=False),
+    "tensorrt": Runtime("tensorrt", "model.plan", ModelInstanceGroup.KIND_GPU, needs_width=True),
+}
+"""`python` is OpenVINO too, run by the step `onnx_runner.py` with ragged batches."""
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A runtime and a precision."""
+
+    runtime: str = "python"
+    """One of RUNTIMES."""
+    precision: str = "fp32"
+    """One of PRECISIONS: the encoder's arithmetic; heads are small and stay in fp32."""
+
+    @property
+    def feed(self) -> Runtime:
+        """How the graphs are fed."""
+        return RUNTIMES[self.runtime]
