@@ -122,14 +122,16 @@ class Stack:
         assert answer.status == 200, answer.body
         return answer.json()
 
-    def infer(self, model: str, **texts: list[str]) -> dict[str, npt.NDArray[Any]]:
+    def infer(
+        self, model: str, parameters: dict[str, Any] | None = None, **texts: list[str]
+    ) -> dict[str, npt.NDArray[Any]]:
         """v2 infer over gRPC with BYTES [B, 1] tensors: every output."""
         inputs = []
         for name, values in texts.items():
             array = np.array([[value.encode()] for value in values], np.object_)
             inputs.append(InferInput(name, array.shape, "BYTES").set_data_from_numpy(array))
         with InferenceServerClient(f"127.0.0.1:{self.ports['grpc']}") as client:
-            result = client.infer(model, inputs)
+            result = client.infer(model, inputs, parameters=parameters)
         return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
 
     def statistics(self, model: str) -> Any:

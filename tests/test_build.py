@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
+import os
 import shutil
 import subprocess
 import sys
@@ -10,19 +13,20 @@ from pathlib import Path
 
 import onnx
 import pytest
-from conftest import ROOT
+from conftest import ROOT, TINY
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from build import catalog, family
 from build import make as command
 from build.catalog import CatalogEntry
-from build.checkpoint import Checkpoint, obtain, sha256
+from build.checkpoint import Checkpoint, describe, obtain, sha256
 from build.errors import BuildError
 from build.repository import render
-from build.target import Target
+from build.target import RUNTIMES, Target
 
 REPOSITORY = ROOT / "model_repository"
+TINY_NAMES = sorted(path.parent.name for path in TINY.glob("*/config.json"))
 
 
 @pytest.fixture(scope="session")
@@ -49,9 +53,29 @@ def test_committed_configurations_are_what_the_builder_renders(entry: CatalogEnt
         assert (REPOSITORY / model.config.name / "config.pbtxt").read_text() == render(model.config)
 
 
-def test_configurations_survive_the_round_trip(entry: CatalogEntry) -> None:
-    for model in family.models(entry, obtain(entry, ROOT / ".cache" / "checkpoints"), Target()):
-        assert text_format.Parse(render(model.config), ModelConfig()) == model.config
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("name", TINY_NAMES)
+def test_configurations_are_strict(name: str, runtime: str) -> None:
+    """Parsed back they are what was meant, and they leave Triton nothing to guess."""
+    feed = RUNTIMES[runtime]
+    for model in family.models(describe(TINY / name, name, None), Checkpoint(TINY / name), Target(runtime)):
+        config = text_format.Parse(render(model.config), ModelConfig())
+        assert config == model.config
+        assert config.max_batch_size > 0
+        if config.platform == "ensemble":
+            continue
+        assert all(tensor.data_type and tensor.dims for tensor in (*config.input, *config.output))
+        assert config.instance_group
+        assert config.HasField("dynamic_batching")
+        is_graph = model.write_graph is not None
+        assert config.backend == (feed.backend if is_graph else "python")
+        if is_graph:
+            ragged = {tensor.name for tensor in config.input if tensor.allow_ragged_batch}
+            assert ragged == ({tensor.name for tensor in config.input} if feed.ragged else set())
+            targets = [name for extra in config.batch_input for name in extra.target_name]
+            assert targets == ["lengths"] * feed.ragged + ["widest"] * feed.needs_width
+            assert [sample.batch_size for sample in config.model_warmup] == [1, 1, 8]
+            assert all(set(s.inputs) == {t.name for t in config.input} for s in config.model_warmup)
 
 
 def test_a_second_build_does_nothing(tmp_path: Path, entry: CatalogEntry, cache: Path) -> None:
@@ -169,3 +193,53 @@ def test_graphs_are_plain_onnx() -> None:
     for path in REPOSITORY.glob("*/1/model.onnx"):
         model = onnx.load(path, load_external_data=False)
         assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 17)]
+
+
+def test_memory_follows_the_largest_tensor(tmp_path: Path) -> None:
+    """A checkpoint of 2 GB, all zeros, in a file that takes no room on the disk."""
+    folder = tmp_path / "large"
+    shutil.copytree(TINY / "qwen3-embedding", folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = json.loads((folder / "config.json").read_text())
+    sizes = {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 20, "vocab_size": 60000}
+    (folder / "config.json").write_text(json.dumps(config | sizes | {"num_attention_heads": 16, "head_dim": 128}))
+    shapes = qwen3_shapes(json.loads((folder / "config.json").read_text()))
+    largest = write_zeros(folder / "model.safetensors", shapes)
+    assert (folder / "model.safetensors").stat().st_size > 2e9
+
+    options = ["--precision", "bf16", "--repository", str(tmp_path / "repository")]
+    process = subprocess.Popen([sys.executable, "-m", "build.make", str(folder), *options], cwd=ROOT)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    shutil.rmtree(tmp_path / "repository")
+    assert process.returncode == 0
+    assert usage.ru_maxrss * 1024 < 3 * largest + 500e6
+
+
+def qwen3_shapes(config: dict[str, int]) -> dict[str, tuple[int, ...]]:
+    hidden, inner, head = config["hidden_size"], config["intermediate_size"], config["head_dim"]
+    queries, keys = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
+    shapes: dict[str, tuple[int, ...]] = {"embed_tokens": (config["vocab_size"], hidden), "norm": (hidden,)}
+    for i in range(config["num_hidden_layers"]):
+        attention = {"q_proj": (queries, hidden), "k_proj": (keys, hidden), "v_proj": (keys, hidden)}
+        attention |= {"o_proj": (hidden, queries)}
+        norms: dict[str, tuple[int, ...]] = {"q_norm": (head,), "k_norm": (head,)}
+        shapes |= {f"layers.{i}.self_attn.{name}": shape for name, shape in (attention | norms).items()}
+        mlp = {"gate_proj": (inner, hidden), "up_proj": (inner, hidden), "down_proj": (hidden, inner)}
+        shapes |= {f"layers.{i}.mlp.{name}": shape for name, shape in mlp.items()}
+        shapes |= {f"layers.{i}.{name}_layernorm": (hidden,) for name in ("input", "post_attention")}
+    return {f"{name}.weight": shape for name, shape in shapes.items()}
+
+
+def write_zeros(path: Path, shapes: dict[str, tuple[int, ...]]) -> int:
+    """Writes a safetensors file of BF16 zeros; returns the bytes of its largest tensor."""
+    sizes = [2 * math.prod(shape) for shape in shapes.values()]
+    ends = list(itertools.accumulate(sizes))
+    header = {
+        name: {"dtype": "BF16", "shape": shape, "data_offsets": [end - size, end]}
+        for (name, shape), size, end in zip(shapes.items(), sizes, ends, strict=True)
+    }
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(file.tell() + ends[-1])
+    return max(sizes)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT, TINY, Precision, Stack, cosines, rows
+from tritonclient.utils import InferenceServerException
 
 from build import make
 
@@ -65,6 +66,21 @@ def test_queries_get_their_prompt(families: Precision, name: str) -> None:
     assert cosines(answer["embeddings"], reference["query_embeddings"]).min() >= families.minimum_cosine
     assert (answer["token_count"][:, 0] == reference["query_token_counts"]).all()
     assert (answer["truncated"][:, 0] == reference["query_truncated"]).all()
+
+
+@pytest.mark.parametrize("name", EMBEDDERS)
+def test_input_type_picks_the_prompt(families: Precision, name: str) -> None:
+    """The request parameter of NVIDIA NIM's clients."""
+    for input_type, prompt in (("query", "query"), ("passage", "document")):
+        typed = families.stack.infer(name, {"input_type": input_type}, text=TEXTS[:4])
+        named = families.stack.infer(name, text=TEXTS[:4], prompt_name=[prompt] * 4)
+        assert (typed["embeddings"] == named["embeddings"]).all()
+        assert (typed["token_count"] == named["token_count"]).all()
+
+
+def test_an_unknown_input_type_is_refused(families: Precision) -> None:
+    with pytest.raises(InferenceServerException, match="'none' is unknown: it is one of query, passage"):
+        families.stack.infer("bert-cls", {"input_type": "none"}, text=["a"])
 
 
 @pytest.mark.parametrize("name", EMBEDDERS)

@@ -1,11 +1,13 @@
 """Tokenizer step (Python backend): text in, unpadded token ids out.
 
-Inputs   text BYTES [b, 1], and prompt_name BYTES [b, 1], optional, the name of a prompt to put before the text
+Inputs   text BYTES [b, 1], and prompt_name BYTES [b, 1], optional, the name of a prompt to put before the text;
+         without it the request parameter input_type, "query" or "passage", as NVIDIA NIM's clients send it
          or query, passage BYTES [b, 1], and instruction BYTES [b, 1], optional, where a model has a template
 Outputs  input_ids INT32 [b, S], special tokens included; S is the longest row of this request and shorter rows
          are filled with -1, which is no token id, so no attention mask travels
          token_count INT32 [b, 1], ids in the row; truncated BOOL [b, 1], whether anything was cut to fit
 Errors   INVALID_ARG, for the one request at fault: text that is not UTF-8 or holds no token, unknown prompt_name
+         or input_type
 
 Model parameters: `max_tokens`, the longest row; for texts `prompts`, a JSON object of prompt name -> prefix; for
 pairs either `segment_offset`, added to the ids of the second text so that its token type travels in them, or
@@ -33,6 +35,9 @@ import triton_python_backend_utils as pb_utils
 from tokenizers import Encoding, Tokenizer
 
 NO_TOKEN = -1
+
+INPUT_TYPES = {"query": "query", "passage": "document"}
+"""NIM's `input_type` -> prompt name."""
 
 
 class BadRequestError(ValueError):
@@ -101,7 +106,7 @@ class TritonPythonModel:
     def _read_texts(self, request: Any) -> list[str]:
         """Each text behind its prompt."""
         texts = _strings(request, "text")
-        names = _strings(request, "prompt_name") or [""] * len(texts)
+        names = _strings(request, "prompt_name") or [_prompt_of_input_type(request)] * len(texts)
         for name in names:
             if name and name not in self._prompts:
                 known = ", ".join(sorted(self._prompts))
@@ -142,6 +147,14 @@ def _strings(request: Any, name: str) -> list[str]:
         if not text.strip() and name != "prompt_name":
             raise BadRequestError(f"{name} {text[:20]!r} is empty")
     return texts
+
+
+def _prompt_of_input_type(request: Any) -> str:
+    """The prompt name that the request's parameters ask for, "" if they ask for none."""
+    input_type = json.loads(request.parameters() or "{}").get("input_type", "")
+    if input_type and input_type not in INPUT_TYPES:
+        raise BadRequestError(f"input_type {input_type!r} is unknown: it is one of {', '.join(INPUT_TYPES)}")
+    return INPUT_TYPES.get(input_type, "")
 
 
 def _response(rows: list[Row]) -> Any:
