@@ -294,7 +294,8 @@ def _ensemble(family: Family, name: str, inputs: Sequence[Tensor], outputs: Sequ
     return ModelConfig(
         name=name,
         platform="ensemble",
-        max_batch_size=family.max_batch_size,
+        # BATCH_MAX_ELEMENT_COUNT_AS_SHAPE counts all rows of a request as one, so each text comes in its own.
+        max_batch_size=1 if family.target.feed.needs_width else family.max_batch_size,
         input=[tensor.as_input() for tensor in inputs],
         output=[tensor.as_output() for tensor in outputs],
     )
