@@ -41,7 +41,7 @@ NO_TOKEN = -1
 
 CGROUPS = "/sys/fs/cgroup"
 
-WIDEST = 1.25
+WIDEST = 1.5
 """The widest item of a micro-batch over its narrowest."""
 
 PRECISIONS = {"fp32": ov.Type.f32, "bf16": ov.Type.bf16}
