@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
 
 from build.catalog import CatalogEntry, Wheel
 from build.errors import BuildError
@@ -126,6 +127,17 @@ class Checkpoint:
             raise BuildError(f"{self.folder / 'config.json'} asks for rotary positions of type {kind!r}")
         return float(parameters["rope_theta"])
 
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """`tokenizer.json`; raises BuildError when it is missing or broken."""
+        path = self.folder / "tokenizer.json"
+        if not path.exists():
+            raise BuildError(f"the checkpoint has no tokenizer.json (looked in {self.folder})")
+        try:
+            return Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises nothing narrower
+            raise BuildError(f"{path} cannot be read: {error}") from None
+
     def tensor(self, name: str) -> npt.NDArray[np.float32]:
         """The weight `name` as FP32, with or without the prefix that heads put before their encoder's names."""
         for prefix in PREFIXES:
@@ -145,9 +157,11 @@ class Checkpoint:
         for name in names:
             path = self.folder / name
             if not path.exists():
+                pickles = [pickle.name for pickle in self.folder.glob("*.bin")]
+                instead = f"; {pickles[0]} is a pickle, which can run code when it is read" if pickles else ""
                 raise BuildError(
-                    f"the checkpoint has no {name} (looked in {self.folder}); "
-                    "weights are read from safetensors files only"
+                    f"the checkpoint has no {name} (looked in {self.folder}): "
+                    f"weights are read from safetensors files only{instead}"
                 )
             try:
                 with safe_open(path, framework="np") as file:

@@ -156,6 +156,7 @@ def reranking_models(checkpoint: Checkpoint, family: Family, encoder: Model) -> 
 
 def tokenizer(config: ModelConfig, checkpoint: Checkpoint) -> Model:
     """The tokenizer model with the checkpoint's tokenizer.json."""
+    checkpoint.tokenizer.get_vocab_size()  # a broken file fails the build, not the server
     return Model(config, step=TOKENIZER_STEP, files=(checkpoint.folder / "tokenizer.json",))
 
 

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -162,6 +163,71 @@ def test_a_checkpoint_that_cannot_be_built(
         (folder / file).write_text(content)
     with pytest.raises(BuildError, match=words):
         write_all(entry, folder, tmp_path)
+
+
+def cut(name: str, end: int) -> Callable[[Path], object]:
+    """Damage: the file's last bytes are missing, as after a download that stopped."""
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:end])
+
+
+def change(name: str, **fields: object) -> Callable[[Path], object]:
+    """Damage: fields of a JSON file have other values."""
+    return lambda folder: (folder / name).write_text(
+        json.dumps(json.loads((folder / name).read_text()) | fields), encoding="utf-8"
+    )
+
+
+def lose(name: str) -> Callable[[Path], object]:
+    """Damage: the file is not there."""
+    return lambda folder: (folder / name).unlink()
+
+
+def half_downloaded(folder: Path) -> None:
+    """Damage: of two shards only the first has come."""
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    names = {"embed_tokens.weight": 1, "norm.weight": 2}
+    shards = {name: f"model-0000{number}-of-00002.safetensors" for name, number in names.items()}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+
+
+def pickled(folder: Path) -> None:
+    """Damage: the weights are a pickle."""
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+DAMAGES = {
+    "truncated weights": (cut("model.safetensors", -1000), "not a readable safetensors file"),
+    "truncated tokenizer": (cut("tokenizer.json", -1000), "tokenizer.json cannot be read"),
+    "truncated config": (cut("config.json", -10), "config.json is not valid JSON"),
+    "no config": (lose("config.json"), "it has no config.json"),
+    "no tokenizer": (lose("tokenizer.json"), "no tokenizer.json"),
+    "no window": (lose("tokenizer_config.json"), "no tokenizer_config.json"),
+    "half downloaded": (half_downloaded, "no model-00002-of-00002.safetensors"),
+    "pickled": (pickled, "pytorch_model.bin is a pickle"),
+    "another architecture": (change("config.json", model_type="gpt2"), "model_type 'gpt2'"),
+    "another size": (change("config.json", hidden_size=96), "do not fit the checkpoint's config.json"),
+    "fewer layers": (change("config.json", num_hidden_layers=9), "no tensor 'layers.3.input_layernorm.weight'"),
+    "scaled positions": (change("config.json", rope_parameters={"rope_type": "yarn"}), "of type 'yarn'"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_leaves_the_repository_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    folder, repository = tmp_path / "checkpoint", tmp_path / "repository"
+    shutil.copytree(TINY / "qwen3-embedding", folder)
+    assert command.main([str(folder), "--repository", str(repository)]) == 0
+    before = files(repository)
+    do, words = DAMAGES[damage]
+    do(folder)
+    capsys.readouterr()
+    assert command.main([str(folder), "--repository", str(repository)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert words in error
+    assert files(repository) == before
 
 
 def test_a_checkpoint_with_another_activation_is_refused(tmp_path: Path, entry: CatalogEntry, cache: Path) -> None:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from build.errors import BuildError
 from build.target import Target
 
 OPSET = 17
@@ -153,4 +154,10 @@ class OnnxGraph:
         graph = helper.make_graph(self._nodes, self._name, self._inputs, self._outputs, self._initializers)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
         self._path.write_bytes(model.SerializeToString(deterministic=True))
-        onnx.checker.check_model(str(self._path), full_check=True)
+        try:
+            onnx.checker.check_model(str(self._path), full_check=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            cause = " ".join(str(error).split())
+            raise BuildError(
+                f"the weights of {self._name} do not fit the checkpoint's config.json: {cause}"
+            ) from None

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import numpy as np
 from onnx import TensorProto
-from tokenizers import Tokenizer
 
 from build.checkpoint import Checkpoint
 from build.errors import BuildError
@@ -47,8 +46,7 @@ def yes_no_logit(g: OnnxGraph, checkpoint: Checkpoint, states: str, input_ids: s
 
     The softmax over these two is the sigmoid of their difference, so two rows of the head are all that is kept.
     """
-    tokenizer = Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
-    ids = [tokenizer.token_to_id(word) for word in ("yes", "no")]
+    ids = [checkpoint.tokenizer.token_to_id(word) for word in ("yes", "no")]
     if None in ids:
         raise BuildError(f"{checkpoint.folder / 'tokenizer.json'} has no single token for 'yes' and 'no'")
     tied = checkpoint.config.get("tie_word_embeddings", False)
