@@ -16,11 +16,13 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from build import repository
 from build.catalog import CatalogEntry
-from build.checkpoint import Checkpoint, obtain, sha256
+from build.checkpoint import ONNX, Checkpoint, obtain, sha256
 from build.errors import BuildError
+from build.graphs.adopted import Adopted
 from build.graphs.bert import write_bert
 from build.graphs.gemma3 import write_gemma3
 from build.graphs.nomic_bert import write_nomic_bert
+from build.graphs.onnx_file import data_files, read_onnx
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.pooling import Pooling, write_pooling
 from build.graphs.qwen3 import write_qwen3
@@ -93,19 +95,35 @@ def build(entry: CatalogEntry, model_repository: Path, cache: Path) -> bool:
 def models(entry: CatalogEntry, checkpoint: Checkpoint) -> list[Model]:
     """Every model of the family, the ensembles that callers use first."""
     model_type = str(checkpoint.config.get("model_type"))
-    if model_type not in ENCODERS:
+    if graph := graph_to_adopt(checkpoint):
+        adopted = Adopted.of(checkpoint, graph, entry.tasks[0])
+        if adopted.gives != "last_hidden_state":
+            return headless_models(entry, checkpoint, adopted)
+        write_encoder: Callable[[OnnxGraph], None] = adopted.write
+    elif model_type in ENCODERS:
+
+        def write_encoder(g: OnnxGraph) -> None:
+            ENCODERS[model_type](g, checkpoint)
+
+    else:
         raise BuildError(
-            f"{checkpoint.folder / 'config.json'} has model_type {model_type!r}; "
-            f"graphs are written for {', '.join(ENCODERS)}"
+            f"{checkpoint.folder / 'config.json'} has model_type {model_type!r}; graphs are written for "
+            f"{', '.join(ENCODERS)}, and others are adopted from {' or '.join(ONNX)}"
         )
     encoder = Model(
         repository.encoder(entry.name, checkpoint.hidden_size),
         step=ONNX_RUNNER_STEP,
-        write_graph=lambda g: ENCODERS[model_type](g, checkpoint),
+        write_graph=write_encoder,
     )
     if "embed" in entry.tasks:
         return embedding_models(entry, checkpoint, encoder)
     return reranking_models(entry, checkpoint, encoder)
+
+
+def graph_to_adopt(checkpoint: Checkpoint) -> Path | None:
+    """The exported graph of the checkpoint, where ours cannot be written from its architecture and weights."""
+    can_write = checkpoint.has_weights and checkpoint.config.get("model_type") in ENCODERS
+    return None if can_write else checkpoint.onnx_path
 
 
 def embedding_models(entry: CatalogEntry, checkpoint: Checkpoint, encoder: Model) -> list[Model]:
@@ -161,6 +179,22 @@ def reranking_models(entry: CatalogEntry, checkpoint: Checkpoint, encoder: Model
     ]
 
 
+def headless_models(entry: CatalogEntry, checkpoint: Checkpoint, adopted: Adopted) -> list[Model]:
+    """The family of a graph that pools or scores by itself: nothing follows the encoder."""
+    family, max_tokens, dimensions = entry.name, checkpoint.max_tokens, None
+    if adopted.gives == "embeddings":
+        dimensions = adopted.dimensions(entry.dimensions)
+        words = repository.tokenizer(family, max_tokens, checkpoint.prompts)
+    else:
+        words = repository.pair_tokenizer(family, max_tokens, checkpoint.segment_offset)
+    encoder = repository.headless_encoder(family, dimensions)
+    return [
+        Model(repository.headless_ensemble(words, encoder)),
+        tokenizer(words, checkpoint),
+        Model(encoder, step=ONNX_RUNNER_STEP, write_graph=lambda g: adopted.write(g, dimensions)),
+    ]
+
+
 def tokenizer(config: ModelConfig, checkpoint: Checkpoint) -> Model:
     """The tokenizer model with the checkpoint's tokenizer.json."""
     return Model(config, step=TOKENIZER_STEP, files=(checkpoint.folder / "tokenizer.json",))
@@ -187,7 +221,7 @@ def _inputs(entry: CatalogEntry) -> dict[str, Any]:
         "model": entry.title,
         "source": entry.source.name if isinstance(entry.source, Path) else entry.source.requirement,
         "dimensions": entry.dimensions,
-        "checkpoint": entry.files,
+        "checkpoint": entry.files | _adopted_files(entry),
         "builder": _hashes(SOURCES, "**/*.py") | _hashes(SOURCES, "catalog/*.toml"),
         "versions": {
             "numpy": numpy.__version__,
@@ -195,6 +229,14 @@ def _inputs(entry: CatalogEntry) -> dict[str, Any]:
             "protobuf": protobuf.__version__,
         },
     }
+
+
+def _adopted_files(entry: CatalogEntry) -> dict[str, str]:
+    """Hashes of the graph that a checkpoint folder is built from, where it is, and of its weights."""
+    if not isinstance(entry.source, Path) or not (graph := graph_to_adopt(Checkpoint(entry.source))):
+        return {}
+    paths = [graph, *(graph.parent / name for name in data_files(read_onnx(graph)))]
+    return {str(path.relative_to(entry.source)): sha256(path) for path in paths}
 
 
 def _is_current(model_repository: Path, family: str, inputs: dict[str, Any]) -> bool:

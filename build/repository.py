@@ -122,6 +122,18 @@ def encoder(family: str, hidden_size: int) -> ModelConfig:
     return config
 
 
+def headless_encoder(family: str, dimensions: int | None) -> ModelConfig:
+    """`<family>-encoder` that pools or scores by itself: ragged input_ids -> embeddings [D], or score, logit."""
+    config = _python_model(
+        f"{family}-encoder",
+        inputs=[INPUT_IDS],
+        outputs=[SCORE, LOGIT] if dimensions is None else [Tensor("embeddings", TYPE_FP32, (dimensions,))],
+        parameters=_engine("auto", "auto", TOKEN_BUDGET),
+    )
+    _add_item_lengths(config)
+    return config
+
+
 def pooling(family: str, hidden_size: int, dimensions: int) -> ModelConfig:
     """`<family>-pooling`: ragged last_hidden_state and input_ids -> embeddings [D]."""
     config = _python_model(
@@ -186,6 +198,26 @@ def rerank_ensemble(family: str, template: bool) -> ModelConfig:
             _step(f"{family}-encoder", same([INPUT_IDS]), states),
             _step(f"{family}-scoring", states | same([INPUT_IDS]), same([SCORE, LOGIT])),
         ]
+    )
+    return config
+
+
+def headless_ensemble(tokenizer: ModelConfig, encoder: ModelConfig) -> ModelConfig:
+    """`<family>` of an encoder that pools or scores by itself: the tokenizer's inputs -> the outputs of both."""
+    config = ModelConfig(
+        name=tokenizer.name.removesuffix("-tokenizer"),
+        platform="ensemble",
+        max_batch_size=MAX_BATCH_SIZE,
+        input=tokenizer.input,
+        output=[*encoder.output, *(tensor for tensor in tokenizer.output if tensor.name != INPUT_IDS.name)],
+    )
+    config.ensemble_scheduling.step.extend(
+        _step(
+            model.name,
+            {tensor.name: tensor.name for tensor in model.input},
+            {tensor.name: tensor.name for tensor in model.output},
+        )
+        for model in (tokenizer, encoder)
     )
     return config
 
