@@ -11,8 +11,8 @@ each of the graph's own inputs, INT32 or INT64 as it declares them:
         input_ids, the segment that pairs carry taken off; attention_mask, 1 where a cell holds a token;
         token_type_ids, that segment; position_ids, the column;
         past_key_values.N.key and .value [B, heads, 0, width], FP32, FP16 or BF16: nothing came before
-Behind, its output is gathered back and cast. In between it keeps its precision and its operators, and its opset but
-for the two oldest. Outputs that are not used go, with the nodes that only they need. Weights in other files are
+Behind, its output is gathered back and cast. In between it keeps its precision, its operators and, but for the
+oldest two, its opset. Outputs that are not used go, with the nodes that only they need. Weights in other files are
 copied unread, as those files are; large ones inside the model file are moved out of it.
 
 Raises BuildError for other inputs, outputs, opsets and operators than these, naming them. Padding is computed, as
