@@ -25,6 +25,10 @@ from build.errors import BuildError
 
 SHARDS = "model.safetensors.index.json"
 PREFIXES = ("", "model.", "bert.", "roberta.")
+ROBERTA = ("camembert", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl")
+"""Model types that count positions as RoBERTa does."""
+ONNX = ("model.onnx", "onnx/model.onnx")
+"""Where exporters put the graph of a checkpoint."""
 
 
 class Checkpoint:
@@ -70,13 +74,18 @@ class Checkpoint:
     @property
     def hidden_size(self) -> int:
         """Width of the hidden states."""
-        return int(self.field("hidden_size", "n_embd"))
+        return int(self.field("hidden_size", "n_embd", "dim", "d_model"))
 
     @property
     def first_position(self) -> int:
         """Row of the position table that the first token takes."""
         # RoBERTa counts from the padding token's id on, and leaves that one out.
-        return int(self.field("pad_token_id")) + 1 if self.config["model_type"] == "xlm-roberta" else 0
+        return int(self.field("pad_token_id")) + 1 if self.config.get("model_type") in ROBERTA else 0
+
+    @property
+    def positions(self) -> int:
+        """How many tokens the encoder has positions for."""
+        return int(self.field("max_position_embeddings", "n_positions")) - self.first_position
 
     @property
     def architecture(self) -> str:
@@ -92,7 +101,7 @@ class Checkpoint:
     @property
     def max_tokens(self) -> int:
         """The longest text in tokens, special tokens included, as sentence-transformers reads it."""
-        longest = int(self.field("max_position_embeddings", "n_positions")) - self.first_position
+        longest = self.positions
         if (self.folder / "sentence_bert_config.json").exists():
             asked = self.json("sentence_bert_config.json").get("max_seq_length")
             if asked is not None and asked > longest:
@@ -146,6 +155,16 @@ class Checkpoint:
                 with safe_open(path, framework="np") as file:
                     return np.asarray(file.get_tensor(prefix + name), np.float32)
         raise BuildError(f"the weights in {self.folder} have no tensor {name!r}")
+
+    @property
+    def onnx_path(self) -> Path | None:
+        """The exported graph in the folder, if there is one."""
+        return next((path for name in ONNX if (path := self.folder / name).is_file()), None)
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the folder holds the transformer's weights as safetensors."""
+        return any((self.folder / name).exists() for name in ("model.safetensors", SHARDS))
 
     @cached_property
     def _weights(self) -> dict[str, Path]:

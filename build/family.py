@@ -16,11 +16,13 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from build import repository
 from build.catalog import CatalogEntry
-from build.checkpoint import Checkpoint, obtain, sha256
+from build.checkpoint import ONNX, Checkpoint, obtain, sha256
 from build.errors import BuildError
+from build.graphs.adopted import Adopted
 from build.graphs.bert import write_bert
 from build.graphs.gemma3 import write_gemma3
 from build.graphs.nomic_bert import write_nomic_bert
+from build.graphs.onnx_file import data_files, read_onnx
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.pooling import Pooling, write_pooling
 from build.graphs.qwen3 import write_qwen3
@@ -100,16 +102,37 @@ def build(entry: CatalogEntry, target: Target, model_repository: Path, cache: Pa
 def models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> list[Model]:
     """Every model of the family, the ensembles that callers use first."""
     model_type = str(checkpoint.config.get("model_type"))
-    if model_type not in ENCODERS:
+    exported = graph_to_adopt(checkpoint)
+    if exported is None and model_type not in ENCODERS:
         raise BuildError(
-            f"{checkpoint.folder / 'config.json'} has model_type {model_type!r}; "
-            f"graphs are written for {', '.join(ENCODERS)}"
+            f"{checkpoint.folder / 'config.json'} has model_type {model_type!r}; graphs are written for "
+            f"{', '.join(ENCODERS)}, and others are adopted from {' or '.join(ONNX)}"
         )
     family = repository.Family(entry.name, target, checkpoint.hidden_size, checkpoint.max_tokens, MAX_BATCH_SIZE)
-    encoder = graph(repository.encoder(family), target, lambda g: ENCODERS[model_type](g, checkpoint))
+    if exported is None:
+        write_encoder = written(ENCODERS[model_type], checkpoint)
+    else:
+        adopted = Adopted.of(checkpoint, exported, entry.tasks[0])
+        # What is written around the old graph; inside it keeps its own precision.
+        family = replace(family, target=replace(target, precision="fp32"))
+        if adopted.gives != "last_hidden_state":
+            return headless_models(entry, checkpoint, family, adopted)
+        write_encoder = adopted.write
+    encoder = graph(repository.encoder(family), family.target, write_encoder)
     if "embed" in entry.tasks:
         return embedding_models(entry, checkpoint, family, encoder)
     return reranking_models(checkpoint, family, encoder)
+
+
+def written(page: Callable[[OnnxGraph, Checkpoint], None], checkpoint: Checkpoint) -> Callable[[OnnxGraph], None]:
+    """The architecture's page, on this checkpoint."""
+    return lambda g: page(g, checkpoint)
+
+
+def graph_to_adopt(checkpoint: Checkpoint) -> Path | None:
+    """The exported graph of the checkpoint, where ours cannot be written from its architecture and weights."""
+    can_write = checkpoint.has_weights and checkpoint.config.get("model_type") in ENCODERS
+    return None if can_write else checkpoint.onnx_path
 
 
 def embedding_models(entry: CatalogEntry, checkpoint: Checkpoint, family: Family, encoder: Model) -> list[Model]:
@@ -154,6 +177,22 @@ def reranking_models(checkpoint: Checkpoint, family: Family, encoder: Model) -> 
     ]
 
 
+def headless_models(entry: CatalogEntry, checkpoint: Checkpoint, family: Family, adopted: Adopted) -> list[Model]:
+    """The family of a graph that pools or scores by itself: nothing follows the encoder."""
+    dimensions = None
+    if adopted.gives == "embeddings":
+        dimensions = adopted.dimensions(entry.dimensions)
+        words = repository.tokenizer(family, checkpoint.prompts)
+    else:
+        words = repository.pair_tokenizer(family, checkpoint.segment_offset)
+    encoder = repository.headless_encoder(family, dimensions)
+    return [
+        Model(repository.headless_ensemble(family, words, encoder)),
+        tokenizer(words, checkpoint),
+        graph(encoder, family.target, lambda g: adopted.write(g, dimensions)),
+    ]
+
+
 def tokenizer(config: ModelConfig, checkpoint: Checkpoint) -> Model:
     """The tokenizer model with the checkpoint's tokenizer.json."""
     checkpoint.tokenizer.get_vocab_size()  # a broken file fails the build, not the server
@@ -189,7 +228,7 @@ def _inputs(entry: CatalogEntry, target: Target) -> dict[str, Any]:
         "dimensions": entry.dimensions,
         "runtime": target.runtime,
         "precision": target.precision,
-        "checkpoint": entry.files,
+        "checkpoint": entry.files | _adopted_files(entry),
         "builder": _hashes(SOURCES, "**/*.py") | _hashes(SOURCES, "catalog/*.toml"),
         "versions": {
             "numpy": numpy.__version__,
@@ -197,6 +236,14 @@ def _inputs(entry: CatalogEntry, target: Target) -> dict[str, Any]:
             "protobuf": protobuf.__version__,
         },
     }
+
+
+def _adopted_files(entry: CatalogEntry) -> dict[str, str]:
+    """Hashes of the graph that a checkpoint folder is built from, where it is, and of its weights."""
+    if not isinstance(entry.source, Path) or not (graph := graph_to_adopt(Checkpoint(entry.source))):
+        return {}
+    paths = [graph, *(graph.parent / name for name in data_files(read_onnx(graph)))]
+    return {str(path.relative_to(entry.source)): sha256(path) for path in paths}
 
 
 def _is_current(model_repository: Path, family: str, inputs: dict[str, Any]) -> bool:

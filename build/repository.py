@@ -119,6 +119,12 @@ def encoder(family: Family) -> ModelConfig:
     return config
 
 
+def headless_encoder(family: Family, dimensions: int | None) -> ModelConfig:
+    """`<family>-encoder` that pools or scores by itself: ragged input_ids -> embeddings [D], or score, logit."""
+    outputs = [SCORE, LOGIT] if dimensions is None else [Tensor("embeddings", TYPE_FP32, (dimensions,))]
+    return _graph_model(family, "encoder", [INPUT_IDS], outputs, "auto", "auto")
+
+
 def pooling(family: Family, dimensions: int) -> ModelConfig:
     """`<family>-pooling`: ragged last_hidden_state and input_ids -> embeddings [D]."""
     outputs = [Tensor("embeddings", TYPE_FP32, (dimensions,))]
@@ -165,6 +171,22 @@ def rerank_ensemble(family: Family, template: bool) -> ModelConfig:
             _step(f"{family.name}-encoder", same([INPUT_IDS]), states),
             _step(f"{family.name}-scoring", states | same([INPUT_IDS]), same([SCORE, LOGIT])),
         ]
+    )
+    return config
+
+
+def headless_ensemble(family: Family, tokenizer: ModelConfig, encoder: ModelConfig) -> ModelConfig:
+    """`<family>` of an encoder that pools or scores by itself: the tokenizer's inputs -> the outputs of both."""
+    config = _ensemble(family, family.name, [], [])
+    config.input.extend(tokenizer.input)
+    config.output.extend([*encoder.output, *(t for t in tokenizer.output if t.name != INPUT_IDS.name)])
+    config.ensemble_scheduling.step.extend(
+        _step(
+            model.name,
+            {tensor.name: tensor.name for tensor in model.input},
+            {tensor.name: tensor.name for tensor in model.output},
+        )
+        for model in (tokenizer, encoder)
     )
     return config
 

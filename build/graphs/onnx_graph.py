@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, TypeAlias
@@ -61,6 +62,10 @@ class OnnxGraph:
         self._initializers: list[onnx.TensorProto] = []
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._data: BinaryIO | None = None
+        self._copies: set[str] = set()
+        self._functions: list[onnx.FunctionProto] = []
+        self._opsets = [helper.make_opsetid("", OPSET)]
+        self._ir_version = IR_VERSION
 
     def __enter__(self) -> OnnxGraph:
         return self
@@ -150,14 +155,37 @@ class OnnxGraph:
         """x W^T + b on packed rows: `x` [T, in], `weight` [out, in] as checkpoints store it, `bias` [out]."""
         return self.op("Gemm", x, weight, *bias, transB=1)
 
+    def graft(
+        self, model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto], weights: Iterable[TensorProto]
+    ) -> None:
+        """Adds nodes and weights of another `model` as they are, names included, and what `model` runs them with.
+
+        Its opsets become this graph's, so everything added here must mean the same in them.
+        """
+        self._nodes += nodes
+        self._initializers += weights
+        self._functions += model.functions
+        self._opsets = list(model.opset_import)
+        self._ir_version = max(self._ir_version, model.ir_version)
+
+    def copy(self, file: Path, name: str) -> str:
+        """Copies a file of weights beside the model, unread; returns its name there, `name` if that is free."""
+        while name in (self._path.name, f"{self._path.name}.data", "model.py", *self._copies):
+            name = f"adopted-{name}"
+        self._copies.add(name)
+        target = self._path.with_name(name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
+        return name
+
     def _save(self) -> None:
         graph = helper.make_graph(self._nodes, self._name, self._inputs, self._outputs, self._initializers)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+        model = helper.make_model(
+            graph, opset_imports=self._opsets, ir_version=self._ir_version, functions=self._functions
+        )
         self._path.write_bytes(model.SerializeToString(deterministic=True))
         try:
             onnx.checker.check_model(str(self._path), full_check=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-            cause = " ".join(str(error).split())
-            raise BuildError(
-                f"the weights of {self._name} do not fit the checkpoint's config.json: {cause}"
-            ) from None
+            cause = " ".join(str(error).split())[:300]
+            raise BuildError(f"{self._name}: weights and config.json do not fit each other: {cause}") from None

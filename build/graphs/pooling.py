@@ -129,7 +129,9 @@ def dense(g: OnnxGraph, vectors: str, checkpoint: Checkpoint, path: str) -> str:
 
 def normalise(g: OnnxGraph, vectors: str) -> str:
     """x / max(|x|, 1e-12) for every row of [B, D], as torch.nn.functional.normalize defines it."""
-    length = g.op("ReduceL2", vectors, axes=[1], keepdims=1)
+    # Not ReduceL2, which takes its axes otherwise in the newer opsets of adopted graphs.
+    squares = g.op("ReduceSum", g.op("Mul", vectors, vectors), g.constant([1], np.int64), keepdims=1)
+    length = g.op("Sqrt", squares)
     return g.op("Div", vectors, g.op("Max", length, g.constant(1e-12, np.float32)))
 
 

@@ -1,0 +1,336 @@
+"""Adoption of a graph that somebody else exported: surgery at its ends gives it the contract of our own.
+
+Input   input_ids INT32 [T], lengths INT32 [B] (see `build.graphs.ragged`)
+Output  one of
+        last_hidden_state FP32 [T, H], zeros in slots without a token: our pooling follows
+        embeddings FP32 [B, D]: the graph pools by itself
+        score, logit FP32 [B, 1], score = 1 / (1 + exp(-logit)): the graph has a classifier of one label
+
+In front, the tokens are opened into the rows [B, S] that exporters ask for, padded on the right, and turned into
+each of the graph's own inputs, INT32 or INT64 as it declares them:
+        input_ids, the segment that pairs carry taken off; attention_mask, 1 where a cell holds a token;
+        token_type_ids, that segment; position_ids, the column;
+        past_key_values.N.key and .value [B, heads, 0, width], FP32, FP16 or BF16: nothing came before
+Behind, its output is gathered back and cast. In between it keeps its precision, its operators and, but for the
+oldest two, its opset. Outputs that are not used go, with the nodes that only they need. Weights in other files are
+copied unread, as those files are; large ones inside the model file are moved out of it.
+
+Raises BuildError for other inputs, outputs, opsets and operators than these, naming them. Padding is computed, as
+the graph was made to: our own graphs are faster where there is one for the architecture.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.version_converter
+from onnx import TensorProto, helper, numpy_helper
+
+from build.checkpoint import Checkpoint
+from build.errors import BuildError
+from build.graphs.onnx_file import data_files, external_tensors, nodes, read_onnx, subgraphs
+from build.graphs.onnx_graph import OnnxGraph
+from build.graphs.pooling import Pooling, normalise
+from build.graphs.ragged import STEP, Ragged, last_hidden_state, ragged, ragged_inputs
+
+OPSETS = range(13, 24)
+"""What the nodes written here mean the same in, up to the newest that ONNX Runtime and OpenVINO both run."""
+
+OLDER = range(11, OPSETS[0])
+"""What many published graphs are of: carried to the first of OPSETS by onnx's own converter."""
+
+PREFIX = "adopted/"
+"""Put before every name of the old graph, so that it meets none of ours."""
+
+INLINE = 1024
+"""Weights of more bytes go to the data file: a model file that holds them ends at 2 GB."""
+
+AGAIN = "export the model again with opset 17"
+ONNX_DOMAINS = ("", "ai.onnx")
+
+TOKENS = ("token_embeddings", "last_hidden_state")
+POOLED = ("sentence_embedding",)
+LOGITS = ("logits",)
+
+IDS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+PAST = "past_key_values."
+INTEGERS = (TensorProto.INT32, TensorProto.INT64)
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """An exported graph that can take the place of an encoder, and which of its outputs is kept."""
+
+    checkpoint: Checkpoint
+    path: Path
+    output: str
+    """Its own name for it."""
+    gives: str
+    """What becomes of it: `last_hidden_state`, `embeddings` or `score`."""
+    width: int | None
+    """H of hidden states and of embeddings, where it can be known."""
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, path: Path, task: str) -> Adopted:
+        """Reads what the graph takes and gives; BuildError names what cannot be fed, kept or run."""
+        model = read_onnx(path)
+        _check_operators(path, model)
+        _check_inputs(path, model)
+        shapes = {value.name: _shape(value) for value in model.graph.output}
+
+        def first(names: Iterable[str], rank: int) -> str:
+            return next((name for name in names if len(shapes.get(name, ())) == rank), "")
+
+        if task == "rerank":
+            if not (output := first(LOGITS, 2)):
+                raise BuildError(
+                    f"{path} gives {', '.join(shapes)}, but {checkpoint.architecture} is taken for a reranker, "
+                    "whose graph gives logits [B, 1]. An embedding model has a modules.json"
+                )
+            if (labels := shapes[output][1] or len(checkpoint.field("id2label"))) != 1:
+                raise BuildError(f"{path} gives logits of {labels} labels; a reranker has one")
+            return cls(checkpoint, path, output, "score", 1)
+
+        has_modules = (checkpoint.folder / "modules.json").exists()
+        tokens, pooled = first(TOKENS, 3), first(POOLED, 2)
+        if tokens and (has_modules or not pooled):
+            hidden_size = checkpoint.hidden_size
+            if (declared := shapes[tokens][2]) not in (0, hidden_size):
+                raise BuildError(f"{path} gives {tokens} of {declared} values, but config.json says {hidden_size}")
+            return cls(checkpoint, path, tokens, "last_hidden_state", hidden_size)
+        if pooled:
+            width = shapes[pooled][1] or (Pooling.of(checkpoint).width if has_modules else None)
+            return cls(checkpoint, path, pooled, "embeddings", width)
+        raise BuildError(
+            f"{path} gives {', '.join(shapes)}; of an embedding model's graph "
+            f"{' or '.join(TOKENS)} [B, S, H] or {POOLED[0]} [B, D] can be used"
+        )
+
+    def dimensions(self, asked: int | None) -> int:
+        """D of the embeddings: what is `asked` for, or else all that the graph gives."""
+        if asked is None and self.width is None:
+            raise BuildError(f"{self.path} does not declare how wide {self.output} is: say it with --dimensions")
+        dimensions = asked or self.width or 0
+        if not 0 < dimensions <= (self.width or dimensions):
+            raise BuildError(f"{asked} dimensions were asked for, but {self.path} gives 1 to {self.width}")
+        return dimensions
+
+    def write(self, g: OnnxGraph, dimensions: int | None = None) -> None:
+        """Writes the graph between its new ends into `g`, embeddings cut to `dimensions`."""
+        model = _converted(self.path, read_onnx(self.path))
+        r = ragged(g, *ragged_inputs(g))
+        feeds = _feeds(g, self.checkpoint, model.graph.input, r)
+        old_nodes, weights = _needed(model.graph, self.output)
+        _rename(old_nodes, weights, feeds)
+        g.graft(model, old_nodes, self._moved(g, model, weights))
+        values = g.op("Cast", feeds.get(self.output, PREFIX + self.output), to=TensorProto.FLOAT)
+        if self.gives == "last_hidden_state":
+            assert self.width is not None
+            rows = g.op("Reshape", _widen(g, self.checkpoint, values, r), g.constant([-1, self.width], np.int64))
+            last_hidden_state(g, g.op("Gather", rows, r.cell_of_token), r, self.width)
+        elif self.gives == "embeddings":
+            dimensions = self.dimensions(dimensions)
+            if dimensions != self.width:
+                values = g.op("Slice", values, *(g.constant([bound], np.int64) for bound in (0, dimensions, 1)))
+            if self._is_normalised:
+                values = normalise(g, values)
+            g.output("embeddings", values, TensorProto.FLOAT, ["batch", dimensions])
+        else:
+            g.output("score", g.op("Sigmoid", values), TensorProto.FLOAT, ["batch", 1])
+            g.output("logit", values, TensorProto.FLOAT, ["batch", 1])
+
+    @property
+    def _is_normalised(self) -> bool:
+        """Whether the embeddings have unit length, which a cut takes from them."""
+        if not (self.checkpoint.folder / "modules.json").exists():
+            return False
+        return str(self.checkpoint.json("modules.json")[-1]["type"]).endswith("Normalize")
+
+    def _moved(self, g: OnnxGraph, model: onnx.ModelProto, weights: Iterable[TensorProto]) -> list[TensorProto]:
+        """Copies files of weights whole, and large weights of the model file into ours; returns the others."""
+        names = {name: g.copy(self.path.parent / name, name) for name in data_files(model)}
+        for tensor in external_tensors(model):
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = names[entry.value]
+        others = []
+        for tensor in weights:
+            # Unlike where a type packs several values into a byte.
+            size = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize * math.prod(tensor.dims)
+            if INLINE < len(tensor.raw_data) == size:
+                g.weight(tensor.name, numpy_helper.to_array(tensor))
+            else:
+                others.append(tensor)
+        return others
+
+
+def _feeds(
+    g: OnnxGraph, checkpoint: Checkpoint, inputs: Iterable[onnx.ValueInfoProto], r: Ragged
+) -> dict[str, str]:
+    """Input of the old graph -> the value of ours that takes its place."""
+    zero = g.constant(0, np.int32)
+    # Some graphs tell padding by its id too; where there is none, the mask alone does.
+    pad = g.constant(max(0, checkpoint.config.get("pad_token_id") or 0), np.int32)
+    ids, kinds = r.token_ids, g.op("Sub", r.token_ids, r.token_ids)
+    if checkpoint.segment_offset:
+        size = g.constant(checkpoint.segment_offset, np.int32)
+        ids, kinds = g.op("Mod", ids, size), g.op("Div", ids, size)
+
+    def rows(packed: str, empty: str) -> str:
+        return g.op("Where", r.real, g.op("Gather", packed, r.token_of_cell), empty)
+
+    def made(name: str) -> str:
+        if name == "input_ids":
+            return rows(ids, pad)
+        if name == "token_type_ids":
+            return rows(kinds, zero)
+        if name == "position_ids":
+            positions = g.op("Add", r.column, g.constant(checkpoint.first_position, np.int64))
+            return g.op("Expand", positions, g.op("Shape", r.real))
+        return r.real
+
+    batch = g.op("Gather", g.op("Shape", r.real), g.constant([0], np.int64))
+    feeds = {}
+    for value in inputs:
+        dtype = value.type.tensor_type.elem_type
+        if value.name in IDS:
+            # Rows are rounded up, which must not lead past the last position.
+            feeds[value.name] = g.op("Cast", _narrow(g, checkpoint, made(value.name)), to=dtype)
+        else:
+            _, heads, _, width = _shape(value)
+            shape = g.op("Concat", batch, g.constant([heads, 0, width], np.int64), axis=0)
+            feeds[value.name] = g.op("Cast", g.op("ConstantOfShape", shape), to=dtype)
+    return feeds
+
+
+def _narrow(g: OnnxGraph, checkpoint: Checkpoint, rows: str) -> str:
+    """[B, S] without the columns past the model's last position."""
+    if checkpoint.positions % STEP == 0:
+        return rows
+    return g.op("Slice", rows, *(g.constant([bound], np.int64) for bound in (0, checkpoint.positions, 1)))
+
+
+def _widen(g: OnnxGraph, checkpoint: Checkpoint, states: str, r: Ragged) -> str:
+    """[B, S, H] with the columns again that `_narrow` left out."""
+    if checkpoint.positions % STEP == 0:
+        return states
+    second = g.constant([1], np.int64)
+    missing = g.op("Sub", g.op("Shape", r.column), g.op("Gather", g.op("Shape", states), second))
+    none = g.constant([0], np.int64)
+    return g.op("Pad", states, g.op("Concat", none, none, none, none, missing, none, axis=0))
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    return next((opset.version for opset in model.opset_import if opset.domain in ONNX_DOMAINS), 0)
+
+
+def _converted(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model in one of OPSETS."""
+    if _opset(model) in OPSETS:
+        return model
+    weights, kept = list(model.graph.initializer), {}
+    # The converter copies everything several times over, so it gets no more than the names of large weights.
+    for i, tensor in enumerate(weights):
+        if len(tensor.raw_data) > INLINE:
+            kept[tensor.name] = tensor
+            weights[i] = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+            weights[i].data_location = TensorProto.EXTERNAL
+            weights[i].external_data.add(key="location", value="kept")
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(weights)
+    try:
+        converted = onnx.version_converter.convert_version(model, OPSETS[0])
+    except onnx.version_converter.ConvertError as error:
+        raise BuildError(f"{path} is of opset {_opset(model)} and cannot be converted: {error}; {AGAIN}") from None
+    weights = [kept.get(tensor.name, tensor) for tensor in converted.graph.initializer]
+    del converted.graph.initializer[:]
+    converted.graph.initializer.extend(weights)
+    return converted
+
+
+def _check_operators(path: Path, model: onnx.ModelProto) -> None:
+    if (version := _opset(model)) not in (*OLDER, *OPSETS):
+        known = f"opsets {OLDER[0]} to {OPSETS[-1]} can be adopted"
+        raise BuildError(f"{path} is of opset {version}; {known}: {AGAIN}")
+    functions = {(function.domain, function.name) for function in model.functions}
+    bodies = (node for function in model.functions for node in function.node)
+    used = {(node.domain, node.op_type) for node in nodes([*model.graph.node, *bodies])} - functions
+    if foreign := sorted(".".join(name) for name in used if name[0] not in ONNX_DOMAINS):
+        # OpenVINO takes some of ONNX Runtime's own operators and gives wrong numbers, without a word.
+        raise BuildError(
+            f"{path} has the operators {', '.join(foreign)}, which are not ONNX's own and which OpenVINO does not "
+            "run right: take the model as it was exported, before it was optimised"
+        )
+
+
+def _check_inputs(path: Path, model: onnx.ModelProto) -> None:
+    # Old files list their weights among the inputs.
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = {value.name: value for value in model.graph.input if value.name not in weights}
+    for name, value in inputs.items():
+        dtype, shape = value.type.tensor_type.elem_type, _shape(value)
+        if name in IDS:
+            if dtype not in INTEGERS or len(shape) != 2:
+                raise BuildError(
+                    f"{path} declares {name} {_declared(value)}; INT32 or INT64 of two dimensions is fed"
+                )
+        elif name.startswith(PAST):
+            if dtype not in FLOATS or len(shape) != 4 or not (shape[1] and shape[3]):
+                raise BuildError(
+                    f"{path} declares {name} {_declared(value)}; FP32, FP16 or BF16 [B, heads, 0, width] is fed, "
+                    "heads and width being numbers"
+                )
+        else:
+            raise BuildError(f"{path} has the input {name}; only {', '.join(IDS)} and {PAST}* can be fed")
+    for name in IDS[:2]:
+        if name not in inputs:
+            raise BuildError(f"{path} has no input {name}, so it cannot tell a token from padding")
+
+
+def _shape(value: onnx.ValueInfoProto) -> list[int]:
+    """The declared dimensions, 0 for those that have no number."""
+    return [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+
+
+def _declared(value: onnx.ValueInfoProto) -> str:
+    kind = value.type.tensor_type
+    dims = [dim.dim_param or str(dim.dim_value) for dim in kind.shape.dim]
+    return f"{TensorProto.DataType.Name(kind.elem_type)} [{', '.join(dims)}]"
+
+
+def _needed(graph: onnx.GraphProto, output: str) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
+    """The nodes, in order, and weights that `output` follows from."""
+    needed, kept = {output}, []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            needed.update(name for inner in nodes([node]) for name in inner.input)
+            kept.append(node)
+    return kept[::-1], [tensor for tensor in graph.initializer if tensor.name in needed]
+
+
+def _rename(old: Iterable[onnx.NodeProto], weights: Iterable[TensorProto], feeds: Mapping[str, str]) -> None:
+    """Gives everything its PREFIX, and values that are fed the name of what feeds them."""
+
+    def renamed(names: Iterable[str]) -> list[str]:
+        # An empty name stands for an optional input or output that is left out.
+        return [name and feeds.get(name, PREFIX + name) for name in names]
+
+    for tensor in weights:
+        tensor.name = PREFIX + tensor.name
+    for node in old:
+        node.name = node.name and PREFIX + node.name
+        node.input[:], node.output[:] = renamed(node.input), renamed(node.output)
+        # Exporters note where in their source, on their disk, a node came from.
+        node.ClearField("doc_string")
+        node.ClearField("metadata_props")
+        for graph in subgraphs(node):
+            for value in (*graph.input, *graph.output):
+                value.name = renamed([value.name])[0]
+            del graph.value_info[:]
+            _rename(graph.node, graph.initializer, feeds)

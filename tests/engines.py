@@ -1,0 +1,77 @@
+"""Graphs outside of Triton: both CPU engines, fed as the backends of each runtime feed them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import openvino
+from conftest import TINY, rows
+
+from build.target import RUNTIMES
+
+Array = npt.NDArray[Any]
+Engine: TypeAlias = "OnnxRuntime | OpenVino"
+
+
+class OnnxRuntime:
+    """A graph on ONNX Runtime."""
+
+    def __init__(self, path: Path) -> None:
+        self._session = onnxruntime.InferenceSession(path)
+        self._names = [output.name for output in self._session.get_outputs()]
+
+    def __call__(self, **inputs: Array) -> dict[str, Array]:
+        return dict(zip(self._names, self._session.run(None, inputs), strict=True))
+
+
+class OpenVino:
+    """A graph on OpenVINO, which computes in FP32 whatever the graph says, with the graph's weights."""
+
+    def __init__(self, path: Path) -> None:
+        self._compiled = openvino.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+    def __call__(self, **inputs: Array) -> dict[str, Array]:
+        return {name: np.array(value) for output, value in self._compiled(inputs).items() for name in output.names}
+
+
+def token_ids(name: str) -> list[list[int]]:
+    """What the reference's tokenizer gave, a pair's second text raised where its token type matters."""
+    expected = np.load(TINY / name / "expected.npz")
+    ids = rows(expected["token_ids"], expected["token_counts"])
+    if "token_type_ids" not in expected:
+        return ids
+    kinds = rows(expected["token_type_ids"], expected["token_counts"])
+    size = json.loads((TINY / name / "config.json").read_text())["vocab_size"]
+    return [[i + size * kind for i, kind in zip(*pair, strict=True)] for pair in zip(ids, kinds, strict=True)]
+
+
+def requests(ids: list[list[int]]) -> Iterator[tuple[list[int], list[Array]]]:
+    """Batches of requests of several texts: (texts, an array of rows for each request, padded with -1)."""
+    for batch in np.array_split(np.random.default_rng(0).permutation(len(ids)), 3):
+        arrays = []
+        for request in np.array_split(batch, 3):
+            width = max(len(ids[i]) for i in request)
+            arrays.append(np.array([ids[i] + [-1] * (width - len(ids[i])) for i in request], np.int32))
+        yield batch.tolist(), arrays
+
+
+def feeds(runtime: str, batch: list[Array]) -> list[dict[str, Array]]:
+    """What the runtime's backend makes of a batch: one call of the graph, or one for each request."""
+    if not RUNTIMES[runtime].ragged:
+        return [{"input_ids": request} for request in batch]
+    lengths = np.array([len(row) for request in batch for row in request], np.int32)
+    feed = {"input_ids": np.concatenate([request.reshape(-1) for request in batch]), "lengths": lengths}
+    if RUNTIMES[runtime].needs_width:
+        feed["widest"] = np.empty(lengths.max(), np.int32)
+    return [feed]
+
+
+def states_fed(runtime: str, states: Array) -> Array:
+    """Hidden states as a head gets them: flat where the runtime merges requests end to end."""
+    return states.reshape(-1) if RUNTIMES[runtime].ragged else states
