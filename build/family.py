@@ -14,10 +14,11 @@ import onnx
 from google import protobuf
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from build import repository
-from build.catalog import CatalogEntry
-from build.checkpoint import Checkpoint, obtain, sha256
+from build import hub, repository
+from build.catalog import CatalogEntry, Hub, Wheel
+from build.checkpoint import Checkpoint, obtain
 from build.errors import BuildError
+from build.files import sha256
 from build.graphs.bert import write_bert
 from build.graphs.gemma3 import write_gemma3
 from build.graphs.nomic_bert import write_nomic_bert
@@ -83,6 +84,8 @@ def build(entry: CatalogEntry, target: Target, model_repository: Path, cache: Pa
 
     Raises BuildError, and leaves the repository as it was, when the checkpoint cannot be had or built.
     """
+    if isinstance(entry.source, Hub):
+        entry = replace(entry, source=hub.pin(entry.source))
     inputs = _inputs(entry, target)
     if _is_current(model_repository, entry.name, inputs):
         return False
@@ -91,7 +94,7 @@ def build(entry: CatalogEntry, target: Target, model_repository: Path, cache: Pa
     shutil.rmtree(aside, ignore_errors=True)
     for model in models(entry, checkpoint, target):
         write(model, aside / model.config.name)
-    record = {"inputs": inputs, "outputs": _hashes(aside)}
+    record = {"inputs": inputs, "downloaded": checkpoint.downloaded, "outputs": _hashes(aside)}
     (aside / entry.name / RECORD).write_text(json.dumps(record, indent=2) + "\n")
     _put_in_place(aside, model_repository)
     return True
@@ -105,7 +108,12 @@ def models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> list[
             f"{checkpoint.folder / 'config.json'} has model_type {model_type!r}; "
             f"graphs are written for {', '.join(ENCODERS)}"
         )
-    family = repository.Family(entry.name, target, checkpoint.hidden_size, checkpoint.max_tokens, MAX_BATCH_SIZE)
+    max_tokens = checkpoint.max_tokens if entry.max_tokens is None else entry.max_tokens
+    if not 0 < max_tokens <= checkpoint.max_tokens:
+        raise BuildError(
+            f"{max_tokens} tokens were asked for, but {checkpoint.folder} takes 1 to {checkpoint.max_tokens}"
+        )
+    family = repository.Family(entry.name, target, checkpoint.hidden_size, max_tokens, MAX_BATCH_SIZE)
     encoder = graph(repository.encoder(family), target, lambda g: ENCODERS[model_type](g, checkpoint))
     if "embed" in entry.tasks:
         return embedding_models(entry, checkpoint, family, encoder)
@@ -122,9 +130,9 @@ def embedding_models(entry: CatalogEntry, checkpoint: Checkpoint, family: Family
     pooling = repository.pooling(family, dimensions)
     ensembles = [Model(repository.embed_ensemble(family, dimensions))]
     steps = [
-        tokenizer(repository.tokenizer(family, checkpoint.prompts), checkpoint),
+        tokenizer(repository.tokenizer(family, checkpoint.prompts | entry.prompts), checkpoint),
         encoder,
-        graph(pooling, head, lambda g: write_pooling(g, checkpoint, dimensions)),
+        graph(pooling, head, lambda g: write_pooling(g, checkpoint, dimensions, entry.normalise)),
     ]
     if "rerank" in entry.tasks:
         scoring = repository.cosine_scoring(family, dimensions)
@@ -185,18 +193,24 @@ def _inputs(entry: CatalogEntry, target: Target) -> dict[str, Any]:
     """Everything the outputs follow from."""
     return {
         "model": entry.title,
-        "source": entry.source.name if isinstance(entry.source, Path) else entry.source.requirement,
+        "source": _source(entry.source),
         "dimensions": entry.dimensions,
         "runtime": target.runtime,
         "precision": target.precision,
         "checkpoint": entry.files,
-        "builder": _hashes(SOURCES, "**/*.py") | _hashes(SOURCES, "catalog/*.toml"),
+        "builder": _hashes(SOURCES, "**/*.py") | _hashes(SOURCES, f"catalog/{entry.name}.toml"),
         "versions": {
             "numpy": numpy.__version__,
             "onnx": onnx.__version__,
             "protobuf": protobuf.__version__,
         },
     }
+
+
+def _source(source: Wheel | Hub | Path) -> str:
+    if isinstance(source, Hub):
+        return f"{source.repository}@{source.revision}"
+    return source.requirement if isinstance(source, Wheel) else source.name
 
 
 def _is_current(model_repository: Path, family: str, inputs: dict[str, Any]) -> bool:

@@ -21,8 +21,9 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from build import catalog, family
 from build import make as command
 from build.catalog import CatalogEntry
-from build.checkpoint import Checkpoint, describe, obtain, sha256
+from build.checkpoint import Checkpoint, describe, obtain
 from build.errors import BuildError
+from build.files import sha256
 from build.repository import render
 from build.target import RUNTIMES, Target
 
@@ -240,7 +241,9 @@ def test_a_checkpoint_with_another_activation_is_refused(tmp_path: Path, entry: 
 
 def test_an_unknown_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["none"]) == 1
-    assert capsys.readouterr().err == "error: no model 'none' in the catalog; it has: minilm\n"
+    assert capsys.readouterr().err == (
+        f"error: no model 'none' in the catalog; it has: {', '.join(catalog.names())}\n"
+    )
 
 
 def test_an_unwritable_repository() -> None:
