@@ -11,22 +11,25 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
+import onnx
 import pytest
 from conftest import REFERENCE, ROOT
 from onnx import TensorProto, helper
 from safetensors.numpy import load_file, save
 
-from build import catalog
+from build import catalog, family
+from build.checkpoint import Checkpoint, describe, obtain
+from build.errors import BuildError
 from build.files import sha256
 from build.hub import data_files
-from build.target import PRECISIONS
+from build.target import PRECISIONS, Target
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 MODEL = "org/Tiny-Qwen3"
@@ -387,3 +390,36 @@ def test_every_page(name: str) -> None:
     if isinstance(entry.source, catalog.Hub):
         assert re.fullmatch("main|[0-9a-f]{40}", entry.source.revision)
         assert catalog.find(entry.source.repository, "") == entry
+
+
+@pytest.mark.parametrize("name", ["qwen3-embedding-8b", "qwen3-reranker-8b", "embeddinggemma-300m"])
+def test_models_that_overflow_have_no_fp16(name: str) -> None:
+    assert "fp16" not in catalog.load(name).precisions
+
+
+def test_a_page_has_the_last_word(tmp_path: Path) -> None:
+    entry = replace(describe(TINY, "tiny", None), max_tokens=16, prompts={"query": "q: "}, normalise=False)
+    models = {model.config.name: model for model in family.models(entry, obtain(entry, tmp_path), Target())}
+    parameters = models["tiny-tokenizer"].config.parameters
+    assert parameters["max_tokens"].string_value == "16"
+    assert json.loads(parameters["prompts"].string_value)["query"] == "q: "
+    family.write(models["tiny-pooling"], tmp_path)
+    graph = onnx.load(tmp_path / "1" / "model.onnx", load_external_data=False).graph
+    assert "ReduceL2" not in {node.op_type for node in graph.node}
+
+
+def test_a_window_wider_than_the_checkpoints(tmp_path: Path) -> None:
+    entry = replace(describe(TINY, "tiny", None), max_tokens=1 << 20)
+    with pytest.raises(BuildError, match=r"1048576 tokens were asked for, but .* takes 1 to "):
+        family.models(entry, obtain(entry, tmp_path), Target())
+
+
+def test_nomics_window_is_not_what_it_was_trained_on(tmp_path: Path) -> None:
+    """The published config.json has both numbers, and sentence-transformers files that ask for the wider one."""
+    folder = shutil.copytree(REFERENCE / "tiny" / "nomic-bert", tmp_path / "nomic")
+    config = json.loads((folder / "config.json").read_text())
+    positions = config.pop("max_position_embeddings", None) or config["n_positions"]
+    config |= {"n_positions": positions, "max_position_embeddings": positions // 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": positions}))
+    assert Checkpoint(folder).max_tokens == positions
