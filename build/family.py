@@ -14,10 +14,11 @@ import onnx
 from google import protobuf
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from build import repository
-from build.catalog import CatalogEntry
-from build.checkpoint import ONNX, Checkpoint, obtain, sha256
+from build import hub, repository
+from build.catalog import CatalogEntry, Hub, Wheel
+from build.checkpoint import Checkpoint, obtain
 from build.errors import BuildError
+from build.files import GRAPHS, sha256
 from build.graphs.adopted import Adopted
 from build.graphs.bert import write_bert
 from build.graphs.gemma3 import write_gemma3
@@ -58,9 +59,6 @@ LOGITS: dict[str, tuple[Logit, dict[str, str] | None]] = {
 }
 """Architecture of a reranker -> its logit, and the template around query and passage if it has one."""
 
-MAX_BATCH_SIZE = 64
-"""Texts in one batch where the catalog asks for no other number."""
-
 RECORD = "build.json"
 """What a family was built from and into, kept in the folder of its first ensemble."""
 
@@ -85,6 +83,8 @@ def build(entry: CatalogEntry, target: Target, model_repository: Path, cache: Pa
 
     Raises BuildError, and leaves the repository as it was, when the checkpoint cannot be had or built.
     """
+    if isinstance(entry.source, Hub):
+        entry = replace(entry, source=hub.pin(entry.source))
     inputs = _inputs(entry, target)
     if _is_current(model_repository, entry.name, inputs):
         return False
@@ -93,7 +93,7 @@ def build(entry: CatalogEntry, target: Target, model_repository: Path, cache: Pa
     shutil.rmtree(aside, ignore_errors=True)
     for model in models(entry, checkpoint, target):
         write(model, aside / model.config.name)
-    record = {"inputs": inputs, "outputs": _hashes(aside)}
+    record = {"inputs": inputs, "downloaded": checkpoint.downloaded, "outputs": _hashes(aside)}
     (aside / entry.name / RECORD).write_text(json.dumps(record, indent=2) + "\n")
     _put_in_place(aside, model_repository)
     return True
@@ -102,13 +102,18 @@ def build(entry: CatalogEntry, target: Target, model_repository: Path, cache: Pa
 def models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> list[Model]:
     """Every model of the family, the ensembles that callers use first."""
     model_type = str(checkpoint.config.get("model_type"))
-    exported = graph_to_adopt(checkpoint)
+    exported = graph_to_adopt(entry, checkpoint)
     if exported is None and model_type not in ENCODERS:
         raise BuildError(
             f"{checkpoint.folder / 'config.json'} has model_type {model_type!r}; graphs are written for "
-            f"{', '.join(ENCODERS)}, and others are adopted from {' or '.join(ONNX)}"
+            f"{', '.join(ENCODERS)}, and others are adopted from {' or '.join(GRAPHS)}"
         )
-    family = repository.Family(entry.name, target, checkpoint.hidden_size, checkpoint.max_tokens, MAX_BATCH_SIZE)
+    max_tokens = checkpoint.max_tokens if entry.max_tokens is None else entry.max_tokens
+    if not 0 < max_tokens <= checkpoint.max_tokens:
+        raise BuildError(
+            f"{max_tokens} tokens were asked for, but {checkpoint.folder} takes 1 to {checkpoint.max_tokens}"
+        )
+    family = repository.Family(entry.name, target, checkpoint.hidden_size, max_tokens, entry.batching.texts)
     if exported is None:
         write_encoder = written(ENCODERS[model_type], checkpoint)
     else:
@@ -129,8 +134,10 @@ def written(page: Callable[[OnnxGraph, Checkpoint], None], checkpoint: Checkpoin
     return lambda g: page(g, checkpoint)
 
 
-def graph_to_adopt(checkpoint: Checkpoint) -> Path | None:
+def graph_to_adopt(entry: CatalogEntry, checkpoint: Checkpoint) -> Path | None:
     """The exported graph of the checkpoint, where ours cannot be written from its architecture and weights."""
+    if isinstance(entry.source, Hub) and entry.source.onnx is not None:
+        return checkpoint.folder / entry.source.onnx
     can_write = checkpoint.has_weights and checkpoint.config.get("model_type") in ENCODERS
     return None if can_write else checkpoint.onnx_path
 
@@ -145,9 +152,9 @@ def embedding_models(entry: CatalogEntry, checkpoint: Checkpoint, family: Family
     pooling = repository.pooling(family, dimensions)
     ensembles = [Model(repository.embed_ensemble(family, dimensions))]
     steps = [
-        tokenizer(repository.tokenizer(family, checkpoint.prompts), checkpoint),
+        tokenizer(repository.tokenizer(family, checkpoint.prompts | entry.prompts), checkpoint),
         encoder,
-        graph(pooling, head, lambda g: write_pooling(g, checkpoint, dimensions)),
+        graph(pooling, head, lambda g: write_pooling(g, checkpoint, dimensions, entry.normalise)),
     ]
     if "rerank" in entry.tasks:
         scoring = repository.cosine_scoring(family, dimensions)
@@ -182,7 +189,7 @@ def headless_models(entry: CatalogEntry, checkpoint: Checkpoint, family: Family,
     dimensions = None
     if adopted.gives == "embeddings":
         dimensions = adopted.dimensions(entry.dimensions)
-        words = repository.tokenizer(family, checkpoint.prompts)
+        words = repository.tokenizer(family, checkpoint.prompts | entry.prompts)
     else:
         words = repository.pair_tokenizer(family, checkpoint.segment_offset)
     encoder = repository.headless_encoder(family, dimensions)
@@ -224,12 +231,12 @@ def _inputs(entry: CatalogEntry, target: Target) -> dict[str, Any]:
     """Everything the outputs follow from."""
     return {
         "model": entry.title,
-        "source": entry.source.name if isinstance(entry.source, Path) else entry.source.requirement,
+        "source": _source(entry.source),
         "dimensions": entry.dimensions,
         "runtime": target.runtime,
         "precision": target.precision,
         "checkpoint": entry.files | _adopted_files(entry),
-        "builder": _hashes(SOURCES, "**/*.py") | _hashes(SOURCES, "catalog/*.toml"),
+        "builder": _hashes(SOURCES, "**/*.py") | _hashes(SOURCES, f"catalog/{entry.name}.toml"),
         "versions": {
             "numpy": numpy.__version__,
             "onnx": onnx.__version__,
@@ -240,10 +247,16 @@ def _inputs(entry: CatalogEntry, target: Target) -> dict[str, Any]:
 
 def _adopted_files(entry: CatalogEntry) -> dict[str, str]:
     """Hashes of the graph that a checkpoint folder is built from, where it is, and of its weights."""
-    if not isinstance(entry.source, Path) or not (graph := graph_to_adopt(Checkpoint(entry.source))):
+    if not isinstance(entry.source, Path) or not (graph := graph_to_adopt(entry, Checkpoint(entry.source))):
         return {}
     paths = [graph, *(graph.parent / name for name in data_files(read_onnx(graph)))]
     return {str(path.relative_to(entry.source)): sha256(path) for path in paths}
+
+
+def _source(source: Wheel | Hub | Path) -> str:
+    if isinstance(source, Hub):
+        return f"{source.repository}@{source.revision}"
+    return source.requirement if isinstance(source, Wheel) else source.name
 
 
 def _is_current(model_repository: Path, family: str, inputs: dict[str, Any]) -> bool:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from build import catalog, family
+from build.catalog import CatalogEntry, Hub
 from build.checkpoint import describe
 from build.errors import BuildError
 from build.target import PRECISIONS, RUNTIMES, Target
@@ -27,18 +28,25 @@ def main(arguments: list[str] | None = None) -> int:
         nargs="*",
         metavar="MODEL",
         default=[DEFAULT_MODEL],
-        help=f"a catalog name ({', '.join(catalog.names())}) or a checkpoint folder (default: {DEFAULT_MODEL})",
+        help=f"a catalog name ({', '.join(catalog.names())}), a checkpoint folder, or a repository of the "
+        f"Hugging Face Hub as organisation/name or organisation/name@revision (default: {DEFAULT_MODEL})",
     )
-    parser.add_argument("--name", help="what a checkpoint folder is served as (default: the folder's name)")
     parser.add_argument(
-        "--dimensions", type=int, help="cut the embeddings of a checkpoint folder to so many (Matryoshka)"
+        "--name",
+        help="what a folder or repository is served as (default: its own name, a repository's in lower case)",
+    )
+    parser.add_argument(
+        "--dimensions", type=int, help="cut the embeddings of a folder or repository to so many (Matryoshka)"
     )
     parser.add_argument(
         "--runtime", choices=RUNTIMES, default="python", help="what executes the graphs (default: python)"
     )
     parser.add_argument(
-        "--precision", choices=PRECISIONS, default="fp32", help="what the encoder computes in (default: fp32)"
+        "--precision",
+        choices=PRECISIONS,
+        help="what the encoder computes in; an adopted model.onnx keeps its own (default: the catalog's, else fp32)",
     )
+    parser.add_argument("--max-tokens", type=int, help="cut texts to so many tokens (default: the catalog's)")
     parser.add_argument(
         "--repository",
         type=Path,
@@ -46,10 +54,11 @@ def main(arguments: list[str] | None = None) -> int:
         help="the model repository to fill (default: model_repository/)",
     )
     options = parser.parse_args(arguments)
-    target = Target(options.runtime, options.precision)
     try:
         for model in options.models:
-            build_one(entry_of(model, options), target, options.repository)
+            entry = entry_of(model, options)
+            target = Target.of(options.runtime, options.precision, entry.precisions, entry.name)
+            build_one(entry, target, options.repository)
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -59,17 +68,24 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def entry_of(model: str, options: argparse.Namespace) -> catalog.CatalogEntry:
-    """The catalog entry that `model` names, or one made for the checkpoint folder that it is."""
-    if not Path(model).is_dir():
-        return catalog.load(model)
+def entry_of(model: str, options: argparse.Namespace) -> CatalogEntry:
+    """The catalog entry that `model` names, or one made for the folder or the Hub's repository that it is."""
+    source: Path | Hub = Path(model)
     name = options.name or Path(model).resolve().name
+    if not Path(model).is_dir():
+        repository, _, revision = model.partition("@")
+        if repository.count("/") != 1:
+            return catalog.load(model)
+        if (entry := catalog.find(repository, revision)) is not None:
+            return entry
+        source = Hub(repository, revision or "main")
+        name = options.name or repository.rpartition("/")[2].lower()
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise BuildError(f"{name!r} cannot be served as a name: choose one of letters, digits, . _ - with --name")
-    return describe(Path(model), name, options.dimensions)
+    return describe(source, name, options.dimensions)
 
 
-def build_one(entry: catalog.CatalogEntry, target: Target, repository: Path) -> None:
+def build_one(entry: CatalogEntry, target: Target, repository: Path) -> None:
     """Builds one catalog entry and says what came of it."""
     started = time.monotonic()
     if family.build(entry, target, repository, CACHE):

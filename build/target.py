@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
+
+from build.errors import BuildError
 
 
 @dataclass(frozen=True)
@@ -19,13 +22,18 @@ class Runtime:
     """Where its instances run, a `ModelInstanceGroup.Kind`."""
     ragged: bool = True
     """Requests of any lengths are merged end to end; if not, only those of one length, as rows."""
+    precisions: tuple[str, ...] = ("fp32", "bf16", "fp16")
+    """What it computes in."""
     needs_width: bool = False
     """Shapes cannot follow from values, so the width of rows comes as the shape of an input of its own."""
 
 
 RUNTIMES = {
     "python": Runtime("python", "model.onnx", ModelInstanceGroup.KIND_CPU),
-    "onnxruntime": Runtime("onnxruntime", "model.onnx", ModelInstanceGroup.KIND_AUTO),
+    # On a CPU it has no bf16 arithmetic.
+    "onnxruntime": Runtime(
+        "onnxruntime", "model.onnx", ModelInstanceGroup.KIND_AUTO, precisions=("fp32", "fp16")
+    ),
     # Its backend knows no batch_input.
     "openvino": Runtime("openvino", "model.onnx", ModelInstanceGroup.KIND_CPU, ragged=False),
     "tensorrt": Runtime("tensorrt", "model.plan", ModelInstanceGroup.KIND_GPU, needs_width=True),
@@ -43,6 +51,14 @@ class Target:
     """One of RUNTIMES."""
     precision: str = "fp32"
     """One of PRECISIONS: the encoder's arithmetic; heads are small and stay in fp32."""
+
+    @classmethod
+    def of(cls, runtime: str, precision: str | None, allowed: Sequence[str], name: str) -> Target:
+        """The runtime with `precision`, or with the first `allowed` one that it has; BuildError where it cannot."""
+        both = [one for one in allowed if one in RUNTIMES[runtime].precisions]
+        if precision is not None and precision not in both:
+            raise BuildError(f"{name} cannot be built for {runtime} in {precision}: choose {' or '.join(both)}")
+        return cls(runtime, precision or both[0])
 
     @property
     def feed(self) -> Runtime:

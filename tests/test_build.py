@@ -21,8 +21,9 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from build import catalog, family
 from build import make as command
 from build.catalog import CatalogEntry
-from build.checkpoint import Checkpoint, describe, obtain, sha256
+from build.checkpoint import Checkpoint, describe, obtain
 from build.errors import BuildError
+from build.files import sha256
 from build.repository import render
 from build.target import RUNTIMES, Target
 
@@ -205,7 +206,7 @@ DAMAGES = {
     "half downloaded": (half_downloaded, "no model-00002-of-00002.safetensors"),
     "pickled": (pickled, "pytorch_model.bin is a pickle"),
     "another architecture": (change("config.json", model_type="gpt2"), "model_type 'gpt2'"),
-    "another size": (change("config.json", hidden_size=96), "do not fit the checkpoint's config.json"),
+    "another size": (change("config.json", hidden_size=96), "is not valid ONNX, its weights or config.json do not fit"),
     "fewer layers": (change("config.json", num_hidden_layers=9), "no tensor 'layers.3.input_layernorm.weight'"),
     "scaled positions": (change("config.json", rope_parameters={"rope_type": "yarn"}), "of type 'yarn'"),
 }
@@ -240,7 +241,9 @@ def test_a_checkpoint_with_another_activation_is_refused(tmp_path: Path, entry: 
 
 def test_an_unknown_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["none"]) == 1
-    assert capsys.readouterr().err == "error: no model 'none' in the catalog; it has: minilm\n"
+    assert capsys.readouterr().err == (
+        f"error: no model 'none' in the catalog; it has: {', '.join(catalog.names())}\n"
+    )
 
 
 def test_an_unwritable_repository() -> None:

@@ -1,9 +1,9 @@
-"""The catalog: one TOML page per model, saying where its checkpoint comes from and what each file must hash to."""
+"""The catalog: one TOML page per model, saying where its checkpoint comes from and how it is served."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from build.errors import BuildError
@@ -29,19 +29,52 @@ class Wheel:
 
 
 @dataclass(frozen=True)
+class Hub:
+    """A checkpoint of the Hugging Face Hub."""
+
+    repository: str
+    """`organisation/name`."""
+    revision: str = "main"
+    """A commit; of a branch or tag, a build takes the commit that it is at then."""
+    onnx: str | None = None
+    """The exported graph to take in place of weights."""
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How much is computed at once."""
+
+    texts: int = 64
+    """In one batch."""
+    tokens: int = 16384
+    """In one batch, which is what an engine of fixed size is built for."""
+
+
+@dataclass(frozen=True)
 class CatalogEntry:
-    """One model that can be built by name."""
+    """One model that can be built, with what its checkpoint's own files do not say or say otherwise."""
 
     name: str
     title: str
     tasks: tuple[str, ...]
     """`embed`, `rerank` or both."""
-    source: Wheel | Path
+    source: Wheel | Hub | Path
     """Where the checkpoint comes from; a path is its folder."""
-    files: dict[str, str]
-    """File of the checkpoint -> its sha256."""
+    files: dict[str, str] = field(default_factory=dict)
+    """File of the checkpoint -> its sha256; those of the Hub follow from the commit."""
     dimensions: int | None = None
     """Cut embeddings to their first dimensions; None for all that the checkpoint gives."""
+    max_tokens: int | None = None
+    """Cut texts to so many tokens; None for the checkpoint's own window."""
+    prompts: dict[str, str] = field(default_factory=dict)
+    """Prompt name -> what is put before the text, over the checkpoint's own."""
+    normalise: bool | None = None
+    """Whether embeddings get unit length; None for what the checkpoint's modules say."""
+    precisions: tuple[str, ...] = ("fp32", "bf16", "fp16")
+    """What the encoder may compute in, the default first."""
+    batching: Batching = Batching()
+    tolerance: dict[str, float] = field(default_factory=dict)
+    """Precision -> the lowest cosine with the reference that is accepted, for scores the largest difference."""
 
 
 def names() -> list[str]:
@@ -54,11 +87,16 @@ def load(name: str) -> CatalogEntry:
     if name not in names():
         raise BuildError(f"no model {name!r} in the catalog; it has: {', '.join(names())}")
     page = tomllib.loads((FOLDER / f"{name}.toml").read_text())
-    return CatalogEntry(
-        name=name,
-        title=page["title"],
-        tasks=tuple(page["tasks"]),
-        source=Wheel(**page["source"]),
-        files=page["files"],
-        dimensions=page.get("dimensions"),
-    )
+    page["tasks"] = tuple(page["tasks"])
+    page["source"] = (Hub if "repository" in page["source"] else Wheel)(**page["source"])
+    page["precisions"] = tuple(page["precisions"])
+    page["batching"] = Batching(**page["batching"])
+    return CatalogEntry(name, **page)
+
+
+def find(repository: str, revision: str) -> CatalogEntry | None:
+    """The page of a repository of the Hub, if it has one, for another revision than its own if one is given."""
+    for entry in map(load, names()):
+        if isinstance(entry.source, Hub) and entry.source.repository == repository:
+            return replace(entry, source=replace(entry.source, revision=revision or entry.source.revision))
+    return None

@@ -64,8 +64,11 @@ class Pooling:
         return cls(modes[0], dense, [checkpoint.hidden_size, *widths][-1], normalise)
 
 
-def write_pooling(g: OnnxGraph, checkpoint: Checkpoint, dimensions: int) -> None:
-    """Writes the modules of `checkpoint` behind its transformer, cut to `dimensions`."""
+def write_pooling(g: OnnxGraph, checkpoint: Checkpoint, dimensions: int, unit_length: bool | None = None) -> None:
+    """Writes the modules of `checkpoint` behind its transformer, cut to `dimensions`.
+
+    `unit_length` overrides whether the last of them is Normalize.
+    """
     pooling = Pooling.of(checkpoint)
     pooled = POOL[pooling.mode](g, *state_inputs(g, checkpoint.hidden_size))
     for path in pooling.dense:
@@ -73,7 +76,7 @@ def write_pooling(g: OnnxGraph, checkpoint: Checkpoint, dimensions: int) -> None
     if dimensions < pooling.width:
         first, end, axis = ([bound] for bound in (0, dimensions, 1))
         pooled = g.op("Slice", pooled, *(g.constant(bound, np.int64) for bound in (first, end, axis)))
-    if pooling.normalise:
+    if pooling.normalise if unit_length is None else unit_length:
         pooled = normalise(g, pooled)
     g.output("embeddings", pooled, TensorProto.FLOAT, ["batch", dimensions])
 

@@ -1,0 +1,230 @@
+"""Checkpoints of the Hugging Face Hub, by commit, kept in the Hub's own cache, which other tools share.
+
+Only what a build reads is brought: JSON, safetensors, or an ONNX graph with its data; never pickles, never code.
+HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE mean what they mean to huggingface_hub.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import posixpath
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import onnx
+from huggingface_hub import (
+    HfApi,
+    constants,
+    get_cached_repo_tree,
+    get_hf_file_metadata,
+    hf_hub_download,
+    hf_hub_url,
+    snapshot_download,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import (
+    CachedRepoTreeNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    RevisionResolutionError,
+)
+from huggingface_hub.file_download import http_get, repo_folder_name
+from huggingface_hub.utils import build_hf_headers
+
+from build.catalog import Hub
+from build.errors import BuildError
+from build.files import GRAPHS, SHARDS, WEIGHTS, sha256
+from build.graphs.onnx_file import data_files
+
+NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json")
+DESCRIBING = (*NEEDED, "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json")
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+
+
+def pin(source: Hub) -> Hub:
+    """The same source with its revision as a commit; raises BuildError when the Hub or its cache knows none."""
+    if re.fullmatch("[0-9a-f]{40}", source.revision):
+        return source
+    with _explained(source):
+        revision = HfApi().resolve_revision(source.repository, revision=source.revision)
+    print(f"{source.repository}: {source.revision} is commit {revision.resolved}", flush=True)
+    return replace(source, revision=revision.resolved)
+
+
+def describe(source: Hub) -> Path:
+    """The folder of the files that say what kind of checkpoint a pinned source is, without its weights."""
+    with _explained(source):
+        names = _listing(source)
+        paths = [_bring(source, name) for name in DESCRIBING if name in names or name in NEEDED]
+        return paths[0].parent
+
+
+def fetch(source: Hub) -> tuple[Path, dict[str, str]]:
+    """The folder of a pinned source and the sha256 of each of its files that a build reads.
+
+    Asks the Hub only for what its cache does not hold, and goes on with a download that was cut off. Raises
+    BuildError when the checkpoint cannot be had, has no weights that are data, or is not what the Hub holds.
+    """
+    folder = describe(source)
+    with _explained(source):
+        names = _listing(source)
+        paths = {name: folder / name for name in DESCRIBING if name in names}
+        modules = _json(paths["modules.json"]) if "modules.json" in paths else []
+        for module in modules:
+            for file in ("config.json", WEIGHTS):
+                if module.get("path") and (name := posixpath.join(module["path"], file)) in names:
+                    paths[name] = _bring(source, name)
+        for name in _weights(source, names):
+            paths[name] = _bring(source, name)
+            if name.endswith(".onnx"):
+                data = [
+                    posixpath.join(posixpath.dirname(name), file)
+                    for file in data_files(onnx.load(paths[name], load_external_data=False))
+                ]
+                paths |= {file: _bring(source, file) for file in data}
+    return folder, {name: _checked(path) for name, path in paths.items()}
+
+
+def _weights(source: Hub, names: Iterable[str]) -> list[str]:
+    """The files that hold the transformer: one or several of safetensors, else an exported graph."""
+    if source.onnx is not None:
+        return [source.onnx]
+    if SHARDS in names:
+        shards = _json(_bring(source, SHARDS))["weight_map"].values()
+        return [SHARDS, *sorted(set(shards))]
+    for name in (WEIGHTS, *GRAPHS):
+        if name in names:
+            return [name]
+    pickles = sorted(name for name in names if name.endswith(PICKLES))
+    raise BuildError(
+        f"{_name(source)} has its weights in {', '.join(pickles)} only: pickles can run code and are never read; "
+        f"name a revision that has {WEIGHTS}"
+        if pickles
+        else f"{_name(source)} has neither {WEIGHTS} nor an ONNX graph"
+    )
+
+
+def _listing(source: Hub) -> set[str]:
+    """Every file of the repository at the commit."""
+    try:
+        files = get_cached_repo_tree(source.repository, revision=source.revision)
+    except CachedRepoTreeNotFoundError:
+        # Only a snapshot's download keeps the listing, and only with it can a cache be known to be whole.
+        snapshot_download(source.repository, revision=source.revision, allow_patterns=["config.json"])
+        files = get_cached_repo_tree(source.repository, revision=source.revision)
+    return {file.path for file in files}
+
+
+def _bring(source: Hub, name: str) -> Path:
+    """One file of the repository in the cache, from the cache if it is there."""
+    if name not in _listing(source):
+        raise BuildError(f"{_name(source)} has no {name}")
+    cached = try_to_load_from_cache(source.repository, name, revision=source.revision)
+    if isinstance(cached, str):
+        return Path(cached)
+    _download(source, name)
+    return Path(hf_hub_download(source.repository, name, revision=source.revision))
+
+
+def _download(source: Hub, name: str) -> None:
+    """Puts a large file where the cache keeps contents by hash; small ones, which have no sha256, are left out.
+
+    huggingface_hub itself begins a file anew in every process.
+    """
+    url = hf_hub_url(source.repository, name, revision=source.revision)
+    about = get_hf_file_metadata(url)
+    if about.etag is None or about.size is None or len(about.etag) != 64:
+        return
+    folder = repo_folder_name(repo_id=source.repository, repo_type="model")
+    blob = Path(constants.HF_HUB_CACHE, folder, "blobs", about.etag)
+    if blob.exists():
+        return
+    blob.parent.mkdir(parents=True, exist_ok=True)
+    part = blob.with_name(f"{about.etag}.part")
+    with part.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if blob.exists():  # another build, which was waited for
+            return
+        missing, free = about.size - file.tell(), shutil.disk_usage(part).free
+        if missing > free:
+            raise BuildError(
+                f"{name} of {_name(source)} needs {missing / 1e9:.1f} GB more, but {constants.HF_HUB_CACHE} "
+                f"has {free / 1e9:.1f} GB free: make room, or set HF_HOME to a folder on another disk"
+            )
+        http_get(
+            url,
+            file,
+            resume_size=file.tell(),
+            headers=build_hf_headers(),
+            expected_size=about.size,
+            displayed_filename=name,
+        )
+        file.flush()
+        if (found := sha256(part)) != about.etag:
+            part.unlink()
+            raise BuildError(f"{url} came with sha256 {found}, the Hub says {about.etag}: build again")
+        part.rename(blob)
+
+
+def _checked(path: Path) -> str:
+    """The sha256 of a file in the cache; raises BuildError when it is not what the cache keeps it as."""
+    found, kept_as = sha256(path), path.resolve()
+    if len(kept_as.name) == 64 and kept_as.name != found:
+        raise BuildError(f"{kept_as} is damaged: delete it and {path}, and build again")
+    return found
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise BuildError(f"{path} is not valid JSON: {error}") from None
+
+
+def _name(source: Hub) -> str:
+    return f"{source.repository} at {source.revision[:12]}"
+
+
+@contextmanager
+def _explained(source: Hub) -> Iterator[None]:
+    """Turns what huggingface_hub raises into one sentence."""
+    try:
+        yield
+    except (OSError, httpx2.HTTPError, HFValidationError, RevisionResolutionError) as error:
+        raise BuildError(_sentence(source, error)) from error
+
+
+def _sentence(source: Hub, error: BaseException) -> str:
+    # It wraps what the Hub said in its own "cannot find it in the cache".
+    while not isinstance(error, HfHubHTTPError | OfflineModeIsEnabled) and error.__cause__ is not None:
+        error = error.__cause__
+    endpoint, name = constants.ENDPOINT, source.repository
+    if isinstance(error, GatedRepoError):
+        return f"{name} is gated: accept its licence at {endpoint}/{name}, then set HF_TOKEN to a token of yours"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"there is no folder {name!r}, and {endpoint} has no such model, or not for you without HF_TOKEN"
+    if isinstance(error, RevisionNotFoundError):
+        return f"{name} has no revision {source.revision!r}"
+    if isinstance(error, HfHubHTTPError):
+        status = error.response.status_code
+        if status in (401, 403):
+            return f"{endpoint} refuses {name} with status {status}: set HF_TOKEN to a token that may read it"
+        return f"{endpoint} answered with status {status} when asked for {_name(source)}: build again later"
+    if isinstance(error, HFValidationError):
+        return f"{name!r} is neither a folder nor a name of the Hub's"
+    if isinstance(error, OfflineModeIsEnabled):
+        return f"HF_HUB_OFFLINE is set, and {constants.HF_HUB_CACHE} does not hold all of {_name(source)}"
+    if isinstance(error, OSError) and error.strerror is not None:
+        return f"cannot write to {error.filename or constants.HF_HUB_CACHE}: {error.strerror}"
+    return f"{endpoint} cannot be reached for {_name(source)}, which is not all in the cache: {error}"

@@ -1,0 +1,425 @@
+"""Where checkpoints come from: the catalog's pages, and a stand-in for the Hugging Face Hub on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+import onnx
+import pytest
+from conftest import REFERENCE, ROOT
+from onnx import TensorProto, helper
+from safetensors.numpy import load_file, save
+
+from build import catalog, family
+from build.checkpoint import Checkpoint, describe, obtain
+from build.errors import BuildError
+from build.files import sha256
+from build.hub import data_files
+from build.target import PRECISIONS, Target
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+MODEL = "org/Tiny-Qwen3"
+TINY = REFERENCE / "tiny" / "qwen3-embedding"
+
+
+@dataclass
+class StandIn:
+    """A Hub with one repository, its large files behind a redirect as on the real one."""
+
+    files: dict[str, bytes]
+    requests: list[str] = field(default_factory=list)
+    """`METHOD path` of each, with the range where one was asked for."""
+    refusal: tuple[int, str] | None = None
+    """The status and X-Error-Code of every answer."""
+    cut_after: int | None = None
+    """Bytes of the weights after which the server goes down."""
+    is_down: bool = False
+
+    def is_large(self, name: str) -> bool:
+        """Whether the file is kept by its sha256, not by git's hash."""
+        return not name.endswith("config.json")
+
+    def etag(self, name: str) -> str:
+        content = self.files[name]
+        if self.is_large(name):
+            return hashlib.sha256(content).hexdigest()
+        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+    def tree(self) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = []
+        for name, content in self.files.items():
+            row = {"type": "file", "path": name, "size": len(content), "oid": "0" * 40}
+            if self.is_large(name):
+                row["lfs"] = {"oid": self.etag(name), "size": len(content), "pointerSize": 134}
+            rows.append(row)
+        return rows
+
+
+class Handler(BaseHTTPRequestHandler):
+    """The routes that huggingface_hub calls."""
+
+    protocol_version = "HTTP/1.1"
+    hub: StandIn
+    server: ThreadingHTTPServer
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        hub, path = self.hub, unquote(self.path.partition("?")[0])
+        hub.requests.append(" ".join([self.command, path, *self.headers.get_all("Range", [])]))
+        if hub.is_down:
+            return self.answer(503)
+        if hub.refusal is not None:
+            return self.answer(hub.refusal[0], {"X-Error-Code": hub.refusal[1]})
+        if not path.startswith((f"/api/models/{MODEL}/", f"/{MODEL}/", "/cdn/")):
+            return self.answer(401, {"X-Error-Code": "RepoNotFound"})
+        if path in [f"/api/models/{MODEL}/revision/{name}" for name in ("main", COMMIT)]:
+            return self.answer_json({"id": MODEL, "sha": COMMIT, "siblings": []})
+        if path == f"/api/models/{MODEL}/tree/{COMMIT}":
+            return self.answer_json(hub.tree())
+        name = path.removeprefix(f"/{MODEL}/resolve/{COMMIT}/")
+        if name in hub.files:
+            etag, size = hub.etag(name), str(len(hub.files[name]))
+            headers = {"X-Repo-Commit": COMMIT, "X-Linked-Etag": f'"{etag}"', "X-Linked-Size": size}
+            if hub.is_large(name):
+                return self.answer(
+                    302, headers | {"Location": f"http://localhost:{self.server.server_port}/cdn/{etag}"}
+                )
+            return self.answer(200, headers | {"ETag": f'"{etag}"'}, hub.files[name])
+        for name, content in hub.files.items():
+            if path == f"/cdn/{hub.etag(name)}":
+                return self.answer_part(name, content)
+        return self.answer(404, {"X-Error-Code": "RevisionNotFound"})
+
+    def answer_part(self, name: str, content: bytes) -> None:
+        start = 0
+        if asked := self.headers.get("Range"):
+            start = int(asked.removeprefix("bytes=").rstrip("-"))
+        headers = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if asked else {}
+        if name.endswith(".safetensors") and self.hub.cut_after is not None:
+            headers["Content-Length"] = str(len(content))
+            self.answer(200, headers, content[: self.hub.cut_after])
+            self.hub.is_down, self.close_connection = True, True
+            return
+        self.answer(206 if asked else 200, headers, content[start:])
+
+    def answer_json(self, content: object) -> None:
+        self.answer(200, {"Content-Type": "application/json"}, json.dumps(content).encode())
+
+    def answer(self, status: int, headers: dict[str, str] | None = None, body: bytes = b"") -> None:
+        self.send_response(status)
+        for name, value in ({"Content-Length": str(len(body))} | (headers or {})).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing on stderr."""
+
+
+@dataclass
+class Machine:
+    """A user's: a cache, a model repository, and the way to the stand-in."""
+
+    hub: StandIn
+    endpoint: str
+    folder: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def repository(self) -> Path:
+        return self.folder / "repository"
+
+    @property
+    def record(self) -> Any:
+        return json.loads((self.repository / "tiny-qwen3" / "build.json").read_text())
+
+    def build(self, model: str = MODEL) -> subprocess.CompletedProcess[str]:
+        """`python -m build.make`, as a user calls it."""
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+        ours = {
+            "HF_ENDPOINT": self.endpoint,
+            "HF_HOME": str(self.folder / "hf"),
+            "NO_PROXY": "127.0.0.1,localhost",
+        }
+        command = [sys.executable, "-W", "error", "-m", "build.make", "--repository", str(self.repository), model]
+        return subprocess.run(
+            command, cwd=ROOT, env=clean | ours | self.environment, capture_output=True, text=True, check=False
+        )
+
+    def refused(self, model: str = MODEL) -> str:
+        """The one sentence that a build fails with, which leaves the model repository as it was."""
+        self.repository.mkdir(exist_ok=True)
+        (self.repository / "other").write_text("")
+        done = self.build(model)
+        assert done.returncode == 1
+        assert "Traceback" not in done.stderr
+        assert [path.name for path in self.repository.iterdir()] == ["other"]
+        errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1, done.stderr
+        return errors[0].removeprefix("error: ")
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    files = {str(path.relative_to(TINY)): path.read_bytes() for path in TINY.rglob("*") if path.is_file()}
+    files |= {"pytorch_model.bin": b"a pickle", "modeling.py": b"code", "onnx/model.onnx": b"not asked for"}
+    hub = StandIn(files)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("OfHub", (Handler,), {"hub": hub}))
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield Machine(hub, f"http://127.0.0.1:{server.server_port}", tmp_path)
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def files_of(machine: Machine) -> dict[str, str]:
+    """Every file of the models but the record, by hash."""
+    paths = [path for path in machine.repository.rglob("*") if path.is_file() and path.name != "build.json"]
+    return {str(path.relative_to(machine.repository)): sha256(path) for path in paths}
+
+
+def test_a_repository_is_built_like_its_folder(machine: Machine, tmp_path: Path) -> None:
+    done = machine.build()
+    assert done.returncode == 0, done.stderr
+    assert f"{MODEL}: main is commit {COMMIT}" in done.stdout
+    built = files_of(machine)
+    shutil.copytree(TINY, tmp_path / "tiny-qwen3")
+    assert machine.build(str(tmp_path / "tiny-qwen3")).returncode == 0
+    assert files_of(machine) == built
+
+
+def test_commit_and_hashes_are_recorded(machine: Machine) -> None:
+    machine.build()
+    assert machine.record["inputs"]["source"] == f"{MODEL}@{COMMIT}"
+    for name, found in machine.record["downloaded"].items():
+        assert found == hashlib.sha256(machine.hub.files[name]).hexdigest()
+    assert {"model.safetensors", "tokenizer.json", "1_Pooling/config.json"} <= machine.record["downloaded"].keys()
+
+
+def test_only_what_a_build_reads_is_brought(machine: Machine) -> None:
+    machine.build()
+    asked = {request.rpartition(f"/{COMMIT}/")[2] for request in machine.hub.requests if "/resolve/" in request}
+    assert asked == machine.record["downloaded"].keys()
+    assert not [name for name in asked if not name.endswith((".json", ".safetensors"))]
+
+
+def test_a_commit_in_the_cache_needs_no_network(machine: Machine) -> None:
+    first = machine.build(f"{MODEL}@{COMMIT}")
+    assert first.returncode == 0, first.stderr
+    before = files_of(machine)
+    machine.hub.requests.clear()
+    shutil.rmtree(machine.repository)
+    assert machine.build(f"{MODEL}@{COMMIT}").returncode == 0
+    assert machine.hub.requests == []
+    assert files_of(machine) == before
+    assert machine.build(f"{MODEL}@{COMMIT}").stdout == "tiny-qwen3: up to date, nothing to do\n"
+
+
+def test_a_branch_is_taken_from_the_cache_when_the_hub_is_away(machine: Machine) -> None:
+    machine.build()
+    machine.environment["HF_HUB_OFFLINE"] = "1"
+    shutil.rmtree(machine.repository)
+    assert machine.build().returncode == 0
+
+
+def test_a_download_that_was_cut_off_goes_on(machine: Machine) -> None:
+    weights = load_file(TINY / "model.safetensors") | {"unused": np.zeros(6 << 20, np.float32)}
+    machine.hub.files["model.safetensors"] = save(weights)
+    machine.hub.cut_after = 23 << 20
+    assert "answered with status 503" in machine.refused()
+    machine.hub.cut_after, machine.hub.is_down = None, False
+    machine.hub.requests.clear()
+    machine.environment["HF_HUB_OFFLINE"] = "1"
+    assert machine.refused().endswith(f"does not hold all of {MODEL} at {COMMIT[:12]}")
+    machine.environment.clear()
+    assert machine.build().returncode == 0
+    (part,) = (request for request in machine.hub.requests if "bytes=" in request and "/cdn/" in request)
+    # huggingface_hub writes 10 MiB at once.
+    assert part.endswith(f"bytes={20 << 20}-")
+
+
+def test_a_part_that_is_not_the_files_own_is_thrown_away(machine: Machine) -> None:
+    machine.hub.cut_after = 70_000
+    machine.refused()
+    (part,) = machine.folder.rglob("*.part")
+    part.write_bytes(bytes(1000))
+    machine.hub.cut_after, machine.hub.is_down = None, False
+    assert "came with sha256" in machine.refused()
+    assert machine.build().returncode == 0
+
+
+def test_a_damaged_cache_is_refused(machine: Machine) -> None:
+    machine.build()
+    (weights,) = machine.folder.rglob("model.safetensors")
+    blob = weights.resolve()
+    content = bytearray(blob.read_bytes())
+    content[-1] ^= 1
+    blob.write_bytes(content)
+    shutil.rmtree(machine.repository)
+    assert machine.refused() == f"{blob} is damaged: delete it and {weights}, and build again"
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "words"),
+    [
+        (401, "GatedRepo", f"{MODEL} is gated: accept its licence at .*/{MODEL}, then set HF_TOKEN"),
+        (403, "GatedRepo", f"{MODEL} is gated: accept its licence at .*/{MODEL}, then set HF_TOKEN"),
+        (403, "", f"refuses {MODEL} with status 403: set HF_TOKEN"),
+        (404, "RepoNotFound", f"there is no folder '{MODEL}', and .* has no such model, or not for you"),
+    ],
+)
+@pytest.mark.parametrize("revision", ["", f"@{COMMIT}"])
+def test_a_hub_that_refuses(machine: Machine, status: int, code: str, words: str, revision: str) -> None:
+    machine.hub.refusal = status, code
+    assert re.search(words, machine.refused(MODEL + revision))
+
+
+def test_an_unknown_repository(machine: Machine) -> None:
+    assert "there is no folder 'org/none', and " in machine.refused("org/none")
+
+
+@pytest.mark.parametrize("revision", ["v9", "f" * 40])
+def test_an_unknown_revision(machine: Machine, revision: str) -> None:
+    assert machine.refused(f"{MODEL}@{revision}") == f"{MODEL} has no revision '{revision}'"
+
+
+def test_a_name_that_no_repository_can_have(machine: Machine) -> None:
+    assert machine.refused("or g/x") == "'or g/x' is neither a folder nor a name of the Hub's"
+
+
+def test_a_hub_that_is_down(machine: Machine) -> None:
+    machine.hub.is_down = True
+    assert "answered with status 503 when asked for" in machine.refused()
+
+
+def test_no_network(machine: Machine) -> None:
+    machine.endpoint = "http://127.0.0.1:9"
+    assert machine.refused().startswith(f"http://127.0.0.1:9 cannot be reached for {MODEL}")
+
+
+def test_a_cache_that_cannot_be_written(machine: Machine) -> None:
+    machine.environment["HF_HOME"] = "/proc/none"
+    assert re.match("cannot write to /proc/none.*: No such file or directory", machine.refused())
+
+
+def test_pickles_only(machine: Machine) -> None:
+    del machine.hub.files["model.safetensors"], machine.hub.files["onnx/model.onnx"]
+    assert machine.refused() == (
+        f"{MODEL} at {COMMIT[:12]} has its weights in pytorch_model.bin only: pickles can run code and are never "
+        "read; name a revision that has model.safetensors"
+    )
+    assert not [request for request in machine.hub.requests if "pytorch_model" in request]
+
+
+def test_no_tokenizer(machine: Machine) -> None:
+    del machine.hub.files["tokenizer.json"]
+    assert machine.refused() == f"{MODEL} at {COMMIT[:12]} has no tokenizer.json"
+
+
+def test_shards(machine: Machine) -> None:
+    index = {"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}}
+    machine.hub.files["model.safetensors.index.json"] = json.dumps(index).encode()
+    machine.hub.files["model-1-of-2.safetensors"] = machine.hub.files.pop("model.safetensors")
+    assert f"{MODEL} at {COMMIT[:12]} has no model-2-of-2.safetensors" in machine.refused()
+    shard = REFERENCE / "tiny" / "bert-cls" / "model.safetensors"
+    machine.hub.files["model-2-of-2.safetensors"] = shard.read_bytes()
+    shutil.rmtree(machine.folder / "hf")
+    done = machine.build()
+    assert done.returncode == 0, done.stderr
+    assert {*index["weight_map"].values()} < machine.record["downloaded"].keys()
+
+
+def outside(name: str) -> TensorProto:
+    """A tensor whose values lie in a file beside its graph."""
+    tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=[1])
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=f"{name}_data")
+    return tensor
+
+
+def test_where_a_graph_keeps_its_data() -> None:
+    """Tensors of attributes and of inner graphs count too, and any file name may come up."""
+    inner = helper.make_graph([], "inner", [], [], initializer=[outside("deep")])
+    nodes = [
+        helper.make_node("Constant", [], ["c"], value=outside("constant")),
+        helper.make_node("If", ["c"], ["d"], then_branch=inner, else_branch=inner),
+    ]
+    graph = helper.make_graph(nodes, "outer", [], [], initializer=[outside("weight")])
+    assert data_files(helper.make_model(graph)) == ["constant_data", "deep_data", "weight_data"]
+
+
+def test_without_safetensors_an_exported_graph_comes_with_its_data(machine: Machine) -> None:
+    del machine.hub.files["model.safetensors"]
+    graph = helper.make_graph([], "graph", [], [], initializer=[outside("weight")])
+    machine.hub.files |= {
+        "onnx/model.onnx": helper.make_model(graph).SerializeToString(),
+        "onnx/weight_data": bytes(4),
+        "onnx/model_int8.onnx": b"not asked for",
+    }
+    machine.build()
+    large = [request.rpartition("/onnx/")[2] for request in machine.hub.requests if "/onnx/" in request]
+    assert set(large) == {"model.onnx", "weight_data"}
+
+
+@pytest.mark.parametrize("name", catalog.names())
+def test_every_page(name: str) -> None:
+    entry = catalog.load(name)
+    assert entry.title
+    assert set(entry.tasks) <= {"embed", "rerank"}
+    assert set(entry.precisions) <= set(PRECISIONS)
+    assert entry.tolerance.keys() == set(entry.precisions)
+    assert entry.batching.texts * entry.max_tokens >= entry.batching.tokens >= entry.max_tokens
+    if isinstance(entry.source, catalog.Hub):
+        assert re.fullmatch("main|[0-9a-f]{40}", entry.source.revision)
+        assert catalog.find(entry.source.repository, "") == entry
+
+
+@pytest.mark.parametrize("name", ["qwen3-embedding-8b", "qwen3-reranker-8b", "embeddinggemma-300m"])
+def test_models_that_overflow_have_no_fp16(name: str) -> None:
+    assert "fp16" not in catalog.load(name).precisions
+
+
+def test_a_page_has_the_last_word(tmp_path: Path) -> None:
+    entry = replace(describe(TINY, "tiny", None), max_tokens=16, prompts={"query": "q: "}, normalise=False)
+    models = {model.config.name: model for model in family.models(entry, obtain(entry, tmp_path), Target())}
+    parameters = models["tiny-tokenizer"].config.parameters
+    assert parameters["max_tokens"].string_value == "16"
+    assert json.loads(parameters["prompts"].string_value)["query"] == "q: "
+    family.write(models["tiny-pooling"], tmp_path)
+    graph = onnx.load(tmp_path / "1" / "model.onnx", load_external_data=False).graph
+    assert "ReduceL2" not in {node.op_type for node in graph.node}
+
+
+def test_a_window_wider_than_the_checkpoints(tmp_path: Path) -> None:
+    entry = replace(describe(TINY, "tiny", None), max_tokens=1 << 20)
+    with pytest.raises(BuildError, match=r"1048576 tokens were asked for, but .* takes 1 to "):
+        family.models(entry, obtain(entry, tmp_path), Target())
+
+
+def test_nomics_window_is_not_what_it_was_trained_on(tmp_path: Path) -> None:
+    """The published config.json has both numbers, and sentence-transformers files that ask for the wider one."""
+    folder = shutil.copytree(REFERENCE / "tiny" / "nomic-bert", tmp_path / "nomic")
+    config = json.loads((folder / "config.json").read_text())
+    positions = config.pop("max_position_embeddings", None) or config["n_positions"]
+    config |= {"n_positions": positions, "max_position_embeddings": positions // 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": positions}))
+    assert Checkpoint(folder).max_tokens == positions
