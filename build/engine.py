@@ -47,6 +47,10 @@ Shape: TypeAlias = tuple[int, ...]
 Feed: TypeAlias = dict[str, npt.NDArray[np.int32]]
 
 
+class NotQuantizedError(Exception):
+    """A graph cannot be quantised; the message says why."""
+
+
 @dataclass(frozen=True)
 class Profile:
     """How much may come in one batch."""
@@ -254,28 +258,33 @@ def _progress(trt: Any) -> Any:
 def quantized(graph: Path, mode: str, texts: CalibrationTexts) -> Iterator[Path]:
     """A copy of `graph` whose linear layers are quantised by ModelOpt, for as long as the context lasts.
 
-    Raises RuntimeError with ModelOpt's own words when it has no such mode.
+    ModelOpt calibrates on ONNX Runtime, of which only the CUDA provider computes in bf16.
+    Raises NotQuantizedError with ModelOpt's own words, as when it has no such mode.
     """
     quantization = importlib.import_module("modelopt.onnx.quantization")
-    with tempfile.TemporaryDirectory(dir=graph.parent.parent) as folder:
+    CACHE.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=CACHE) as folder:
         # ModelOpt writes its intermediate files beside the graph it is given.
         for file in graph.parent.glob(f"{GRAPH}*"):
             shutil.copyfile(file, Path(folder, file.name))
         output = Path(folder, "quantized.onnx")
-        quantization.quantize(
-            str(Path(folder, GRAPH)),
-            quantize_mode=mode,
-            calibration_data_reader=texts,
-            calibration_method="max",
-            calibration_eps=["cuda:0", "cpu"],
-            # Attention's MatMuls stay as they are: they are few of the operations and many of the outliers.
-            op_types_to_quantize=["Gemm"],
-            # Not a precision: it leaves the graph's own types alone.
-            high_precision_dtype="fp32",
-            use_external_data_format=True,
-            output_path=str(output),
-            log_level="WARNING",
-        )
+        try:
+            quantization.quantize(
+                str(Path(folder, GRAPH)),
+                quantize_mode=mode,
+                calibration_data_reader=texts,
+                calibration_method="max",
+                calibration_eps=["cuda:0", "cpu"],
+                # Linear layers only: attention's MatMuls are little of the arithmetic and feed the softmax.
+                op_types_to_quantize=["Gemm"],
+                # Not a precision: it leaves the graph's own types alone.
+                high_precision_dtype="fp32",
+                use_external_data_format=True,
+                output_path=str(output),
+                log_level="WARNING",
+            )
+        except Exception as error:  # ONNX Runtime's and ModelOpt's own, which share no base
+            raise NotQuantizedError(" ".join(str(error).split()) or type(error).__name__) from error
         yield output
 
 
@@ -300,8 +309,8 @@ def build_plan(
         try:
             with quantized(graph, quantization, texts) as smaller:
                 plan = compiled(smaller)
-        except RuntimeError as error:
-            print(f"  not quantized to {quantization}, ModelOpt cannot: {error}", flush=True)
+        except NotQuantizedError as error:
+            print(f"not quantized to {quantization}, the graph's own precision is kept: {error}", flush=True)
             quantization, plan = "none", compiled(graph)
     # The stamp goes first out and last in: a plan without one is refused.
     model.stamp.unlink(missing_ok=True)
