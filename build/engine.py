@@ -261,7 +261,6 @@ def quantized(graph: Path, mode: str, texts: CalibrationTexts) -> Iterator[Path]
     ModelOpt calibrates on ONNX Runtime, of which only the CUDA provider computes in bf16.
     Raises NotQuantizedError with ModelOpt's own words, as when it has no such mode.
     """
-    quantization = importlib.import_module("modelopt.onnx.quantization")
     CACHE.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as folder:
         # ModelOpt writes its intermediate files beside the graph it is given.
@@ -269,7 +268,7 @@ def quantized(graph: Path, mode: str, texts: CalibrationTexts) -> Iterator[Path]
             shutil.copyfile(file, Path(folder, file.name))
         output = Path(folder, "quantized.onnx")
         try:
-            quantization.quantize(
+            importlib.import_module("modelopt.onnx.quantization").quantize(
                 str(Path(folder, GRAPH)),
                 quantize_mode=mode,
                 calibration_data_reader=texts,
@@ -283,7 +282,7 @@ def quantized(graph: Path, mode: str, texts: CalibrationTexts) -> Iterator[Path]
                 output_path=str(output),
                 log_level="WARNING",
             )
-        except Exception as error:  # ONNX Runtime's and ModelOpt's own, which share no base
+        except Exception as error:  # of ModelOpt, ONNX Runtime or a missing extra: they share no base
             raise NotQuantizedError(" ".join(str(error).split()) or type(error).__name__) from error
         yield output
 
