@@ -9,8 +9,8 @@ help: ## Show this list
 
 setup: .venv/serve.lock ## Install what building and serving need, into .venv
 
-build: setup ## Fill model_repository/ (MODEL=name for another model of the catalog)
-	@$(VENV)/python -m build.make $(MODEL)
+build: setup ## Fill model_repository/ (MODEL=name or folder, RUNTIME=, PRECISION=)
+	@$(VENV)/python -m build.make $(MODEL) $(RUNTIME:%=--runtime %) $(PRECISION:%=--precision %)
 
 serve: build ## Serve on this machine: Triton and the gateway (ARGS="--help" lists the options)
 	@exec $(VENV)/python -m tools.serve $(ARGS)

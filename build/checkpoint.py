@@ -210,7 +210,7 @@ def obtain(entry: CatalogEntry, cache: Path) -> Checkpoint:
     return Checkpoint(folder)
 
 
-def describe(source: Path | Hub, name: str, dimensions: int | None) -> CatalogEntry:
+def describe(source: Path | Hub, name: str) -> CatalogEntry:
     """A catalog entry for a checkpoint that the catalog does not know: a folder, or a repository of the Hub."""
     if isinstance(source, Hub):
         source = hub.pin(source)
@@ -223,7 +223,7 @@ def describe(source: Path | Hub, name: str, dimensions: int | None) -> CatalogEn
         # Embedding models are saved from the same class, but with the modules behind it.
         architecture.endswith("ForCausalLM") and not (folder / "modules.json").exists()
     )
-    return CatalogEntry(name, title, ("rerank" if is_reranker else "embed",), source, files, dimensions)
+    return CatalogEntry(name, title, ("rerank" if is_reranker else "embed",), source, files)
 
 
 def hashes(folder: Path) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,12 @@ def build(entry: CatalogEntry, target: Target, model_repository: Path, cache: Pa
     shutil.rmtree(aside, ignore_errors=True)
     for model in models(entry, checkpoint, target):
         write(model, aside / model.config.name)
-    record = {"inputs": inputs, "downloaded": checkpoint.downloaded, "outputs": _hashes(aside)}
+    record = {
+        "inputs": inputs,
+        "downloaded": checkpoint.downloaded,
+        "outputs": _hashes(aside),
+        "tolerance": entry.tolerance,
+    }
     (aside / entry.name / RECORD).write_text(json.dumps(record, indent=2) + "\n")
     _put_in_place(aside, model_repository)
     return True
@@ -113,7 +118,11 @@ def models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> list[
         raise BuildError(
             f"{max_tokens} tokens were asked for, but {checkpoint.folder} takes 1 to {checkpoint.max_tokens}"
         )
-    family = repository.Family(entry.name, target, checkpoint.hidden_size, max_tokens, entry.batching.texts)
+    texts = entry.batching.texts
+    if target.feed.needs_width:
+        # An engine of fixed size has room for as many texts as may all be of the longest kind.
+        texts = min(texts, max(1, entry.batching.tokens // max_tokens))
+    family = repository.Family(entry.name, target, checkpoint.hidden_size, max_tokens, texts)
     if exported is None:
         write_encoder = written(ENCODERS[model_type], checkpoint)
     else:
@@ -232,11 +241,15 @@ def _inputs(entry: CatalogEntry, target: Target) -> dict[str, Any]:
     return {
         "model": entry.title,
         "source": _source(entry.source),
-        "dimensions": entry.dimensions,
         "runtime": target.runtime,
         "precision": target.precision,
+        "dimensions": entry.dimensions,
+        "max_tokens": entry.max_tokens,
+        "prompts": entry.prompts,
+        "normalise": entry.normalise,
+        "batching": asdict(entry.batching),
         "checkpoint": entry.files | _adopted_files(entry),
-        "builder": _hashes(SOURCES, "**/*.py") | _hashes(SOURCES, f"catalog/{entry.name}.toml"),
+        "builder": _hashes(SOURCES, "**/*.py"),
         "versions": {
             "numpy": numpy.__version__,
             "onnx": onnx.__version__,

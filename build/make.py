@@ -6,6 +6,7 @@ import argparse
 import re
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from build import catalog, family
@@ -18,6 +19,8 @@ ROOT = Path(__file__).parent.parent
 MODEL_REPOSITORY = ROOT / "model_repository"
 CACHE = ROOT / ".cache"
 DEFAULT_MODEL = "minilm"
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+NOT_NAME = r"^[^A-Za-z0-9]|[^A-Za-z0-9._-]"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,22 +34,17 @@ def main(arguments: list[str] | None = None) -> int:
         help=f"a catalog name ({', '.join(catalog.names())}), a checkpoint folder, or a repository of the "
         f"Hugging Face Hub as organisation/name or organisation/name@revision (default: {DEFAULT_MODEL})",
     )
-    parser.add_argument(
-        "--name",
-        help="what a folder or repository is served as (default: its own name, a repository's in lower case)",
-    )
-    parser.add_argument(
-        "--dimensions", type=int, help="cut the embeddings of a folder or repository to so many (Matryoshka)"
-    )
+    parser.add_argument("--name", help="what the model is served as (default: its own name)")
+    parser.add_argument("--dimensions", type=int, help="cut embeddings to so many (Matryoshka)")
     parser.add_argument(
         "--runtime", choices=RUNTIMES, default="python", help="what executes the graphs (default: python)"
     )
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,
-        help="what the encoder computes in; an adopted model.onnx keeps its own (default: the catalog's, else fp32)",
+        help="what the encoder computes in (default: the catalog's); an adopted model.onnx keeps its own",
     )
-    parser.add_argument("--max-tokens", type=int, help="cut texts to so many tokens (default: the catalog's)")
+    parser.add_argument("--max-tokens", type=int, help="cut texts to so many tokens")
     parser.add_argument(
         "--repository",
         type=Path,
@@ -70,19 +68,21 @@ def main(arguments: list[str] | None = None) -> int:
 
 def entry_of(model: str, options: argparse.Namespace) -> CatalogEntry:
     """The catalog entry that `model` names, or one made for the folder or the Hub's repository that it is."""
-    source: Path | Hub = Path(model)
-    name = options.name or Path(model).resolve().name
-    if not Path(model).is_dir():
-        repository, _, revision = model.partition("@")
-        if repository.count("/") != 1:
-            return catalog.load(model)
-        if (entry := catalog.find(repository, revision)) is not None:
-            return entry
-        source = Hub(repository, revision or "main")
-        name = options.name or repository.rpartition("/")[2].lower()
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise BuildError(f"{name!r} cannot be served as a name: choose one of letters, digits, . _ - with --name")
-    return describe(source, name, options.dimensions)
+    asked = {"name": options.name, "dimensions": options.dimensions, "max_tokens": options.max_tokens}
+    if asked["name"] is not None and not re.fullmatch(NAME, asked["name"]):
+        raise BuildError(f"{options.name!r} cannot be served as a name: it takes letters, digits and . _ -")
+    return replace(known_entry(model), **{key: value for key, value in asked.items() if value is not None})
+
+
+def known_entry(model: str) -> CatalogEntry:
+    """What the catalog has, or the checkpoint's own files say."""
+    if Path(model).is_dir():
+        return describe(Path(model), re.sub(NOT_NAME, "-", Path(model).resolve().name))
+    repository, _, revision = model.partition("@")
+    if repository.count("/") != 1:
+        return catalog.load(model)
+    name = repository.rpartition("/")[2].lower()
+    return catalog.find(repository, revision) or describe(Hub(repository, revision or "main"), name)
 
 
 def build_one(entry: CatalogEntry, target: Target, repository: Path) -> None:

@@ -18,8 +18,8 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from build.checkpoint import sha256
 from build.errors import BuildError
+from build.files import sha256
 
 PLAN = "model.plan"
 GRAPH = "model.onnx"

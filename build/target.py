@@ -31,9 +31,7 @@ class Runtime:
 RUNTIMES = {
     "python": Runtime("python", "model.onnx", ModelInstanceGroup.KIND_CPU),
     # On a CPU it has no bf16 arithmetic.
-    "onnxruntime": Runtime(
-        "onnxruntime", "model.onnx", ModelInstanceGroup.KIND_AUTO, precisions=("fp32", "fp16")
-    ),
+    "onnxruntime": Runtime("onnxruntime", "model.onnx", ModelInstanceGroup.KIND_AUTO, precisions=("fp32", "fp16")),
     # Its backend knows no batch_input.
     "openvino": Runtime("openvino", "model.onnx", ModelInstanceGroup.KIND_CPU, ragged=False),
     "tensorrt": Runtime("tensorrt", "model.plan", ModelInstanceGroup.KIND_GPU, needs_width=True),
@@ -54,7 +52,7 @@ class Target:
 
     @classmethod
     def of(cls, runtime: str, precision: str | None, allowed: Sequence[str], name: str) -> Target:
-        """The runtime with `precision`, or with the first `allowed` one that it has; BuildError where it cannot."""
+        """The runtime with `precision`, or the first `allowed` one that it has; BuildError where it cannot."""
         both = [one for one in allowed if one in RUNTIMES[runtime].precisions]
         if precision is not None and precision not in both:
             raise BuildError(f"{name} cannot be built for {runtime} in {precision}: choose {' or '.join(both)}")

@@ -25,6 +25,7 @@ from tritonclient.utils import InferenceServerException
 from build import reference
 from build.errors import BuildError
 from build.reference import Embedder, Expected, Pair, Scorer
+from build.target import PRECISIONS
 from tools.bench.corpus import docstrings
 
 ROOT = Path(__file__).parent.parent
@@ -272,10 +273,11 @@ def default_texts() -> list[str]:
     return cuts + LANGUAGES + texts
 
 
-def tolerance_of(family: str, repository: Path) -> float:
-    """The tolerance that the family's record names, TOLERANCE where it names none or is not on this machine."""
+def tolerance_of(family: str, repository: Path, precision: str | None) -> float:
+    """What the family's record allows in `precision`, by default its graph's; TOLERANCE where there is none."""
     try:
-        return float(json.loads((repository / family / "build.json").read_bytes())["tolerance"])
+        record = json.loads((repository / family / "build.json").read_bytes())
+        return float(record["tolerance"][precision or record["inputs"]["precision"]])
     except (OSError, ValueError, KeyError):
         return TOLERANCE
 
@@ -291,6 +293,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--texts", type=Path, metavar="FILE", help="texts of your own, one a line")
     parser.add_argument("--report", type=Path, metavar="FILE", help="writes all that was found as JSON")
     parser.add_argument("--tolerance", type=float, help=f"lowest agreement (the family's own, else {TOLERANCE})")
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="what it is served in (default: its graph's)",
+    )
     parser.add_argument("--repository", type=Path, default=ROOT / "model_repository", help="for the family's own")
     options = parser.parse_args(arguments)
     try:
@@ -316,7 +323,7 @@ def verify(options: argparse.Namespace) -> dict[str, Any]:
         rows = compare_embeddings(served, reference.embedder(options.reference), texts)
     tolerance = options.tolerance
     if tolerance is None:
-        tolerance = tolerance_of(options.family, options.repository)
+        tolerance = tolerance_of(options.family, options.repository, options.precision)
     return {
         "family": options.family,
         "reference": options.reference,

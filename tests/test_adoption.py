@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from test_families import PASSAGES, QUERIES, TEXTS, expected
 
 from build import make
-from build.checkpoint import sha256
+from build.files import sha256
 
 EXPORTED = REFERENCE / "onnx"
 TOKENS = ["bert-cls", "qwen3-embedding", "xlm-roberta"]

@@ -60,7 +60,7 @@ def test_committed_configurations_are_what_the_builder_renders(entry: CatalogEnt
 def test_configurations_are_strict(name: str, runtime: str) -> None:
     """Parsed back they are what was meant, and they leave Triton nothing to guess."""
     feed = RUNTIMES[runtime]
-    for model in family.models(describe(TINY / name, name, None), Checkpoint(TINY / name), Target(runtime)):
+    for model in family.models(describe(TINY / name, name), Checkpoint(TINY / name), Target(runtime)):
         config = text_format.Parse(render(model.config), ModelConfig())
         assert config == model.config
         assert config.max_batch_size > 0
@@ -206,7 +206,10 @@ DAMAGES = {
     "half downloaded": (half_downloaded, "no model-00002-of-00002.safetensors"),
     "pickled": (pickled, "pytorch_model.bin is a pickle"),
     "another architecture": (change("config.json", model_type="gpt2"), "model_type 'gpt2'"),
-    "another size": (change("config.json", hidden_size=96), "is not valid ONNX, its weights or config.json do not fit"),
+    "another size": (
+        change("config.json", hidden_size=96),
+        "is not valid ONNX: weights or config.json do not fit",
+    ),
     "fewer layers": (change("config.json", num_hidden_layers=9), "no tensor 'layers.3.input_layernorm.weight'"),
     "scaled positions": (change("config.json", rope_parameters={"rope_type": "yarn"}), "of type 'yarn'"),
 }

@@ -27,7 +27,7 @@ RUNS = [*((OpenVino, precision) for precision in PRECISIONS), (OnnxRuntime, "fp3
 
 def graphs(name: str, target: Target, folder: Path) -> dict[str, Path]:
     """The graphs of a tiny checkpoint's family, by the last word of their model's name."""
-    entry = describe(TINY / name, name, None)
+    entry = describe(TINY / name, name)
     paths = {}
     for model in family.models(entry, Checkpoint(TINY / name), target):
         family.write(model, folder / model.config.name)

@@ -17,6 +17,7 @@ import psutil
 import pytest
 from conftest import ROOT, Reference, Stack
 
+from build import make
 from tools import preflight
 
 REPOSITORY = ROOT / "model_repository"
@@ -207,3 +208,12 @@ def test_a_missing_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "BUNDLED_LIBPYTHON", (3, 99))
     (problem,) = preflight.problems()
     assert "apt install libpython3" in problem
+
+
+def test_a_family_of_another_runtime_is_refused(tmp_path: Path) -> None:
+    options = ["--runtime", "onnxruntime", "--repository", str(tmp_path / "repository")]
+    assert make.main(["minilm", *options]) == 0
+    stack = Stack(tmp_path, ["--repository", str(tmp_path / "repository"), "--models", "minilm"])
+    stack.launch()
+    assert stack.process.wait(60) == 1
+    assert "is built for onnxruntime, which the embedded Triton does not have: build it with" in stack.errors()

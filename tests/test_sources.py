@@ -398,7 +398,7 @@ def test_models_that_overflow_have_no_fp16(name: str) -> None:
 
 
 def test_a_page_has_the_last_word(tmp_path: Path) -> None:
-    entry = replace(describe(TINY, "tiny", None), max_tokens=16, prompts={"query": "q: "}, normalise=False)
+    entry = replace(describe(TINY, "tiny"), max_tokens=16, prompts={"query": "q: "}, normalise=False)
     models = {model.config.name: model for model in family.models(entry, obtain(entry, tmp_path), Target())}
     parameters = models["tiny-tokenizer"].config.parameters
     assert parameters["max_tokens"].string_value == "16"
@@ -409,7 +409,7 @@ def test_a_page_has_the_last_word(tmp_path: Path) -> None:
 
 
 def test_a_window_wider_than_the_checkpoints(tmp_path: Path) -> None:
-    entry = replace(describe(TINY, "tiny", None), max_tokens=1 << 20)
+    entry = replace(describe(TINY, "tiny"), max_tokens=1 << 20)
     with pytest.raises(BuildError, match=r"1048576 tokens were asked for, but .* takes 1 to "):
         family.models(entry, obtain(entry, tmp_path), Target())
 

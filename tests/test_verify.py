@@ -97,12 +97,14 @@ def test_the_table() -> None:
 
 
 def test_the_tolerance_of_a_family(tmp_path: Path) -> None:
-    assert tolerance_of("f", tmp_path) == 0.999
+    assert tolerance_of("f", tmp_path, None) == 0.999
     (tmp_path / "f").mkdir()
     (tmp_path / "f" / "build.json").write_text("{}")
-    assert tolerance_of("f", tmp_path) == 0.999
-    (tmp_path / "f" / "build.json").write_text('{"tolerance": 0.99}')
-    assert tolerance_of("f", tmp_path) == 0.99
+    assert tolerance_of("f", tmp_path, None) == 0.999
+    record = {"inputs": {"precision": "fp32"}, "tolerance": {"fp32": 0.99, "bf16": 0.9}}
+    (tmp_path / "f" / "build.json").write_text(json.dumps(record))
+    assert tolerance_of("f", tmp_path, None) == 0.99
+    assert tolerance_of("f", tmp_path, "bf16") == 0.9
 
 
 def test_default_texts_are_varied() -> None:

@@ -76,7 +76,15 @@ class EmbeddedTriton:
         for problem in preflight.problems():
             raise ServerError(problem)
         remove_orphaned_segments()
-        environment = _environment() | {"ENCODER_COUNT": str(len(self._encoders()))}
+        steps = self._steps()
+        for name, backend in steps.items():
+            if backend != "python":
+                raise ServerError(
+                    f"{name} is built for {backend}, which the embedded Triton does not have: build it with "
+                    "RUNTIME=python, or mount the repository into NVIDIA's tritonserver image"
+                )
+        encoders = [name for name in steps if name.endswith("-encoder")]
+        environment = _environment() | {"ENCODER_COUNT": str(max(1, len(encoders)))}
         try:
             backends = _assemble_backends(self._work_folder)
             log = self.log.open("wb")
@@ -125,15 +133,16 @@ class EmbeddedTriton:
         await process.wait()
         _remove_segments(SHARED_MEMORY.glob(f"{self._segments}*"))
 
-    def _encoders(self) -> set[str]:
-        """The encoders of the served ensembles, which share the cores."""
-        steps = set()
-        for name in self._models:
-            with contextlib.suppress(OSError, text_format.ParseError):  # Triton names what is wrong
-                text = (self._repository / name / "config.pbtxt").read_text()
-                config = text_format.Parse(text, ModelConfig())
-                steps |= {step.model_name for step in config.ensemble_scheduling.step}
-        return {step for step in steps if step.endswith("-encoder")}
+    def _steps(self) -> dict[str, str]:
+        """The steps of the served ensembles, each with its backend."""
+        with contextlib.suppress(OSError, text_format.ParseError):  # Triton names what is wrong
+            ensembles = [self._config(name).ensemble_scheduling for name in self._models]
+            steps = {step.model_name for ensemble in ensembles for step in ensemble.step}
+            return {name: self._config(name).backend for name in steps}
+        return {}
+
+    def _config(self, model: str) -> ModelConfig:
+        return text_format.Parse((self._repository / model / "config.pbtxt").read_text(), ModelConfig())
 
     def _command(self, backends: Path) -> list[str]:
         host, ports = self._host, self._ports

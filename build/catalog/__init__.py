@@ -15,6 +15,9 @@ else:
 
 FOLDER = Path(__file__).parent
 
+TOLERANCE = {"fp32": 0.9999, "bf16": 0.99, "fp16": 0.999}
+"""Where a model has no page of its own."""
+
 
 @dataclass(frozen=True)
 class Wheel:
@@ -73,8 +76,8 @@ class CatalogEntry:
     precisions: tuple[str, ...] = ("fp32", "bf16", "fp16")
     """What the encoder may compute in, the default first."""
     batching: Batching = Batching()
-    tolerance: dict[str, float] = field(default_factory=dict)
-    """Precision -> the lowest cosine with the reference that is accepted, for scores the largest difference."""
+    tolerance: dict[str, float] = field(default_factory=lambda: dict(TOLERANCE))
+    """Precision -> the least agreement with the reference: a cosine, or 1 less the difference of two scores."""
 
 
 def names() -> list[str]:

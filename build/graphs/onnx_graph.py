@@ -188,4 +188,6 @@ class OnnxGraph:
             onnx.checker.check_model(str(self._path), full_check=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
             cause = " ".join(str(error).split())[:300]
-            raise BuildError(f"{self._name} is not valid ONNX, its weights or config.json do not fit: {cause}") from None
+            raise BuildError(
+                f"{self._name} is not valid ONNX: weights or config.json do not fit: {cause}"
+            ) from None
