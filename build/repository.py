@@ -110,6 +110,10 @@ def template_tokenizer(family: Family, template: Mapping[str, str]) -> ModelConf
 def encoder(family: Family) -> ModelConfig:
     """`<family>-encoder`: ragged input_ids -> last_hidden_state [-1, H]."""
     config = _graph_model(family, "encoder", [INPUT_IDS], [_states(family)], "auto", "auto")
+    if family.target.feed.backend == "python":
+        # The one place for Triton's response cache, whose key is a request's inputs alone, neither its parameters
+        # nor the outputs that it asks for. Nothing is kept unless the server is given a cache.
+        config.response_cache.enable = True
     if family.target.feed.ragged:
         config.batch_output.add(
             kind=BatchOutput.BATCH_SCATTER_WITH_INPUT_SHAPE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from conftest import Reference, Stack
 
@@ -37,7 +38,23 @@ def test_a_query_is_encoded_once_for_all_its_passages(stack: Stack, reference: R
 
 
 def test_equal_texts_of_a_call_are_computed_once(stack: Stack) -> None:
-    before = stack.metric("encoder_tokens_total", state="computed")
-    embeddings = stack.embed(["the very same words again"] * 20)
-    assert (embeddings == embeddings[0]).all()
-    assert stack.metric("encoder_tokens_total", state="computed") - before == 7
+    """Also where they would be spread over many requests."""
+    before = stack.metric("encoder_tokens_total", state="received")
+    embeddings = stack.embed(["the very same words again", "other words"] * 500)
+    assert (embeddings[::2] == embeddings[0]).all()
+    assert (embeddings[1::2] == embeddings[1]).all()
+    assert (embeddings[0] != embeddings[1]).any()
+    assert stack.metric("encoder_tokens_total", state="received") - before == 7 + 4
+
+
+def test_a_cache_answers_what_comes_again(tmp_path: Path, stack: Stack) -> None:
+    cached = Stack(tmp_path, ["--cache-mb", "16"]).start()
+    texts = [f"a question that many ask, number {i}" for i in range(8)]
+    first, second = ([cached.embed([text]) for text in texts] for _ in range(2))
+    assert all((a == b).all() for a, b in zip(first, second, strict=True))
+    assert all((a == stack.embed([text])).all() for a, text in zip(first, texts, strict=True))
+    assert cached.metric("nv_cache_num_hits_per_model", model="minilm-encoder") == len(texts)
+    # The one key is what the encoder reads, so neither parameters nor the choice of outputs are mixed up.
+    named = cached.infer("minilm", text=texts[:1])
+    assert set(named) == {"embeddings", "token_count", "truncated"}
+    assert cached.stop() == 0

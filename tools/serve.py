@@ -52,6 +52,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--grpc-port", type=int, default=8201, help="Triton v2 over gRPC")
     parser.add_argument("--metrics-port", type=int, default=8202, help="Triton's metrics")
     parser.add_argument("--timeout", type=float, default=TIMEOUT_SECONDS, help="seconds a call may take")
+    parser.add_argument("--cache-mb", type=int, default=0, help="memory for the states of texts that come again")
     parser.add_argument("--work-folder", type=Path, default=ROOT / ".cache", help="log and backends")
     return parser.parse_args(arguments)
 
@@ -65,7 +66,9 @@ async def serve(options: argparse.Namespace) -> None:
     check_models(options.repository, options.models)
     check_ports(options.host, {f"--{name}-port": getattr(options, f"{name}_port") for name in names})
     ports = Ports(options.http_port, options.grpc_port, options.metrics_port)
-    triton = EmbeddedTriton(options.repository, options.models, options.host, ports, options.work_folder)
+    triton = EmbeddedTriton(
+        options.repository, options.models, options.host, ports, options.work_folder, options.cache_mb
+    )
     stopped = asyncio.create_task(stop.wait())
     try:
         started = asyncio.create_task(triton.start())

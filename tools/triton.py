@@ -61,12 +61,14 @@ class EmbeddedTriton:
         host: str,
         ports: Ports,
         work_folder: Path,
+        cache_mb: int,
     ) -> None:
         self._repository = repository
         self._models = models
         self._host = host
         self._ports = ports
         self._work_folder = work_folder
+        self._cache_mb = cache_mb
         self._segments = f"{SEGMENT_PREFIX}-{os.getpid()}-"
         self._process: asyncio.subprocess.Process | None = None
         self.log = work_folder / f"triton-{ports.http}.log"
@@ -146,8 +148,11 @@ class EmbeddedTriton:
 
     def _command(self, backends: Path) -> list[str]:
         host, ports = self._host, self._ports
+        server = _wheel() / "pytriton" / "tritonserver"
+        cache = [f"--cache-directory={server / 'caches'}", f"--cache-config=local,size={self._cache_mb << 20}"]
         return [
-            str(_wheel() / "pytriton" / "tritonserver" / "bin" / "tritonserver"),
+            str(server / "bin" / "tritonserver"),
+            *(cache if self._cache_mb else []),
             f"--model-repository={self._repository}",
             f"--backend-directory={backends}",
             f"--backend-config=python,shm-region-prefix-name={self._segments}",

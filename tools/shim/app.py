@@ -71,16 +71,19 @@ class Gateway:
     async def _infer(
         self, model: ServedModel, output: str, texts: list[str], query: str | None = None
     ) -> npt.NDArray[Any]:
-        """`output` for every text, in order, through as many Triton requests as it takes."""
+        """`output` for every text, in order, through as many Triton requests as it takes; equal texts go once."""
+        places = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        distinct = list(places)
 
         async def infer(indices: list[int]) -> npt.NDArray[Any]:
-            own = [texts[i] for i in indices]
+            own = [distinct[i] for i in indices]
             inputs = {"text": own} if query is None else {"query": [query] * len(own), "passage": own}
             return await self.upstream.infer(model, inputs, output, self.timeout)
 
         with self._admitted(len(texts)):
-            requests = schedule.split(texts, model.max_batch_size)
-            return await asyncio.wait_for(schedule.run(requests, infer, self.slots), self.timeout)
+            requests = schedule.split(distinct, model.max_batch_size)
+            rows = await asyncio.wait_for(schedule.run(requests, infer, self.slots), self.timeout)
+        return rows if len(distinct) == len(texts) else rows[[places[text] for text in texts]]
 
     @contextmanager
     def _admitted(self, texts: int) -> Iterator[None]:
