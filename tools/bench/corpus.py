@@ -48,10 +48,12 @@ def repeats(share: float = 0.5) -> list[str]:
     return texts
 
 
-def of_length(tokens: int, tokenizer: Tokenizer) -> list[str]:
-    """Real text cut to exactly so many tokens, special ones included, as nearly as cutting at words can."""
-    texts = []
+def of_length(tokens: int, count: int, tokenizer: Tokenizer) -> list[str]:
+    """At most `count` pieces of real text cut to so many tokens, special ones included."""
+    texts: list[str] = []
     for text in _cut(12 * tokens):
+        if len(texts) == count:
+            break
         encoding = tokenizer.encode(text)
         if len(encoding.ids) >= tokens:
             texts.append(text[: encoding.offsets[tokens - 2][1]])

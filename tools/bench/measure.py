@@ -15,7 +15,7 @@ from tools.bench.server import Counters, Stack
 
 FAMILY = "minilm"
 REPEATS = "half repeated"
-RAW_TEXTS, RAW_TOKENS = 1024, 8000
+RAW_TEXTS, RAW_TOKENS = 1024, 6000
 """Texts of the raw loop, and the tokens in a slice of it, about: half a second."""
 
 
@@ -48,6 +48,7 @@ class Bench:
     latencies: dict[Cell, list[float]] = field(default_factory=dict)
     raw_rounds: dict[str, list[list[Round]]] = field(default_factory=dict)
     """Corpus -> for each round the slices of the raw loop."""
+    _corpora: dict[str, list[str]] = field(default_factory=dict)
     _prepared: dict[str, Prepared] = field(default_factory=dict)
 
     def run(self, cells: list[Cell]) -> None:
@@ -138,13 +139,18 @@ class Bench:
         return self.load.post(server.address("rerank"), "rerank", documents, cell.clients)
 
     def _texts(self, name: str) -> list[str]:
+        if name not in self._corpora:
+            self._corpora[name] = self._read(name)
+        return self._corpora[name]
+
+    def _read(self, name: str) -> list[str]:
         corpora: dict[str, Callable[[], list[str]]] = {
             "queries": corpus.queries,
             "chunks": corpus.chunks,
             REPEATS: corpus.repeats,
         }
         if name.endswith(" tokens"):
-            return corpus.of_length(int(name.split()[0]), self.raw.tokenizer)
+            return corpus.of_length(int(name.split()[0]), RAW_TEXTS, self.raw.tokenizer)
         return corpora.get(name, corpus.docstrings)()  # rerankers read docstrings
 
     def _note(self, cell: Cell, milliseconds: list[float], measured: Round) -> None:

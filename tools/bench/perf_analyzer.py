@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import subprocess
+import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,16 +55,21 @@ class PerfAnalyzer:
         return self._run("any", [{"payload": [body]} for body in bodies], len(bodies), clients, options)
 
     def _run(self, model: str, entries: list[Any], requests: int, clients: int, options: list[str]) -> Load:
-        data, export = self._folder / "requests.json", self._folder / "export.json"
+        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
+            return self._run_in(Path(folder), model, entries, requests, clients, options)
+
+    def _run_in(
+        self, folder: Path, model: str, entries: list[Any], requests: int, clients: int, options: list[str]
+    ) -> Load:
+        data, export = folder / "requests.json", folder / "export.json"
         data.write_text(json.dumps({"data": entries}))
         command = [str(self._binary), "-m", model, "--input-data", str(data), *options]
         command += ["--concurrency-range", str(clients), "--request-count", str(requests)]
         command += ["--profile-export-file", str(export)]
-        export.unlink(missing_ok=True)  # it refuses to write over a file
         before = _children_seconds()
         done = subprocess.run(
             command,
-            cwd=self._folder,
+            cwd=folder,
             env={"LD_LIBRARY_PATH": f"{self._folder}:{wheel_libraries()}"},
             capture_output=True,
             text=True,

@@ -23,7 +23,7 @@ PEERS = {
     "infinity": "infinity",
     "sentence-transformers": "sentence-transformers",
 }
-PEER_PANELS = {"1 client": [(1, 1)], "32 clients": [(32, 1)], "many texts a call": [(4, 64), (1, 512)]}
+PEER_PANELS = {"1 client": [(1, 1)], "32 clients": [(32, 1)], "many texts a call": [(1, 64), (1, 384)]}
 """Label -> the (clients, texts a call) it shows; sentence-transformers takes all texts in one call."""
 STYLE = {
     "figure.dpi": 150,

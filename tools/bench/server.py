@@ -126,12 +126,12 @@ def stack(models: Sequence[str], repository: Path, precision: str | None = None)
     """Serves `models` while the block runs."""
     ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
     options = [word for name in PORTS for word in (f"--{name}-port", str(ports[name]))]
-    work_folder = WORK / f"serve-{models[0]}"
-    shutil.rmtree(work_folder, ignore_errors=True)
+    work_folder = WORK / f"serve-{ports['http']}"
     options += ["--repository", str(repository), "--models", *models, "--work-folder", str(work_folder)]
     environment = {"ENCODER_PRECISION": precision} if precision else {}
     with command([sys.executable, "-m", "tools.serve", *options], "Ctrl-C", environment) as process:
         yield Stack(process.root, ports, work_folder)
+    shutil.rmtree(work_folder)
 
 
 @contextmanager

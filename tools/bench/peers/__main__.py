@@ -10,12 +10,15 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+import numpy.typing as npt
 import psutil
 
 from build import catalog
@@ -31,10 +34,12 @@ from tools.serve import ROOT
 
 HERE = Path(__file__).parent
 CACHE = ROOT / ".cache" / "peers"
-TEXTS = 512
-CALLS = [(1, 1), (32, 1), (1, 64), (4, 64)]
+TEXTS = 384
+CALLS = [(1, 1), (32, 1), (1, 64)]
 """(clients, texts a call) of every server."""
 START_SECONDS = 120
+SAME_COSINE = 0.999
+"""With vectors of another precision."""
 OFFLINE = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
 
 
@@ -51,6 +56,16 @@ class Server:
     def cpu_seconds(self) -> float:
         """Of all its processes so far."""
         return sum(sum(one.cpu_seconds().values()) for one in self.processes)
+
+    def embed(self, texts: list[str]) -> npt.NDArray[np.float64]:
+        """One call: the vectors."""
+        body = json.dumps({self.field: texts, "model": FAMILY}).encode()
+        request = urllib.request.Request(f"http://{self.address}/{self.route}", body)
+        request.add_header("Content-Type", "application/json")
+        with urllib.request.urlopen(request) as reply:  # noqa: S310
+            answer = json.loads(reply.read())
+        rows = answer["embeddings"] if "embeddings" in answer else [row["embedding"] for row in answer["data"]]
+        return np.array(rows)
 
 
 @dataclass(frozen=True)
@@ -79,6 +94,14 @@ class Comparison:
     tokens: int
     rounds: dict[tuple[str, int, int], list[Round]] = field(default_factory=dict)
     latencies: dict[tuple[str, int, int], list[float]] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raises RuntimeError unless every server gives the vectors of this one: else it does other work."""
+        expected = self.servers["this"].embed(self.texts[:64])
+        for name, server in self.servers.items():
+            lowest = (server.embed(self.texts[:64]) * expected).sum(axis=1).min()
+            if lowest < SAME_COSINE:
+                raise RuntimeError(f"{name} gives other vectors: cosine {lowest:.4f}")
 
     def run(self) -> None:
         """One round."""
@@ -125,7 +148,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of JSON and plot (default: results/)")
     options = parser.parse_args()
     pythons = {name: environment(name) for name in ("sentence-transformers", "infinity", "home-made")}
-    checkpoint = obtain(catalog.load(FAMILY), ROOT / ".cache").folder
+    checkpoint = obtain(catalog.load(FAMILY), ROOT / ".cache" / "checkpoints").folder
     texts = corpus.docstrings()[:TEXTS]
     with ExitStack() as running:
         ours = running.enter_context(stack([FAMILY], ROOT / "model_repository"))
@@ -141,6 +164,7 @@ def main() -> int:
             texts=texts,
             tokens=raw.tokens,
         )
+        comparison.check()
         comparison.run()
         comparison.forget()
         start, used = machine.Moment.now(), own_seconds(comparison)
