@@ -23,8 +23,9 @@ lint: .venv/test.lock ## Check style and types
 	$(VENV)/ruff format --check .
 	$(VENV)/mypy
 
-bench: build .venv/bench.lock ## Measure with perf_analyzer, beside the raw engine (ARGS="--help")
+bench: build .venv/bench.lock ## Measure beside the raw engine, and bring the README in step (ARGS="--quick")
 	@$(VENV)/python -m tools.bench $(ARGS)
+	@$(VENV)/python -m tools.bench.report
 
 bench-peers: build .venv/bench.lock ## Measure sentence-transformers, infinity and a home-made gateway beside it
 	@$(VENV)/python -m tools.bench.peers $(ARGS)
