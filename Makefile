@@ -29,6 +29,7 @@ bench: build .venv/bench.lock ## Measure beside the raw engine, and bring the RE
 
 bench-peers: build .venv/bench.lock ## Measure sentence-transformers, infinity and a home-made gateway beside it
 	@$(VENV)/python -m tools.bench.peers $(ARGS)
+	@$(VENV)/python -m tools.bench.report
 
 RESOLVE = -q --universal --python-version 3.10 --generate-hashes
 lock: ## Resolve the dependencies of pyproject.toml anew (needs uv)

@@ -28,15 +28,20 @@ ROWS = [
 
 def main() -> int:
     """Rewrites the README's part."""
-    README.write_text(with_measured(README.read_text(), Results.read(RESULTS / "bench.json")))
+    README.write_text(with_measured(README.read_text(), *read()))
     return 0
 
 
-def with_measured(text: str, results: Results) -> str:
+def read() -> tuple[Results, Results]:
+    """What `make bench` and `make bench-peers` wrote."""
+    return Results.read(RESULTS / "bench.json"), Results.read(RESULTS / "peers.json")
+
+
+def with_measured(text: str, results: Results, peers: Results) -> str:
     """`text` with the table, the plot and what else was measured between the marks."""
     plot = (RESULTS / "throughput.png").relative_to(ROOT)
     parts = [BEGIN, readme_table(results), f"![Tokens per second, and per CPU second, as clients grow]({plot})"]
-    content = "\n\n".join([*parts, readme_sentences(results), END])
+    content = "\n\n".join([*parts, readme_sentences(results), peers_sentences(peers), END])
     return re.sub(f"{BEGIN}.*?{END}", lambda _: content, text, flags=re.DOTALL)
 
 
@@ -76,6 +81,27 @@ def readme_sentences(results: Results) -> str:
         f"The whole stack takes {resident} MiB of memory after the load, of which "
         f"{results.memory['weights_mib']} MiB are weights.",
         *(f"N{warning[1:]}." for warning in machine.warnings(results.noise)),
+    ]
+    return "\n".join(textwrap.wrap(" ".join(sentences), 115))
+
+
+def peers_sentences(peers: Results) -> str:
+    """What else could be used, in short."""
+
+    def speed(way: str, clients: int, texts_per_call: int) -> str:
+        return f"{peers.find(way, 'docstrings', clients, texts_per_call).texts_per_second:.0f}"
+
+    everything = max(one.texts_per_call for one in peers.measurements)
+    plot = (RESULTS / "peers.png").relative_to(ROOT)
+    sentences = [
+        f"Beside it, by `make bench-peers`, in texts a second from 32 clients: {speed('this', 32, 1)} here,",
+        f"{speed('home-made', 32, 1)} by a home-made gateway (FastAPI, padding, pooling in numpy) before the same",
+        f"Triton and engine, {speed('infinity', 32, 1)} by infinity; from one client {speed('this', 1, 1)} here,",
+        f"{speed('home-made', 1, 1)} by the home-made gateway, {speed('infinity', 1, 1)} by infinity;",
+        f"in large calls {speed('this', 1, 64)} here and",
+        f"{speed('sentence-transformers', 1, everything)} by sentence-transformers itself ([plot]({plot})).",
+        "Infinity and sentence-transformers compute in fp32, as they do by default on a CPU.",
+        *(f"N{warning[1:]}." for warning in machine.warnings(peers.noise)),
     ]
     return "\n".join(textwrap.wrap(" ".join(sentences), 115))
 
