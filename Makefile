@@ -1,11 +1,11 @@
 PYTHON ?= python3
 VENV := .venv/bin
 
-.PHONY: help setup build serve test lint bench lock clean
+.PHONY: help setup build serve test lint bench bench-peers lock clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/serve.lock ## Install what building and serving need, into .venv
 
@@ -23,12 +23,19 @@ lint: .venv/test.lock ## Check style and types
 	$(VENV)/ruff format --check .
 	$(VENV)/mypy
 
-bench: build .venv/test.lock ## Measure with perf_analyzer, beside the raw engine (ARGS="--help")
+bench: build .venv/bench.lock ## Measure beside the raw engine, and bring the README in step (ARGS="--quick")
 	@$(VENV)/python -m tools.bench $(ARGS)
+	@$(VENV)/python -m tools.bench.report
 
+bench-peers: build .venv/bench.lock ## Measure sentence-transformers, infinity and a home-made gateway beside it
+	@$(VENV)/python -m tools.bench.peers $(ARGS)
+	@$(VENV)/python -m tools.bench.report
+
+RESOLVE = -q --universal --python-version 3.10 --generate-hashes
 lock: ## Resolve the dependencies of pyproject.toml anew (needs uv)
-	uv pip compile -q --universal --generate-hashes --no-header pyproject.toml -o serve.lock
-	uv pip compile -q --universal --generate-hashes --no-header pyproject.toml --group test -o test.lock
+	uv pip compile $(RESOLVE) --no-header pyproject.toml -o serve.lock
+	uv pip compile $(RESOLVE) --no-header pyproject.toml --group test -o test.lock
+	uv pip compile $(RESOLVE) --no-header pyproject.toml --group bench -o bench.lock
 
 clean: ## Remove everything that make has made
 	rm -rf .venv .cache

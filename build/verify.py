@@ -267,7 +267,7 @@ def table(report: dict[str, Any]) -> list[str]:
 
 def default_texts() -> list[str]:
     """Texts of many lengths and scripts, the longest past most windows; they differ with the version of Python."""
-    texts = docstrings(60)
+    texts = docstrings()[:60]
     whole = " ".join(texts)
     cuts = [" ".join(whole.split()[:words]) for words in (1, 2, 3, 5, 8, 13, 130, 260, 390, 600)]
     return cuts + LANGUAGES + texts

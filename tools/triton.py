@@ -61,7 +61,7 @@ class EmbeddedTriton:
         host: str,
         ports: Ports,
         work_folder: Path,
-        cache_mb: int,
+        cache_mb: int = 0,
     ) -> None:
         self._repository = repository
         self._models = models

@@ -1,175 +1,124 @@
-"""Runs the stack under perf_analyzer, interleaved with the raw engine on the same texts, and prints a table."""
+"""Measures the stack beside the raw engine on the same texts, in rounds, and writes JSON, plots and a table."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import statistics
-import subprocess
 import sys
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import partial
+import time
 from pathlib import Path
 
-import psutil
-
-from tools.bench.corpus import docstrings
-from tools.bench.perf_analyzer import Load, PerfAnalyzer
+from tools.bench import cross_encoder, machine, plots
+from tools.bench.measure import FAMILY, REPEATS, Bench, Cell
+from tools.bench.perf_analyzer import PerfAnalyzer
 from tools.bench.raw import RawEngine
+from tools.bench.report import full_table
+from tools.bench.results import RESULTS, Measurement, Results
+from tools.bench.server import Stack, stack
 from tools.serve import ROOT
 
-FAMILY = "minilm"
 REPOSITORY = ROOT / "model_repository"
-GATEWAY, HTTP, GRPC, METRICS = "localhost:8101", "localhost:8200", "localhost:8201", "localhost:8202"
+LENGTHS = (16, 32, 64, 128, 256)
 
-
-@dataclass(frozen=True)
-class Measurement:
-    """One way to embed all texts once."""
-
-    tokens_per_second: float
-    tokens_per_cpu_second: float
-    """CPU time of every server process together; the load generator's is left out."""
-    texts_per_second: float
-    p50_ms: float | None = None
-    p95_ms: float | None = None
-    p99_ms: float | None = None
-    mean_batch_size: float | None = None
-    """Of the encoder, by Triton's own count."""
+QUICK = [
+    Cell("embed", "docstrings", 1, 1, 256),
+    Cell("embed", "docstrings", 16, 1, 512),
+    Cell("embed", "docstrings", 64, 1, 512),
+    Cell("embed", "docstrings", 1, 64, 512),
+    Cell("grpc", "docstrings", 1, 1, 256),
+    Cell("grpc", "docstrings", 16, 1, 512),
+    Cell("raw", "queries", 1, 1, 256),
+    Cell("embed", "queries", 1, 1, 256),
+    Cell("embed", "chunks", 16, 1, 96),
+    Cell("rerank", cross_encoder.NAME, 1, 80, 640),
+]
+CELLS = [
+    *QUICK,
+    Cell("embed", "docstrings", 4, 1, 256),
+    Cell("embed", "docstrings", 1, 8, 256),
+    Cell("embed", "docstrings", 4, 8, 512),
+    Cell("embed", "docstrings", 16, 8, 512),
+    Cell("embed", "docstrings", 4, 64, 512),
+    Cell("embed", "docstrings", 1, 256, 1024),
+    Cell("embed", "docstrings", 1, 1024, 1024),
+    Cell("grpc", "docstrings", 4, 1, 256),
+    Cell("grpc", "docstrings", 64, 1, 512),
+    Cell("grpc", "docstrings", 1, 64, 512),
+    Cell("raw", "docstrings", 1, 1, 128),
+    Cell("embed", "queries", 16, 1, 512),
+    Cell("grpc", "queries", 16, 1, 512),
+    Cell("grpc", "chunks", 16, 1, 96),
+    Cell("embed", REPEATS, 4, 8, 512),
+    *(Cell("embed", f"{tokens} tokens", 16, 1, min(256, 16384 // tokens)) for tokens in LENGTHS),
+    Cell("rerank", cross_encoder.NAME, 4, 80, 640),
+    Cell("rerank", f"{FAMILY}-rerank", 1, 80, 640),
+]
 
 
 def main() -> int:
-    """Measures and prints."""
+    """Measures, writes and prints."""
     parser = argparse.ArgumentParser(prog="python -m tools.bench", description=__doc__)
-    parser.add_argument("--texts", type=int, default=512, help="texts in each measurement (default: 512)")
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds (default: 3)")
-    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32], help="(default: 1 8 32)")
+    parser.add_argument("--quick", action="store_true", help="one short round of the main rows, printed only")
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="(default: what the server picks)")
-    parser.add_argument("--json", type=Path, help="also write every measurement to this file")
+    parser.add_argument(
+        "--output", type=Path, default=RESULTS, help="folder of JSON and plots (default: results/)"
+    )
     options = parser.parse_args()
-    texts = docstrings(options.texts)
-    with stack(options.precision) as server:
-        precision = served_precision()
-        raw = RawEngine(REPOSITORY, FAMILY, texts, precision)
-        load = PerfAnalyzer(texts, ROOT / ".cache" / "perf_analyzer")
-        ways: dict[str, Callable[[], Measurement]] = {"raw engine": partial(raw_loop, raw, len(texts))}
-        for n in options.concurrency:
-            clients = "client" if n == 1 else "clients"
-            ensemble, gateway = partial(load.ensemble, FAMILY, GRPC, n), partial(load.gateway, GATEWAY, n)
-            ways[f"v2 gRPC, {n} {clients}"] = partial(under_load, server, ensemble)
-            ways[f"/embed, {n} {clients}"] = partial(under_load, server, gateway)
-        print(f"{len(texts)} texts, {raw.tokens} tokens, {precision}, {os.cpu_count()} processors", flush=True)
-        results: dict[str, list[Measurement]] = {name: [] for name in ways}
-        for i in range(options.rounds + 1):
-            print(f"round {i} of {options.rounds}" if i else "warming up", file=sys.stderr, flush=True)
-            for name, measure in ways.items():
-                measured = measure()
-                if i:
-                    results[name].append(measured)
-        print(table(results))
-        print(f"\nresident memory of the whole stack: {resident(server) / 2**20:.0f} MiB")
-    if options.json:
-        content = {name: [asdict(one) for one in many] for name, many in results.items()}
-        options.json.write_text(json.dumps(content, indent=2) + "\n")
+    cells, rounds = ([cell.part(0.5) for cell in QUICK], 1) if options.quick else (CELLS, options.rounds)
+    cross_encoder.build(REPOSITORY / f"{FAMILY}-tokenizer" / "1" / "tokenizer.json")
+    with (
+        stack([FAMILY, f"{FAMILY}-rerank"], REPOSITORY, options.precision) as embedding,
+        stack([cross_encoder.NAME], cross_encoder.REPOSITORY, options.precision) as reranking,
+    ):
+        raw = RawEngine(REPOSITORY, FAMILY, embedding.precision)
+        bench = Bench(embedding, reranking, raw, PerfAnalyzer(ROOT / ".cache" / "perf_analyzer"))
+        say("warming up")
+        bench.run([cell.part(0.25) for cell in cells])
+        bench.forget()
+        start, used = machine.Moment.now(), own_seconds(bench)
+        for i in range(rounds):
+            say(f"round {i + 1} of {rounds}")
+            bench.run(cells)
+        measurements = bench.measurements()
+        noise = machine.noise(start, own_seconds(bench) - used) | {"raw_spread": raw_spread(measurements)}
+        results = Results(machine.describe(), embedding.precision, noise, memory(embedding), measurements)
+    print(full_table(results))
+    for sentence in machine.warnings(noise):
+        print(sentence)
+    if not options.quick:
+        results.write(options.output / "bench.json")
+        plots.draw(results, options.output)
     return 0
 
 
-def raw_loop(engine: RawEngine, texts: int) -> Measurement:
-    """The raw engine over all texts."""
-    wall, cpu = engine.run()
-    return Measurement(engine.tokens / wall, engine.tokens / cpu, texts / wall)
+def say(sentence: str) -> None:
+    """Progress, apart from the results."""
+    print(sentence, file=sys.stderr, flush=True)
 
 
-def under_load(server: psutil.Process, load: Callable[[], Load]) -> Measurement:
-    """One load, with what it cost the server by its own clocks and counters."""
-    before = counters(server)
-    seen = load()
-    cpu, tokens, inferences, executions = (b - a for a, b in zip(before, counters(server), strict=True))
-    return Measurement(
-        tokens_per_second=tokens / inferences * seen.texts_per_second,
-        tokens_per_cpu_second=tokens / cpu,
-        texts_per_second=seen.texts_per_second,
-        p50_ms=seen.p50_ms,
-        p95_ms=seen.p95_ms,
-        p99_ms=seen.p99_ms,
-        mean_batch_size=inferences / executions,
-    )
+def own_seconds(bench: Bench) -> float:
+    """CPU time of the servers, this process and the load generators so far."""
+    servers = (bench.embedding, bench.reranking)
+    generators = sum(one.load_cpu_seconds for rounds in bench.rounds.values() for one in rounds)
+    return time.process_time() + generators + sum(sum(one.cpu_seconds().values()) for one in servers)
 
 
-def counters(server: psutil.Process) -> tuple[float, float, float, float]:
-    """(CPU seconds of the whole stack, tokens received, texts, batches of the encoder) since it started."""
-    times = [process.cpu_times() for process in tree(server)]
-    lines = get(METRICS, "/metrics").decode().splitlines()
-    name = f'encoder_tokens_total{{model="{FAMILY}-encoder",state="received"}}'
-    (tokens,) = (float(line.split()[-1]) for line in lines if line.startswith(name))
-    (model,) = json.loads(get(HTTP, f"/v2/models/{FAMILY}-encoder/stats"))["model_stats"]
-    cpu = sum(one.user + one.system for one in times)
-    return cpu, tokens, model["inference_count"], model["execution_count"]
+def raw_spread(measurements: list[Measurement]) -> float:
+    """How far apart the raw loop's rounds are in tokens per CPU second: largest over smallest, less one."""
+    (raw,) = (one for one in measurements if one.way == "raw" and one.corpus == "docstrings" and not one.clients)
+    speeds = [one.tokens_per_cpu_second for one in raw.rounds]
+    return max(speeds) / min(speeds) - 1
 
 
-def tree(server: psutil.Process) -> list[psutil.Process]:
-    """Every process of the stack."""
-    return [server, *server.children(recursive=True)]
-
-
-def resident(server: psutil.Process) -> int:
-    """Bytes of memory, pages that processes share counted once."""
-    return sum(process.memory_full_info().pss for process in tree(server))
-
-
-def get(address: str, path: str) -> bytes:
-    """The body of a GET."""
-    with urllib.request.urlopen(f"http://{address}{path}") as reply:
-        return bytes(reply.read())
-
-
-def served_precision() -> str:
-    """What the encoder computes in, by its log line."""
-    log = (ROOT / ".cache" / "triton-8200.log").read_text(errors="replace")
-    return log.split(f"{FAMILY}-encoder: ")[1].split(",")[0]
-
-
-@contextmanager
-def stack(precision: str | None) -> Iterator[psutil.Process]:
-    """The stack as `make serve` starts it."""
-    environment = os.environ | ({"ENCODER_PRECISION": precision} if precision else {})
-    command = [sys.executable, "-m", "tools.serve"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        assert process.stdout is not None
-        try:
-            if not any("Ctrl-C" in line for line in process.stdout):
-                raise SystemExit(1)  # the stack has said why
-            yield psutil.Process(process.pid)
-        finally:
-            process.terminate()
-            process.stdout.read()
-
-
-def table(results: dict[str, list[Measurement]]) -> str:
-    """Medians over the rounds, as Markdown."""
-
-    def median(name: str, field: str) -> float | None:
-        values = [getattr(one, field) for one in results[name]]
-        return None if values[0] is None else statistics.median(values)
-
-    base = median("raw engine", "tokens_per_cpu_second") or 1
-    lines = [
-        "| | texts/s | tokens/s | tokens per CPU s | share of raw | p50 ms | p95 ms | p99 ms | mean batch |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for name in results:
-        cpu = median(name, "tokens_per_cpu_second") or 0
-        cells = [f"{median(name, 'texts_per_second'):.0f}", f"{median(name, 'tokens_per_second'):.0f}"]
-        cells += [f"{cpu:.0f}", f"{cpu / base:.2f}"]
-        for field in ("p50_ms", "p95_ms", "p99_ms", "mean_batch_size"):
-            value = median(name, field)
-            cells.append("" if value is None else f"{value:.1f}")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+def memory(server: Stack) -> dict[str, object]:
+    """MiB of the stack after the load: pages that processes share counted once."""
+    weights = sum(path.stat().st_size for path in (REPOSITORY / f"{FAMILY}-encoder" / "1").glob("model.onnx*"))
+    resident = {role: round(size / 2**20) for role, size in server.resident().items()}
+    return {
+        "resident_mib": resident,
+        "shared_mib": round(server.shared_memory() / 2**20),
+        "weights_mib": round(weights / 2**20),
+    }
 
 
 if __name__ == "__main__":

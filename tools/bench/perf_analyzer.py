@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import json
+import resource
 import subprocess
+import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from build.catalog import Wheel
 from build.checkpoint import download_wheel
@@ -22,58 +24,74 @@ LIBRARIES = {"libb64.so.0d": "libb64-*.so.0d", "libcudart.so.12": "libcudart-*.s
 """What it links to -> the same library in the pytriton wheel, under the name auditwheel gave it."""
 
 
-WINDOW_MS = 1500
-
-
 @dataclass(frozen=True)
 class Load:
     """What perf_analyzer saw of one load."""
 
-    texts_per_second: float
-    p50_ms: float
-    p95_ms: float
-    p99_ms: float
+    seconds: float
+    """From the first request to the last answer."""
+    milliseconds: list[float]
+    """Latency of each request."""
+    cpu_seconds: float
+    """What perf_analyzer itself took."""
 
 
 class PerfAnalyzer:
-    """Sends one text a request, either to a Triton ensemble over gRPC or to the gateway's /embed over HTTP."""
+    """Sends a fixed list of requests once, `clients` at a time, and times each."""
 
-    def __init__(self, texts: list[str], folder: Path) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._binary = _obtain(folder)
-        self._grpc_input = self._write("grpc.json", [{"text": [text]} for text in texts])
-        self._http_input = self._write("http.json", [{"payload": [{"texts": [text]}]} for text in texts])
 
-    def ensemble(self, model: str, address: str, concurrency: int) -> Load:
-        """v2 infer over gRPC."""
-        return self._run(model, concurrency, self._grpc_input, "-i", "grpc", "-u", address)
+    def grpc(self, address: str, model: str, texts: list[str], clients: int, texts_per_call: int) -> Load:
+        """v2 infer of an ensemble over gRPC."""
+        options = ["-i", "grpc", "-u", address, "-b", str(texts_per_call)]
+        requests = len(texts) // texts_per_call
+        return self._run(model, [{"text": [text]} for text in texts], requests, clients, options)
 
-    def gateway(self, address: str, concurrency: int) -> Load:
-        """`POST /embed`: perf_analyzer's OpenAI mode posts any JSON payload to any route."""
-        options = ["--service-kind", "openai", "--endpoint", "embed", "--async", "-u", address]
-        return self._run("minilm", concurrency, self._http_input, *options)
+    def post(self, address: str, route: str, bodies: list[Any], clients: int) -> Load:
+        """JSON over HTTP: perf_analyzer's OpenAI mode posts any payload to any route."""
+        options = ["--service-kind", "openai", "--endpoint", route, "--async", "-u", address]
+        return self._run("any", [{"payload": [body]} for body in bodies], len(bodies), clients, options)
 
-    def _run(self, model: str, concurrency: int, texts: Path, *options: str) -> Load:
-        report = self._folder / "report.csv"
-        command = [str(self._binary), "-m", model, "--input-data", str(texts), *options]
-        command += ["--concurrency-range", str(concurrency), "-f", str(report)]
-        # Three windows of any spread: how steady the machine is shows in the rounds.
-        command += ["--measurement-interval", str(WINDOW_MS), "--max-trials", "3", "--stability-percentage", "100"]
-        libraries = f"{self._folder}:{wheel_libraries()}"
+    def _run(self, model: str, entries: list[Any], requests: int, clients: int, options: list[str]) -> Load:
+        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
+            return self._run_in(Path(folder), model, entries, requests, clients, options)
+
+    def _run_in(
+        self, folder: Path, model: str, entries: list[Any], requests: int, clients: int, options: list[str]
+    ) -> Load:
+        data, export = folder / "requests.json", folder / "export.json"
+        data.write_text(json.dumps({"data": entries}))
+        command = [str(self._binary), "-m", model, "--input-data", str(data), *options]
+        command += ["--concurrency-range", str(clients), "--request-count", str(requests)]
+        command += ["--profile-export-file", str(export)]
+        before = _children_seconds()
         done = subprocess.run(
-            command, env={"LD_LIBRARY_PATH": libraries}, capture_output=True, text=True, check=False
+            command,
+            cwd=folder,
+            env={"LD_LIBRARY_PATH": f"{self._folder}:{wheel_libraries()}"},
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.returncode:
-            raise RuntimeError(f"perf_analyzer failed: {done.stderr or done.stdout}")
-        with report.open() as file:
-            row = next(csv.DictReader(file))
-        p50, p95, p99 = (float(row[f"p{n} latency"]) / 1000 for n in (50, 95, 99))
-        return Load(float(row["Inferences/Second"]), p50, p95, p99)
+            raise RuntimeError(f"perf_analyzer failed: {(done.stderr or done.stdout)[:500]}")
+        (experiment,) = json.loads(export.read_bytes())["experiments"]
+        sent = [request["timestamp"] for request in experiment["requests"]]
+        answered = [request["response_timestamps"][-1] for request in experiment["requests"]]
+        if len(sent) != requests:
+            raise RuntimeError(f"perf_analyzer sent {len(sent)} requests instead of {requests}")
+        return Load(
+            seconds=(max(answered) - min(sent)) / 1e9,
+            milliseconds=[(b - a) / 1e6 for a, b in zip(sent, answered, strict=True)],
+            cpu_seconds=_children_seconds() - before,
+        )
 
-    def _write(self, name: str, requests: list[dict[str, list[object]]]) -> Path:
-        path = self._folder / name
-        path.write_text(json.dumps({"data": requests}))
-        return path
+
+def _children_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _obtain(folder: Path) -> Path:

@@ -1,0 +1,73 @@
+"""The README shows what the benchmark measured, and the benchmark's own arithmetic."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from tools.bench import corpus, machine
+from tools.bench.padding import padding
+from tools.bench.report import full_table, read, with_measured
+from tools.bench.results import RESULTS, Results, percentiles
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_readme_is_in_step_with_the_results() -> None:
+    """`python -m tools.bench.report` brings it there."""
+    assert with_measured(README, *read()) == README
+
+
+def test_every_plot_is_there() -> None:
+    """Those that README and benchmark name; matplotlib, which draws them, is not installed for tests."""
+    names = re.search(r"^NAMES = \((.*)\)$", (ROOT / "tools/bench/plots.py").read_text(), re.MULTILINE)
+    assert names is not None
+    plots = re.findall(r'"(.*?)"', names[1])
+    assert len(plots) == 4
+    for path in RESULTS.glob("*.png"):
+        assert path.read_bytes().startswith(b"\x89PNG")
+    assert {*plots, "peers.png"} <= {path.name for path in RESULTS.iterdir()}
+
+
+def test_results_are_written_as_they_are_read(tmp_path: Path) -> None:
+    results = Results.read(RESULTS / "bench.json")
+    results.write(tmp_path / "again.json")
+    assert Results.read(tmp_path / "again.json") == results
+    assert full_table(results).count("\n| ") == len(results.measurements)
+
+
+def test_corpora_are_the_same_on_every_call() -> None:
+    for texts in (corpus.docstrings(), corpus.queries(), corpus.chunks()):
+        assert all(texts)
+        assert len(set(texts)) == len(texts) > 128
+    repeated = corpus.repeats()[:512]
+    assert 0.4 < len(set(repeated)) / len(repeated) < 0.6
+    assert repeated == corpus.repeats()[:512]
+
+
+def test_percentiles() -> None:
+    assert percentiles([3.0]) == [3.0] * 101
+    assert [percentiles([float(n) for n in range(1000, -1, -1)])[share] for share in (0, 50, 99, 100)] == [
+        0,
+        500,
+        990,
+        1000,
+    ]
+
+
+def test_padding_follows_the_steps_rule() -> None:
+    """The step rounds the tokens of a micro-batch, and the width of its rows, up to 16."""
+    assert padding([16, 32, 48], 1) == {"linear": 0, "attention": 0}
+    assert padding([8], 1) == {"linear": 0.5, "attention": 0.5}
+    assert padding([8, 8], 2) == {"linear": 0, "attention": 0.5}
+
+
+@pytest.mark.parametrize("name", ["stolen", "others", "raw_spread"])
+def test_a_noisy_machine_is_said(name: str) -> None:
+    quiet = {"stolen": 0.0, "others": 0.01, "raw_spread": 0.02}
+    assert machine.warnings(quiet) == []
+    (sentence,) = machine.warnings(quiet | {name: 0.2})
+    assert "20%" in sentence

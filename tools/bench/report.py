@@ -1,0 +1,153 @@
+"""Tables of a benchmark's results; `python -m tools.bench.report` writes the README's part anew."""
+
+from __future__ import annotations
+
+import re
+import sys
+import textwrap
+
+from tools.bench import machine
+from tools.bench.results import RESULTS, Measurement, Results
+from tools.serve import ROOT
+
+README = ROOT / "README.md"
+BEGIN, END = "<!-- measured: written by tools.bench.report -->", "<!-- end of measured -->"
+
+ROWS = [
+    ("grpc", "docstrings", 1, 1),
+    ("grpc", "docstrings", 16, 1),
+    ("grpc", "docstrings", 64, 1),
+    ("embed", "docstrings", 1, 1),
+    ("embed", "docstrings", 16, 1),
+    ("embed", "docstrings", 64, 1),
+    ("embed", "docstrings", 1, 64),
+    ("embed", "chunks", 16, 1),
+]
+"""What of it all stands on the README's first screen."""
+
+
+def main() -> int:
+    """Rewrites the README's part."""
+    README.write_text(with_measured(README.read_text(), *read()))
+    return 0
+
+
+def read() -> tuple[Results, Results]:
+    """What `make bench` and `make bench-peers` wrote."""
+    return Results.read(RESULTS / "bench.json"), Results.read(RESULTS / "peers.json")
+
+
+def with_measured(text: str, results: Results, peers: Results) -> str:
+    """`text` with the table, the plot and what else was measured between the marks."""
+    plot = (RESULTS / "throughput.png").relative_to(ROOT)
+    parts = [BEGIN, readme_table(results), f"![Tokens per second, and per CPU second, as clients grow]({plot})"]
+    content = "\n\n".join([*parts, readme_sentences(results), peers_sentences(peers), END])
+    return re.sub(f"{BEGIN}.*?{END}", lambda _: content, text, flags=re.DOTALL)
+
+
+def readme_table(results: Results) -> str:
+    """The few rows that say most."""
+    raw = results.find("raw", "docstrings", 0, 0)
+    cores = results.machine["processors"]
+    length = raw.rounds[0].tokens / raw.rounds[0].texts
+    lines = [
+        f"| docstrings, {length:.0f} tokens each on average, {results.precision}, {cores} cores "
+        "| texts/s | tokens per CPU s | share of raw | p50 ms | p99 ms | batch |",
+        "|---|---|---|---|---|---|---|",
+        f"| raw OpenVINO loop, nothing around it: the limit | {raw.texts_per_second:.0f} "
+        f"| {raw.tokens_per_cpu_second:.0f} | 1.00 | | | |",
+    ]
+    for key in ROWS:
+        one = results.find(*key)
+        kind = f", {one.corpus}" if one.corpus != "docstrings" else ""
+        cells = [f"{title(one)}{kind}", f"{one.texts_per_second:.0f}", f"{one.tokens_per_cpu_second:.0f}"]
+        cells += [
+            f"{one.share_of_raw:.2f}",
+            *(f"{one.percentiles_ms[n]:.1f}" for n in (50, 99)),
+            f"{one.batch:.1f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def readme_sentences(results: Results) -> str:
+    """What the table leaves out."""
+    rerank = results.find("rerank", "cross-encoder", 1, 80)
+    resident = sum(results.memory["resident_mib"].values())
+    sentences = [
+        f"Medians of {len(rerank.rounds)} rounds on {results.machine['cpu']}.",
+        f"One query against 80 documents through a cross-encoder of MiniLM's size takes "
+        f"{rerank.percentiles_ms[50]:.0f} ms, {rerank.texts_per_second:.0f} pairs a second.",
+        f"The whole stack takes {resident} MiB of memory after the load, of which "
+        f"{results.memory['weights_mib']} MiB are weights.",
+        *(f"N{warning[1:]}." for warning in machine.warnings(results.noise)),
+    ]
+    return "\n".join(textwrap.wrap(" ".join(sentences), 115))
+
+
+def peers_sentences(peers: Results) -> str:
+    """What else could be used, in short."""
+
+    def speed(way: str, clients: int, texts_per_call: int) -> str:
+        return f"{peers.find(way, 'docstrings', clients, texts_per_call).texts_per_second:.0f}"
+
+    everything = max(one.texts_per_call for one in peers.measurements)
+    plot = (RESULTS / "peers.png").relative_to(ROOT)
+    sentences = [
+        f"Beside it, by `make bench-peers`, in texts a second from 32 clients: {speed('this', 32, 1)} here,",
+        f"{speed('home-made', 32, 1)} by a home-made gateway (FastAPI, padding, pooling in numpy) before the same",
+        f"Triton and engine, {speed('infinity', 32, 1)} by infinity; from one client {speed('this', 1, 1)} here,",
+        f"{speed('home-made', 1, 1)} by the home-made gateway, {speed('infinity', 1, 1)} by infinity;",
+        f"in large calls {speed('this', 1, 64)} here and",
+        f"{speed('sentence-transformers', 1, everything)} by sentence-transformers itself ([plot]({plot})).",
+        "Infinity and sentence-transformers compute in fp32, as they do by default on a CPU.",
+        *(f"N{warning[1:]}." for warning in machine.warnings(peers.noise)),
+    ]
+    return "\n".join(textwrap.wrap(" ".join(sentences), 115))
+
+
+def full_table(results: Results) -> str:
+    """Every measurement, medians over the rounds, as Markdown."""
+    lines = [
+        "| | texts/s | tokens/s | tokens per CPU s | share of raw | p50 ms | p95 ms | p99 ms | batch | padding "
+        "| CPU time in |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for one in results.measurements:
+        cells = [f"{one.texts_per_second:.0f}", f"{one.tokens_per_second:.0f}", f"{one.tokens_per_cpu_second:.0f}"]
+        cells.append(f"{one.share_of_raw:.2f}" if one.share_of_raw else "")
+        cells += [f"{one.percentiles_ms[n]:.1f}" if one.percentiles_ms else "" for n in (50, 95, 99)]
+        cells.append(f"{one.batch:.1f}" if one.batch else "")
+        cells.append(", ".join(f"{what} {share:.1%}" for what, share in one.padding.items()))
+        cells.append(", ".join(f"{role} {share:.0%}" for role, share in one.cpu_shares.items() if share > 0.005))
+        lines.append(f"| {title(one)}, {one.corpus} | {' | '.join(cells)} |")
+    for one in results.measurements:
+        if one.stages_ms and one.clients == 1:
+            parts = ", ".join(f"{stage} {ms:.2f}" for stage, ms in one.stages_ms.items())
+            lines.append(f"\n{title(one)}, {one.corpus}, ms of a call: {parts}")
+    lines.append(f"\nmemory after it: {results.memory}\nnoise: {results.noise}")
+    return "\n".join(lines)
+
+
+def peers_table(results: Results) -> str:
+    """Every peer beside the stack, medians over the rounds, as Markdown."""
+    lines = ["| | texts/s | tokens per CPU s | p50 ms | p99 ms |", "|---|---|---|---|---|"]
+    for one in sorted(results.measurements, key=lambda one: (one.texts_per_call, one.clients)):
+        p50, p99 = one.percentiles_ms[50], one.percentiles_ms[99]
+        cells = [title(one), f"{one.texts_per_second:.0f}", f"{one.tokens_per_cpu_second:.0f}"]
+        lines.append(f"| {' | '.join([*cells, f'{p50:.1f}', f'{p99:.1f}'])} |")
+    return "\n".join([*lines, f"\nnoise: {results.noise}"])
+
+
+def title(one: Measurement) -> str:
+    """What a row is called."""
+    if one.way == "raw":
+        return "raw, one text at a time" if one.clients else "raw"
+    way = {"grpc": "v2 gRPC", "embed": "`/embed`", "rerank": "`/rerank`"}.get(one.way, one.way)
+    clients = "1 client" if one.clients == 1 else f"{one.clients} clients"
+    texts = f", {one.texts_per_call} texts a call" if one.texts_per_call > 1 else ""
+    return f"{way}, {clients}{texts}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
