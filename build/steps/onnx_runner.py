@@ -7,8 +7,9 @@ ragged are stacked along the batch.
 
 A CPU gains little from large batches and loses much to texts of unlike length in one, since attention works on
 rows as wide as the longest. So items are ordered by length and run in micro-batches of nearly equal length, at
-most `token_budget` tokens each (a longer item runs alone), as many at once as the engine has streams. Identical
-rows of token ids are run once.
+most `token_budget` tokens each (a longer item runs alone), as many at once as the engine has streams. Too few of
+them to keep the streams busy run on all threads instead, one after another, and so do all of a model whose weights
+are too large to be prepared twice. Identical rows of token ids are run once.
 
 Model parameters, each overridden by the environment variable in brackets when it is "auto":
   precision     "fp32", "bf16" or "auto": bf16 where the CPU computes in it [ENCODER_PRECISION]
@@ -43,6 +44,9 @@ CGROUPS = "/sys/fs/cgroup"
 
 WIDEST = 1.5
 """The widest item of a micro-batch over its narrowest."""
+
+SMALL = 512 << 20
+"""Bytes of weights up to which a model is prepared twice, for one thread a stream and for all threads at once."""
 
 PRECISIONS = {"fp32": ov.Type.f32, "bf16": ov.Type.bf16}
 
@@ -102,22 +106,26 @@ class TritonPythonModel:
         core = ov.Core()
         precision, threads = _precision(parameters, core), _threads(parameters)
         path = Path(args["model_repository"], args["model_version"], "model.onnx")
-        hint = {
-            hints.inference_precision: PRECISIONS[precision],
-            # Streams of few threads each: threads that share one small micro-batch mostly wait for each other.
-            hints.performance_mode: hints.PerformanceMode.THROUGHPUT,
-            properties.inference_num_threads: threads,
-        }
-        try:
-            compiled = core.compile_model(path, "CPU", hint)
-        except RuntimeError as error:
-            cause = " ".join(str(error).split())[-200:]
-            raise ValueError(f"{path} cannot be run, build the family again: {cause}") from None
-        streams = compiled.get_property(properties.optimal_number_of_infer_requests)
-        # One that runs and one that waits on every stream, so that none is idle while results are collected.
-        self._requests = [compiled.create_infer_request() for _ in range(2 * streams)]
+        settings = {hints.inference_precision: PRECISIONS[precision], properties.inference_num_threads: threads}
+
+        def requests(mode: hints.PerformanceMode) -> list[ov.InferRequest]:
+            """One that runs and one that waits on every stream: none is idle while results are collected."""
+            try:
+                compiled = core.compile_model(path, "CPU", settings | {hints.performance_mode: mode})
+            except RuntimeError as error:
+                cause = " ".join(str(error).split())[-200:]
+                raise ValueError(f"{path} cannot be run, build the family again: {cause}") from None
+            streams = compiled.get_property(properties.streams.num)
+            return [compiled.create_infer_request() for _ in range(2 * streams)]
+
+        weights = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
+        self._on_all_threads = requests(hints.PerformanceMode.LATENCY)
+        # Streams of few threads each: threads that share one small micro-batch mostly wait for each other.
+        is_shared = threads > 1 and weights <= SMALL
+        self._on_streams = requests(hints.PerformanceMode.THROUGHPUT) if is_shared else self._on_all_threads
         pb_utils.Logger.log_info(
-            f"{args['model_name']}: {precision}, {threads} of {os.cpu_count()} processors, {streams} streams"
+            f"{args['model_name']}: {precision}, {threads} of {os.cpu_count()} processors, "
+            f"{len(self._on_streams) // 2} streams"
         )
 
     def execute(self, requests: list[Any]) -> list[Any]:
@@ -175,7 +183,8 @@ class TritonPythonModel:
         From this one thread: OpenVINO's Python bindings can deadlock when two threads use them for the first time.
         """
         running: deque[tuple[list[Item], ov.InferRequest]] = deque()
-        free = list(self._requests)
+        # With half of the streams idle, all threads on one micro-batch after another end sooner.
+        free = list(self._on_all_threads if 4 * len(batches) <= len(self._on_streams) else self._on_streams)
         for batch in reversed(batches):
             if not free:
                 done, request = running.popleft()
