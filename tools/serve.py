@@ -11,6 +11,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from tools.shim import keys
 from tools.shim.app import make_app
 from tools.shim.upstream import Upstream
 from tools.triton import EmbeddedTriton, Ports, ServerError, check_ports
@@ -75,7 +76,7 @@ async def serve(options: argparse.Namespace) -> None:
             return
         await started
         async with Upstream(f"{options.host}:{ports.grpc}", options.models) as upstream:
-            app = make_app(upstream, options.timeout)
+            app = make_app(upstream, options.timeout, keys.load())
             runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=DRAIN_SECONDS)
             await runner.setup()
             try:
