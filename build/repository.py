@@ -16,6 +16,7 @@ from tritonclient.grpc.model_config_pb2 import (
     TYPE_FP32,
     TYPE_INT32,
     TYPE_STRING,
+    TYPE_UINT8,
     BatchInput,
     BatchOutput,
     ModelConfig,
@@ -69,7 +70,7 @@ INSTRUCTION = Tensor("instruction", TYPE_STRING, optional=True)
 INPUT_IDS = Tensor("input_ids", TYPE_INT32, (-1,), ragged=True)
 TOKEN_COUNT = Tensor("token_count", TYPE_INT32)
 TRUNCATED = Tensor("truncated", TYPE_BOOL)
-TOKENS = Tensor("tokens", TYPE_STRING)
+TOKENS = Tensor("tokens", TYPE_UINT8, (-1,))
 SCORE = Tensor("score", TYPE_FP32)
 LOGIT = Tensor("logit", TYPE_FP32)
 

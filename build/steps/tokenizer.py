@@ -6,8 +6,9 @@ Inputs   text BYTES [b, 1], and prompt_name BYTES [b, 1], optional, the name of 
 Outputs  input_ids INT32 [b, S], special tokens included; S is the longest row of this request and shorter rows
          are filled with -1, which is no token id, so no attention mask travels
          token_count INT32 [b, 1], ids in the row; truncated BOOL [b, 1], whether anything was cut to fit
-         tokens BYTES [b, 1], of texts and only when it is asked for: a JSON list of objects, one for each id, with
-         its text, whether it is special, and where it starts and stops in the prompt and text
+         tokens UINT8 [b, N], of texts and only when it is asked for: a JSON list of objects, one for each id, with
+         its text, whether it is special, and where it starts and stops in prompt and text. UTF-8, filled up with
+         spaces, because the embedded server's Python backend cannot send BYTES from NumPy 2
 Errors   INVALID_ARG, for the one request at fault: text that is not UTF-8 or holds no token, unknown prompt_name
          or input_type
 
@@ -140,18 +141,19 @@ class TritonPythonModel:
 
     def _tokens(self, texts: list[str]) -> Any:
         """The tokens of `texts` in words, encoded once more because the fast way keeps no offsets."""
-        described = []
+        described: list[bytes] = []
         for text, encoding in zip(texts, self._tokenizer.encode_batch(texts), strict=True):
             columns = (encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets)
-            described.append(
-                [
-                    {"id": i, "text": token, "special": True, "start": None, "stop": None}
-                    if special
-                    else {"id": i, "text": text[start:stop], "special": False, "start": start, "stop": stop}
-                    for i, token, special, (start, stop) in zip(*columns, strict=True)
-                ]
-            )
-        return pb_utils.Tensor("tokens", np.array([[json.dumps(row).encode()] for row in described], np.object_))
+            tokens = [
+                {"id": i, "text": token, "special": True, "start": None, "stop": None}
+                if special
+                else {"id": i, "text": text[start:stop], "special": False, "start": start, "stop": stop}
+                for i, token, special, (start, stop) in zip(*columns, strict=True)
+            ]
+            described.append(json.dumps(tokens).encode())
+        width = max(map(len, described))
+        rows = [np.frombuffer(row.ljust(width), np.uint8) for row in described]
+        return pb_utils.Tensor("tokens", np.stack(rows))
 
 
 def _strings(request: Any, name: str) -> list[str]:

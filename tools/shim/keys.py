@@ -16,17 +16,23 @@ FILE_VARIABLE = "GATEWAY_API_KEYS_FILE"
 """A file of keys, one a line."""
 
 
+class KeysError(Exception):
+    """The keys cannot be read; the message says why."""
+
+
 def load(environment: Mapping[str, str] = os.environ) -> list[bytes]:
     """The keys that the environment and its file name.
 
-    Raises OSError where the file cannot be read, and ValueError where it holds no key: a mistake must not open the
-    door.
+    Raises KeysError where the file cannot be read or holds no key: a mistake must not open the door.
     """
     keys = environment.get(VARIABLE, "").split()
     if file := environment.get(FILE_VARIABLE):
-        there = Path(file).read_text().split()
+        try:
+            there = Path(file).read_text().split()
+        except OSError as error:
+            raise KeysError(f"{FILE_VARIABLE}: cannot read {file}: {error.strerror}") from None
         if not there:
-            raise ValueError(f"{file}, named by {FILE_VARIABLE}, holds no key")
+            raise KeysError(f"{FILE_VARIABLE}: {file} holds no key")
         keys += there
     return [key.encode() for key in keys]
 

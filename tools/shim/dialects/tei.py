@@ -1,4 +1,4 @@
-"""Text Embeddings Inference: `/embed` with `inputs`, `/rerank` with `texts`, `/tokenize` and `/info`.
+"""Text Embeddings Inference: `/embed` with `inputs`, `/rerank` with `texts`, `/` for both, `/info`, `/tokenize`.
 
 It has no field for a model: the first of each task answers. As with its own `--auto-truncate`, which is on unless
 told otherwise, texts are cut to the window where a call does not say.
@@ -44,7 +44,7 @@ class EmbedCall:
 
 @dataclass(frozen=True)
 class RerankCall:
-    """Texts to order by how well they answer the query; raw scores are logits."""
+    """Texts to order by how well they answer the query; raw scores are logits. `top_n` is litellm's addition."""
 
     query: Text
     texts: list[Text]
@@ -52,6 +52,7 @@ class RerankCall:
     truncation_direction: Side | None = None
     raw_scores: bool = False
     return_text: bool = False
+    top_n: Positive | None = None
 
 
 class Rank(TypedDict):
@@ -120,7 +121,9 @@ async def rerank(gateway: Gateway, call: RerankCall) -> Reply:
     check_direction(call.truncation_direction)
     result = await gateway.rerank(call.query, call.texts, truncate=call.truncate is not False)
     scores = result.logits if call.raw_scores else result.scores
-    ranks: list[dict[str, Any]] = [{"index": int(i), "score": float(scores[i])} for i in result.order]
+    ranks: list[dict[str, Any]] = [
+        {"index": int(i), "score": float(scores[i])} for i in result.order[: call.top_n]
+    ]
     if call.return_text:
         for rank in ranks:
             rank["text"] = call.texts[rank["index"]]
@@ -180,8 +183,8 @@ def error(error: GatewayError) -> tuple[int, object]:
 
 
 ROUTES: list[Post | Get] = [
-    Post("/embed", EmbedCall, embed, list[Vector], key="inputs", error=error),
-    Post("/rerank", RerankCall, rerank, list[Rank], key="texts", error=error),
+    *(Post(path, EmbedCall, embed, list[Vector], key="inputs", error=error) for path in ("/embed", "/")),
+    *(Post(path, RerankCall, rerank, list[Rank], key="texts", error=error) for path in ("/rerank", "/")),
     Post("/tokenize", TokenizeCall, tokenize, list[list[Token]], error=error),
     Get("/info", info, Info, error=error),
 ]
