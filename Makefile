@@ -15,7 +15,7 @@ build: setup ## Fill model_repository/ (MODEL=name or folder, RUNTIME=, PRECISIO
 serve: build ## Serve on this machine: Triton and the gateway (ARGS="--help" lists the options)
 	@exec $(VENV)/python -m tools.serve $(ARGS)
 
-test: build .venv/test.lock ## Run the tests (ARGS="-k health" picks some)
+test: build .venv/test.lock .venv-clients/clients.lock ## Run the tests (ARGS="-k health" picks some)
 	$(VENV)/python -m pytest $(ARGS)
 
 lint: .venv/test.lock ## Check style and types
@@ -36,9 +36,10 @@ lock: ## Resolve the dependencies of pyproject.toml anew (needs uv)
 	uv pip compile $(RESOLVE) --no-header pyproject.toml -o serve.lock
 	uv pip compile $(RESOLVE) --no-header pyproject.toml --group test -o test.lock
 	uv pip compile $(RESOLVE) --no-header pyproject.toml --group bench -o bench.lock
+	uv pip compile $(RESOLVE) --no-header --group pyproject.toml:clients -o clients.lock
 
 clean: ## Remove everything that make has made
-	rm -rf .venv .cache
+	rm -rf .venv .venv-clients .cache
 	git clean -fdXq model_repository
 
 # Every package is in the lock by hash, so pip resolves nothing and takes no package's word for its needs.
@@ -46,4 +47,10 @@ clean: ## Remove everything that make has made
 	@$(PYTHON) tools/preflight.py
 	@test -x $(VENV)/python || $(PYTHON) -m venv .venv
 	$(VENV)/python -m pip install --disable-pip-version-check --no-input --no-deps --require-hashes -r $<
+	@cp $< $@
+
+# Other people's clients, with other versions of what the server needs.
+.venv-clients/clients.lock: clients.lock
+	@test -x .venv-clients/bin/python || $(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/python -m pip install -q --disable-pip-version-check --no-input --no-deps --require-hashes -r $<
 	@cp $< $@

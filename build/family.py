@@ -122,9 +122,10 @@ def models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> list[
     if target.feed.needs_width:
         # An engine of fixed size has room for as many texts as may all be of the longest kind.
         texts = min(texts, max(1, entry.batching.tokens // max_tokens))
-    family = repository.Family(entry.name, target, checkpoint.hidden_size, max_tokens, texts)
+    family = repository.Family(entry.name, target, checkpoint.hidden_size, max_tokens, texts, _facts(entry))
     if exported is None:
         write_encoder = written(ENCODERS[model_type], checkpoint)
+        family = replace(family, facts={**family.facts, "precision": target.precision})
     else:
         adopted = Adopted.of(checkpoint, exported, entry.tasks[0])
         # What is written around the old graph; inside it keeps its own precision.
@@ -158,6 +159,9 @@ def embedding_models(entry: CatalogEntry, checkpoint: Checkpoint, family: Family
     if not 0 < dimensions <= width:
         raise BuildError(f"{dimensions} dimensions were asked for, but {checkpoint.folder} gives 1 to {width}")
     head = replace(family.target, precision="fp32")
+    normalise = Pooling.of(checkpoint).normalise if entry.normalise is None else entry.normalise
+    facts = {"pooling": Pooling.of(checkpoint).mode, "unit_length": "true" if normalise else "false"}
+    family = replace(family, facts={**family.facts, **facts})
     pooling = repository.pooling(family, dimensions)
     ensembles = [Model(repository.embed_ensemble(family, dimensions))]
     steps = [
@@ -244,6 +248,7 @@ def _inputs(entry: CatalogEntry, target: Target) -> dict[str, Any]:
         "runtime": target.runtime,
         "precision": target.precision,
         "dimensions": entry.dimensions,
+        "minimum_dimensions": entry.minimum_dimensions,
         "max_tokens": entry.max_tokens,
         "prompts": entry.prompts,
         "normalise": entry.normalise,
@@ -256,6 +261,18 @@ def _inputs(entry: CatalogEntry, target: Target) -> dict[str, Any]:
             "protobuf": protobuf.__version__,
         },
     }
+
+
+def _facts(entry: CatalogEntry) -> dict[str, str]:
+    """What the catalog says of the checkpoint that a caller may want to know."""
+    if isinstance(entry.source, Path):
+        facts = {"source": entry.source.name}
+    else:
+        name, _, revision = _source(entry.source).replace("==", "@").partition("@")
+        facts = {"source": name, "revision": revision}
+    if entry.minimum_dimensions is not None:
+        facts["minimum_dimensions"] = str(entry.minimum_dimensions)
+    return facts
 
 
 def _adopted_files(entry: CatalogEntry) -> dict[str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import (
@@ -16,6 +16,7 @@ from tritonclient.grpc.model_config_pb2 import (
     TYPE_FP32,
     TYPE_INT32,
     TYPE_STRING,
+    TYPE_UINT8,
     BatchInput,
     BatchOutput,
     ModelConfig,
@@ -69,6 +70,7 @@ INSTRUCTION = Tensor("instruction", TYPE_STRING, optional=True)
 INPUT_IDS = Tensor("input_ids", TYPE_INT32, (-1,), ragged=True)
 TOKEN_COUNT = Tensor("token_count", TYPE_INT32)
 TRUNCATED = Tensor("truncated", TYPE_BOOL)
+TOKENS = Tensor("tokens", TYPE_UINT8, (-1,))
 SCORE = Tensor("score", TYPE_FP32)
 LOGIT = Tensor("logit", TYPE_FP32)
 
@@ -84,6 +86,8 @@ class Family:
     """The longest text."""
     max_batch_size: int
     """Texts in one batch: bounds the hidden states that pass from encoder to head at once."""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """What callers may want to know of the checkpoint, kept in the ensemble's parameters."""
 
 
 def render(config: ModelConfig) -> str:
@@ -93,8 +97,10 @@ def render(config: ModelConfig) -> str:
 
 
 def tokenizer(family: Family, prompts: Mapping[str, str]) -> ModelConfig:
-    """`<family>-tokenizer`: text -> input_ids, token_count, truncated."""
-    return _tokenizer(family, [TEXT, PROMPT_NAME], {"prompts": json.dumps(dict(prompts))})
+    """`<family>-tokenizer`: text -> input_ids, token_count, truncated, and tokens for who asks for them."""
+    config = _tokenizer(family, [TEXT, PROMPT_NAME], {"prompts": json.dumps(dict(prompts))})
+    config.output.append(TOKENS.as_output())
+    return config
 
 
 def pair_tokenizer(family: Family, segment_offset: int) -> ModelConfig:
@@ -183,12 +189,14 @@ def headless_ensemble(family: Family, tokenizer: ModelConfig, encoder: ModelConf
     """`<family>` of an encoder that pools or scores by itself: the tokenizer's inputs -> the outputs of both."""
     config = _ensemble(family, family.name, [], [])
     config.input.extend(tokenizer.input)
-    config.output.extend([*encoder.output, *(t for t in tokenizer.output if t.name != INPUT_IDS.name)])
+    config.output.extend(
+        [*encoder.output, *(t for t in tokenizer.output if t.name in (TOKEN_COUNT.name, TRUNCATED.name))]
+    )
     config.ensemble_scheduling.step.extend(
         _step(
             model.name,
             {tensor.name: tensor.name for tensor in model.input},
-            {tensor.name: tensor.name for tensor in model.output},
+            {tensor.name: tensor.name for tensor in model.output if tensor.name != TOKENS.name},
         )
         for model in (tokenizer, encoder)
     )
@@ -317,7 +325,7 @@ def _add_warm_up(config: ModelConfig, name: str, texts: int, tokens: int) -> Non
 
 
 def _ensemble(family: Family, name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> ModelConfig:
-    return ModelConfig(
+    config = ModelConfig(
         name=name,
         platform="ensemble",
         # BATCH_MAX_ELEMENT_COUNT_AS_SHAPE counts all rows of a request as one, so each text comes in its own.
@@ -325,6 +333,8 @@ def _ensemble(family: Family, name: str, inputs: Sequence[Tensor], outputs: Sequ
         input=[tensor.as_input() for tensor in inputs],
         output=[tensor.as_output() for tensor in outputs],
     )
+    _add_parameters(config, family.facts)
+    return config
 
 
 def _step(model: str, input_map: Mapping[str, str], output_map: Mapping[str, str]) -> ModelEnsembling.Step:

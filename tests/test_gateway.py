@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tools.shim import schedule
-from tools.shim.app import MAX_TEXTS_IN_FLIGHT
-from tools.shim.contract import MAX_TEXTS
+from tools.shim.body import MAX_TEXTS
+from tools.shim.gateway import MAX_TEXTS_IN_FLIGHT
 
 
 def test_order_and_count_of_a_large_call(stack: Stack, reference: Reference) -> None:

@@ -34,10 +34,18 @@ def test_there_are_examples() -> None:
 
 
 def test_python_example(stack: Stack) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (code,) = re.findall(r"```python\n(import numpy.*?)```", README, re.DOTALL)
     values: dict[str, object] = {}
     exec(code.replace("localhost:8201", f"127.0.0.1:{stack.ports['grpc']}"), values)
     assert (values["embeddings"] == stack.embed(["one text", "and another, of any length"])).all()
+
+
+def test_clients_are_of_the_versions_that_are_tested() -> None:
+    lock = (ROOT / "clients.lock").read_text()
+    (table,) = re.findall(r"\| clients tested \|\n(.*?)\n\n", README, re.DOTALL)
+    versions = re.findall(r"([a-z][a-z-]+) (\d[\d.]+)", table)
+    assert len(versions) == 11
+    assert all(f"{name}=={version} " in lock for name, version in versions), versions
 
 
 def test_commands_and_links_exist() -> None:

@@ -6,11 +6,12 @@ import argparse
 import asyncio
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from aiohttp import web
 
+from tools.shim import keys
 from tools.shim.app import make_app
 from tools.shim.upstream import Upstream
 from tools.triton import EmbeddedTriton, Ports, ServerError, check_ports
@@ -24,8 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until told to stop; returns 1 with the cause when the server cannot start or dies."""
     options = parse(arguments)
     try:
-        asyncio.run(serve(options))
-    except ServerError as error:
+        asyncio.run(serve(options, keys.load()))
+    except (ServerError, keys.KeysError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
     return 0
@@ -57,8 +58,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-async def serve(options: argparse.Namespace) -> None:
-    """Runs Triton and the gateway; raises ServerError when either cannot run."""
+async def serve(options: argparse.Namespace, accepted: Collection[bytes]) -> None:
+    """Runs Triton and the gateway, open to the `accepted` keys; raises ServerError when either cannot run."""
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -78,7 +79,7 @@ async def serve(options: argparse.Namespace) -> None:
             return
         await started
         async with Upstream(f"{options.host}:{ports.grpc}", options.models) as upstream:
-            app = make_app(upstream, options.timeout)
+            app = make_app(upstream, options.timeout, accepted)
             runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=DRAIN_SECONDS)
             await runner.setup()
             try:

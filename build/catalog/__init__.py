@@ -67,6 +67,8 @@ class CatalogEntry:
     """File of the checkpoint -> its sha256; those of the Hub follow from the commit."""
     dimensions: int | None = None
     """Cut embeddings to their first dimensions; None for all that the checkpoint gives."""
+    minimum_dimensions: int | None = None
+    """The fewest that a call may have embeddings cut to; None where cutting was not trained (Matryoshka)."""
     max_tokens: int | None = None
     """Cut texts to so many tokens; None for the checkpoint's own window."""
     prompts: dict[str, str] = field(default_factory=dict)

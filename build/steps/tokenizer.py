@@ -6,6 +6,9 @@ Inputs   text BYTES [b, 1], and prompt_name BYTES [b, 1], optional, the name of 
 Outputs  input_ids INT32 [b, S], special tokens included; S is the longest row of this request and shorter rows
          are filled with -1, which is no token id, so no attention mask travels
          token_count INT32 [b, 1], ids in the row; truncated BOOL [b, 1], whether anything was cut to fit
+         tokens UINT8 [b, N], of texts and only when it is asked for: a JSON list of objects, one for each id, with
+         its text, whether it is special, and where it starts and stops in prompt and text. UTF-8, filled up with
+         spaces, because the embedded server's Python backend cannot send BYTES from NumPy 2
 Errors   INVALID_ARG, for the one request at fault: text that is not UTF-8 or holds no token, unknown prompt_name
          or input_type
 
@@ -92,12 +95,15 @@ class TritonPythonModel:
                 counts.append(error)
         encodings = iter(self._tokenizer.encode_batch_fast(everything))
         responses = []
-        for count in counts:
+        for request, count in zip(requests, counts, strict=True):
             try:
                 if isinstance(count, BadRequestError):
                     raise count
                 own = list(islice(encodings, count))
-                responses.append(_response([self._row(encoding) for encoding in own]))
+                tensors = _tensors([self._row(encoding) for encoding in own])
+                if "tokens" in request.requested_output_names():
+                    tensors.append(self._tokens(self._read(request)))
+                responses.append(pb_utils.InferenceResponse(tensors))
             except BadRequestError as error:
                 message = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
                 responses.append(pb_utils.InferenceResponse(error=message))
@@ -133,6 +139,22 @@ class TritonPythonModel:
             ids = [i + self._segment_offset * kind for i, kind in zip(ids, encoding.type_ids, strict=True)]
         return Row(self._prefix + ids + self._suffix, bool(encoding.overflowing))
 
+    def _tokens(self, texts: list[str]) -> Any:
+        """The tokens of `texts` in words, encoded once more because the fast way keeps no offsets."""
+        described: list[bytes] = []
+        for text, encoding in zip(texts, self._tokenizer.encode_batch(texts), strict=True):
+            columns = (encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets)
+            tokens = [
+                {"id": i, "text": token, "special": True, "start": None, "stop": None}
+                if special
+                else {"id": i, "text": text[start:stop], "special": False, "start": start, "stop": stop}
+                for i, token, special, (start, stop) in zip(*columns, strict=True)
+            ]
+            described.append(json.dumps(tokens).encode())
+        width = max(map(len, described))
+        rows = [np.frombuffer(row.ljust(width), np.uint8) for row in described]
+        return pb_utils.Tensor("tokens", np.stack(rows))
+
 
 def _strings(request: Any, name: str) -> list[str]:
     """The tensor `name` as text; [] when an optional one was not sent."""
@@ -157,15 +179,13 @@ def _prompt_of_input_type(request: Any) -> str:
     return INPUT_TYPES.get(input_type, "")
 
 
-def _response(rows: list[Row]) -> Any:
+def _tensors(rows: list[Row]) -> list[Any]:
     lengths = [len(row.ids) for row in rows]
     input_ids: npt.NDArray[np.int32] = np.full((len(rows), max(lengths)), NO_TOKEN, np.int32)
     for target, row in zip(input_ids, rows, strict=True):
         target[: len(row.ids)] = row.ids
-    return pb_utils.InferenceResponse(
-        [
-            pb_utils.Tensor("input_ids", input_ids),
-            pb_utils.Tensor("token_count", np.array(lengths, np.int32)[:, None]),
-            pb_utils.Tensor("truncated", np.array([[row.truncated] for row in rows])),
-        ]
-    )
+    return [
+        pb_utils.Tensor("input_ids", input_ids),
+        pb_utils.Tensor("token_count", np.array(lengths, np.int32)[:, None]),
+        pb_utils.Tensor("truncated", np.array([[row.truncated] for row in rows])),
+    ]

@@ -1,1 +1,1 @@
-"""The gateway: remaps `/embed` and `/rerank` JSON onto Triton's v2 infer and does no model work itself."""
+"""The gateway: remaps the JSON of several dialects onto Triton's v2 infer and does no model work itself."""

@@ -1,99 +1,92 @@
-"""The gateway's routes."""
+"""The gateway over HTTP: each route's call is read, answered, and any failure told in the route's dialect."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import time
+from collections.abc import Collection
 from http import HTTPStatus
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import orjson
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from tools.shim import schedule
-from tools.shim.contract import parse_embed, parse_rerank
-from tools.shim.errors import as_gateway_error, as_response, not_ready, overloaded
-from tools.shim.upstream import ServedModel, Upstream
+from tools.shim import keys, openapi
+from tools.shim.body import json_object, read
+from tools.shim.dialects import ROUTES
+from tools.shim.errors import ErrorDialect, as_gateway_error, as_response, own_error
+from tools.shim.gateway import Gateway, Result
+from tools.shim.routes import Get, Post
+from tools.shim.upstream import Upstream
 
 MAX_BODY_BYTES = 16 * 2**20
-MAX_TEXTS_IN_FLIGHT = 8192
-"""Texts of all calls together; a call that would pass it is turned away with 429."""
-
-REQUESTS_IN_FLIGHT = 64
-"""Triton requests of all calls together."""
 
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class Gateway:
-    """Remaps calls onto one Triton server, within the limits above."""
+def make_app(upstream: Upstream, timeout: float, accepted: Collection[bytes] = ()) -> web.Application:
+    """The gateway as an aiohttp application over an upstream that the caller opens and closes.
 
-    upstream: Upstream
-    timeout: float
-    """Seconds a call may take."""
-    texts_in_flight: int = 0
-    slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(REQUESTS_IN_FLIGHT))
+    Where keys are `accepted`, calls need one of them.
+    """
+    gateway = Gateway(upstream, timeout)
+    app = web.Application(middlewares=[errors], client_max_size=MAX_BODY_BYTES)
+    posts: dict[str, list[Post]] = {}
+    for route in ROUTES:
+        if isinstance(route, Post):
+            posts.setdefault(route.path, []).append(route)
+        else:
+            app.router.add_get(route.path, get_handler(gateway, route, accepted))
+    for path, routes in posts.items():
+        app.router.add_post(path, post_handler(gateway, routes, accepted))
+    document = orjson.dumps(openapi.document())
+    app.router.add_get("/openapi.json", lambda _: as_json(document))
+    return app
 
-    async def embed(self, request: web.Request) -> web.Response:
-        """`POST /embed {"texts", "model"}` -> `{"embeddings", "model"}`."""
-        call = parse_embed(await request.read())
-        model = await self.upstream.model("embed", call.model)
-        embeddings = await self._infer(model, "embeddings", call.texts)
-        return answer({"embeddings": embeddings, "model": model.name})
 
-    async def rerank(self, request: web.Request) -> web.Response:
-        """`POST /rerank {"query", "documents", "model"}` -> `{"scores", "order", "model"}`."""
-        call = parse_rerank(await request.read())
-        model = await self.upstream.model("rerank", call.model)
-        scores = (await self._infer(model, "score", call.documents, query=call.query))[:, 0]
-        order = np.argsort(-scores, kind="stable")
-        return answer({"scores": scores, "order": order, "model": model.name})
+def post_handler(gateway: Gateway, routes: list[Post], accepted: Collection[bytes]) -> Handler:
+    """Answers the one of `routes` whose key the body has, else the first."""
 
-    async def models(self, _: web.Request) -> web.Response:
-        """`GET /models`: what is served; the first model of a task is its default."""
-        return answer({"models": await self.upstream.models()})
-
-    async def health(self, _: web.Request) -> web.Response:
-        """`GET /health`: 200 when every served model answers, else 503 with which one does not and why."""
-        problems = await self.upstream.problems()
-        failing = {name: problem for name, problem in problems.items() if problem}
-        if failing:
-            raise not_ready("; ".join(f"{name}: {problem}" for name, problem in failing.items()))
-        return answer({"status": "ready", "models": list(problems)})
-
-    async def _infer(
-        self, model: ServedModel, output: str, texts: list[str], query: str | None = None
-    ) -> npt.NDArray[Any]:
-        """`output` for every text, in order, through as many Triton requests as it takes; equal texts go once."""
-        places = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-        distinct = list(places)
-
-        async def infer(indices: list[int]) -> npt.NDArray[Any]:
-            own = [distinct[i] for i in indices]
-            inputs = {"text": own} if query is None else {"query": [query] * len(own), "passage": own}
-            return await self.upstream.infer(model, inputs, output, self.timeout)
-
-        with self._admitted(len(texts)):
-            requests = schedule.split(distinct, model.max_batch_size)
-            rows = await asyncio.wait_for(schedule.run(requests, infer, self.slots), self.timeout)
-        return rows if len(distinct) == len(texts) else rows[[places[text] for text in texts]]
-
-    @contextmanager
-    def _admitted(self, texts: int) -> Iterator[None]:
-        if self.texts_in_flight + texts > MAX_TEXTS_IN_FLIGHT:
-            raise overloaded(f"{self.texts_in_flight} texts are in flight: try again in a second")
-        self.texts_in_flight += texts
+    async def handle(request: web.Request) -> web.StreamResponse:
+        started = time.perf_counter()
+        route = routes[0]
         try:
-            yield
-        finally:
-            self.texts_in_flight -= texts
+            if accepted:
+                keys.check(accepted, request.headers.get("Authorization", ""))
+            content = json_object(await request.read())
+            route = next((one for one in routes if one.key in content), route)
+            call: object = read(route.body, content)
+            parsed = time.perf_counter()
+            reply = await route.answer(gateway, call)
+            answered = time.perf_counter()
+            response = answer(reply.content)
+            if reply.result is not None:
+                stages = {
+                    "parse": parsed - started,
+                    "queue": reply.result.waited,
+                    "triton": reply.result.computed,
+                    "render": time.perf_counter() - answered,
+                }
+                add_headers(response, reply.result, stages)
+            return response
+        except Exception as error:
+            return failed(request, error, route.error)
+
+    return handle
+
+
+def get_handler(gateway: Gateway, route: Get, accepted: Collection[bytes]) -> Handler:
+    """Answers `route`."""
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        try:
+            if accepted and not route.open:
+                keys.check(accepted, request.headers.get("Authorization", ""))
+            return answer((await route.answer(gateway)).content)
+        except Exception as error:
+            return failed(request, error, route.error)
+
+    return handle
 
 
 def answer(content: object) -> web.Response:
@@ -102,24 +95,30 @@ def answer(content: object) -> web.Response:
     return web.Response(body=body, content_type="application/json")
 
 
+def add_headers(response: web.Response, result: Result, stages: dict[str, float]) -> None:
+    """What the dialects have no field for."""
+    response.headers["X-Token-Count"] = str(result.tokens)
+    response.headers["X-Truncated"] = str(result.truncated)
+    response.headers["Server-Timing"] = ", ".join(f"{name};dur={1000 * s:.2f}" for name, s in stages.items())
+
+
+async def as_json(body: bytes) -> web.Response:
+    """JSON that was written before."""
+    return web.Response(body=body, content_type="application/json")
+
+
 @web.middleware
 async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Every exception becomes one row of the error table; unexpected ones are logged with their trace."""
+    """What no route takes becomes a row of the error table like everything else."""
     try:
         return await handler(request)
     except Exception as error:
-        known = as_gateway_error(error)
-        if known.status == HTTPStatus.INTERNAL_SERVER_ERROR:
-            log.exception("%s %s failed", request.method, request.path)
-        return as_response(known)
+        return failed(request, error, own_error)
 
 
-def make_app(upstream: Upstream, timeout: float) -> web.Application:
-    """The gateway as an aiohttp application over an upstream that the caller opens and closes."""
-    gateway = Gateway(upstream, timeout)
-    app = web.Application(middlewares=[errors], client_max_size=MAX_BODY_BYTES)
-    app.router.add_post("/embed", gateway.embed)
-    app.router.add_post("/rerank", gateway.rerank)
-    app.router.add_get("/models", gateway.models)
-    app.router.add_get("/health", gateway.health)
-    return app
+def failed(request: web.Request, error: Exception, dialect: ErrorDialect) -> web.Response:
+    """The error's row of the table, in a dialect; unexpected ones are logged with their trace."""
+    known = as_gateway_error(error)
+    if known.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        log.exception("%s %s failed", request.method, request.path)
+    return as_response(known, dialect)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -26,6 +27,10 @@ class GatewayError(Exception):
     message: str
 
 
+ErrorDialect = Callable[[GatewayError], tuple[int, object]]
+"""An error -> its status and body as a dialect has them."""
+
+
 def bad_request(message: str) -> GatewayError:
     """400: the body is not what the contract says."""
     return GatewayError(HTTPStatus.BAD_REQUEST, "bad_request", message)
@@ -39,6 +44,16 @@ def unknown_model(message: str) -> GatewayError:
 def too_large(message: str) -> GatewayError:
     """413: the body or the number of texts is over the limit."""
     return GatewayError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large", message)
+
+
+def too_long(message: str) -> GatewayError:
+    """422: a text is longer than the model reads, and the caller asked for none to be cut."""
+    return GatewayError(HTTPStatus.UNPROCESSABLE_ENTITY, "too_long", message)
+
+
+def unauthorized(message: str) -> GatewayError:
+    """401: no key, or not one of ours."""
+    return GatewayError(HTTPStatus.UNAUTHORIZED, "unauthorized", message)
 
 
 def overloaded(message: str) -> GatewayError:
@@ -90,12 +105,18 @@ def _from_triton(error: InferenceServerException) -> GatewayError:
     return GatewayError(HTTPStatus.BAD_GATEWAY, "upstream", f"Triton failed: {message}")
 
 
-def as_response(error: GatewayError) -> web.Response:
-    """The error as JSON, with Retry-After where trying again helps."""
+def own_error(error: GatewayError) -> tuple[int, object]:
+    """Status and body of an error in the gateway's own dialect."""
+    return error.status, {"error": error.message, "type": error.type}
+
+
+def as_response(error: GatewayError, dialect: ErrorDialect = own_error) -> web.Response:
+    """The error as JSON of a dialect, with Retry-After where trying again helps."""
     retry = error.status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+    status, body = dialect(error)
     return web.Response(
-        status=error.status,
-        body=orjson.dumps({"error": error.message, "type": error.type}),
+        status=status,
+        body=orjson.dumps(body),
         content_type="application/json",
         headers={"Retry-After": str(RETRY_AFTER_SECONDS)} if retry else None,
     )

@@ -20,7 +20,8 @@ REQUEST_BYTES = 8192
 REQUESTS_PER_CALL = 4
 """Requests of one call that may be under way: enough to keep every step of the ensemble busy."""
 
-Infer = Callable[[list[int]], Awaitable[npt.NDArray[Any]]]
+Tensors = dict[str, npt.NDArray[Any]]
+Infer = Callable[[list[int]], Awaitable[Tensors]]
 
 
 def split(texts: Sequence[str], max_texts: int) -> list[list[int]]:
@@ -37,23 +38,24 @@ def split(texts: Sequence[str], max_texts: int) -> list[list[int]]:
     return requests
 
 
-async def run(
-    requests: list[list[int]], infer: Infer, slots: AbstractAsyncContextManager[Any]
-) -> npt.NDArray[Any]:
+async def run(requests: list[list[int]], infer: Infer, slots: AbstractAsyncContextManager[Any]) -> Tensors:
     """Calls `infer` for every request, longest texts first, and returns the rows in the order of the call.
 
     At most REQUESTS_PER_CALL run at once, each holding one of the `slots` that all calls share. The first
     error, or the caller's going away, cancels the rest.
     """
-    waiting = requests[::-1]
-    rows: dict[int, npt.NDArray[Any]] = {}
+    if len(requests) == 1:  # the usual call, which needs no tasks of its own
+        async with slots:
+            answer = await infer(requests[0])
+        return in_order(requests, [answer])
+    waiting = list(range(len(requests)))
+    answers: list[Tensors] = [{}] * len(requests)
 
     async def worker() -> None:
         while waiting:
-            indices = waiting.pop(0)
+            i = waiting.pop()
             async with slots:
-                answer = await infer(indices)
-            rows.update(zip(indices, answer, strict=True))
+                answers[i] = await infer(requests[i])
 
     workers = [asyncio.create_task(worker()) for _ in range(min(REQUESTS_PER_CALL, len(requests)))]
     try:
@@ -62,4 +64,12 @@ async def run(
         for task in workers:
             task.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
-    return np.stack([rows[i] for i in range(len(rows))])
+    return in_order(requests, answers)
+
+
+def in_order(requests: list[list[int]], answers: list[Tensors]) -> Tensors:
+    """The rows of all `answers` in the order of the call."""
+    if requests == [[0]]:
+        return answers[0]
+    places = np.argsort(np.concatenate(requests))
+    return {name: np.concatenate([answer[name] for answer in answers])[places] for name in answers[0]}

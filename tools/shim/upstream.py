@@ -6,6 +6,7 @@ gRPC, because it alone tells Triton when a caller has gone: cancelled calls leav
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,23 @@ class ServedModel:
     """Of an embedding; None for a reranker."""
     max_tokens: int
     """Longest text, special tokens included; what is longer is cut."""
+    tokenizer: str
+    """Its first step."""
+    prompts: Mapping[str, str]
+    """Prompt name -> what it puts before a text."""
+    facts: Mapping[str, str]
+    """What the builder wrote of the checkpoint into the ensemble's parameters."""
+
+    @property
+    def minimum_dimensions(self) -> int | None:
+        """The fewest that an embedding may be cut to; None where the model was not trained for it."""
+        fewest = self.facts.get("minimum_dimensions")
+        return int(fewest) if fewest else None
+
+    @property
+    def unit_length(self) -> bool:
+        """Whether embeddings are known to come with length 1."""
+        return self.facts.get("unit_length") == "true"
 
 
 class Upstream:
@@ -88,25 +106,28 @@ class Upstream:
         raise unknown_model(f"{asked} for {task}; this server has: {there_are}")
 
     async def infer(
-        self, model: ServedModel, texts: Mapping[str, Sequence[str]], output: str, timeout: float
-    ) -> npt.NDArray[Any]:
-        """One v2 infer: BYTES [B, 1] for each entry of `texts`, the tensor `output` [B, ...] back."""
+        self, name: str, texts: Mapping[str, Sequence[str]], timeout: float, outputs: Sequence[str] = ()
+    ) -> dict[str, npt.NDArray[Any]]:
+        """One v2 infer: BYTES [B, 1] for each entry of `texts`; `outputs`, or else all, [B, ...] back."""
         inputs = []
-        for name, values in texts.items():
-            tensor = InferInput(name, [len(values), 1], "BYTES")
+        for tensor_name, values in texts.items():
+            tensor = InferInput(tensor_name, [len(values), 1], "BYTES")
             encoded = np.array([value.encode() for value in values], np.object_)
             inputs.append(tensor.set_data_from_numpy(encoded[:, None]))
         result = await self._client.infer(
-            model.name,
+            name,
             inputs,
-            outputs=[InferRequestedOutput(output)],
+            outputs=[InferRequestedOutput(output) for output in outputs] or None,
             client_timeout=timeout,
         )
-        self._answered[model.name] = time.monotonic()
-        array: npt.NDArray[Any] = result.as_numpy(output)
-        if not np.isfinite(array).all():
-            raise InferenceServerException(f"{model.name} gave {output} that are not finite numbers")
-        return array
+        self._answered[name] = time.monotonic()
+        tensors = {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
+        for output, array in tensors.items():
+            if array.dtype == np.float32 and not np.isfinite(array).all():
+                raise InferenceServerException(f"{name} gave {output} that are not finite numbers")
+            if array.dtype == np.uint8:  # text, one a row, of unlike widths in unlike requests
+                tensors[output] = np.array([[row.tobytes()] for row in array], np.object_)
+        return tensors
 
     async def problems(self) -> dict[str, str | None]:
         """Every served model with None when it answers, else why it does not.
@@ -122,8 +143,7 @@ class Upstream:
             return None
         try:
             model = self._models.get(name) or await self._describe(name)
-            inputs, output = PROBES[model.task]
-            await self.infer(model, inputs, output, PROBE_SECONDS)
+            await self.infer(name, PROBES[model.task], PROBE_SECONDS)
         except InferenceServerException as error:
             return str(error.message())
         return None
@@ -132,19 +152,23 @@ class Upstream:
         config = await self._config(name)
         outputs = {output.name: list(output.dims) for output in config.output}
         tokenizer = await self._config(config.ensemble_scheduling.step[0].model_name)
+        parameters = tokenizer.parameters
         return ServedModel(
             name=name,
             task="embed" if "embeddings" in outputs else "rerank",
             max_batch_size=config.max_batch_size,
             dimensions=outputs["embeddings"][0] if "embeddings" in outputs else None,
-            max_tokens=int(tokenizer.parameters["max_tokens"].string_value),
+            max_tokens=int(parameters["max_tokens"].string_value),
+            tokenizer=tokenizer.name,
+            prompts=json.loads(parameters["prompts"].string_value) if "prompts" in parameters else {},
+            facts={key: value.string_value for key, value in config.parameters.items()},
         )
 
     async def _config(self, name: str) -> Any:
         return (await self._client.get_model_config(name, client_timeout=PROBE_SECONDS)).config
 
 
-PROBES: dict[Task, tuple[dict[str, list[str]], str]] = {
-    "embed": ({"text": ["ready?"]}, "embeddings"),
-    "rerank": ({"query": ["ready?"], "passage": ["ready."]}, "score"),
+PROBES: dict[Task, dict[str, list[str]]] = {
+    "embed": {"text": ["ready?"]},
+    "rerank": {"query": ["ready?"], "passage": ["ready."]},
 }

@@ -1,0 +1,14 @@
+import cohere
+from truth import DOCUMENTS, GATEWAY, KEY, QUERY, order, raises, same, scores
+
+expected = [scores()[i] for i in order()]
+for client in (cohere.Client(api_key=KEY, base_url=GATEWAY), cohere.ClientV2(api_key=KEY, base_url=GATEWAY)):
+    answer = client.rerank(model="minilm-rerank", query=QUERY, documents=DOCUMENTS)
+    assert [item.index for item in answer.results] == order()
+    assert same([item.relevance_score for item in answer.results], expected)
+    assert len(client.rerank(model="minilm-rerank", query=QUERY, documents=DOCUMENTS, top_n=2).results) == 2
+    with raises(cohere.NotFoundError, "this server has: minilm-rerank"):
+        client.rerank(model="none", query=QUERY, documents=DOCUMENTS)
+client = cohere.Client(api_key=KEY, base_url=GATEWAY)
+answer = client.rerank(model="minilm-rerank", query=QUERY, documents=DOCUMENTS, return_documents=True, top_n=1)
+assert answer.results[0].document.text == DOCUMENTS[1]

@@ -1,0 +1,12 @@
+from huggingface_hub import InferenceClient
+from huggingface_hub.errors import HfHubHTTPError
+from truth import GATEWAY, KEY, LONG, TEXTS, embeddings, raises, same
+
+for url in (GATEWAY, f"{GATEWAY}/embed"):
+    client = InferenceClient(url, token=KEY)
+    assert same(client.feature_extraction(TEXTS[0]).tolist(), embeddings(TEXTS[:1]))
+    assert same(client.feature_extraction(TEXTS).tolist(), embeddings(TEXTS))
+    options = {"normalize": True, "prompt_name": "query", "truncate": True, "truncation_direction": "right"}
+    assert same(client.feature_extraction(LONG, **options).tolist(), embeddings([LONG]))
+    with raises(HfHubHTTPError, "longer than the 256 tokens"):
+        client.feature_extraction(LONG, truncate=False)

@@ -1,0 +1,92 @@
+"""The gateway's own dialect: `/embed` with `texts`, `/rerank` with `documents`, `/models` and `/health`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict
+
+from tools.shim.body import Text, Vector
+from tools.shim.errors import not_ready
+from tools.shim.gateway import Gateway
+from tools.shim.routes import Get, Post, Reply
+
+
+@dataclass(frozen=True)
+class EmbedCall:
+    """Texts to embed as they are; without a model, by the first that embeds."""
+
+    texts: list[Text]
+    model: str | None = None
+
+
+class Embeddings(TypedDict):
+    """One embedding for each text, in order."""
+
+    embeddings: list[Vector]
+    model: str
+
+
+@dataclass(frozen=True)
+class RerankCall:
+    """Documents to order by how well they answer the query; without a model, by the first that reranks."""
+
+    query: Text
+    documents: list[Text]
+    model: str | None = None
+
+
+class Scores(TypedDict):
+    """One score for each document, in order, and the documents' indices by descending score."""
+
+    scores: Vector
+    order: list[int]
+    model: str
+
+
+class Models(TypedDict):
+    """What is served; the first model of a task is its default."""
+
+    models: list[dict[str, Any]]
+
+
+class Health(TypedDict):
+    """Every served model answers."""
+
+    status: Literal["ready"]
+    models: list[str]
+
+
+async def embed(gateway: Gateway, call: EmbedCall) -> Reply:
+    """Embeds texts."""
+    result = await gateway.embed(call.texts, call.model)
+    return Reply({"embeddings": result.tensors["embeddings"], "model": result.model.name}, result)
+
+
+async def rerank(gateway: Gateway, call: RerankCall) -> Reply:
+    """Scores documents."""
+    result = await gateway.rerank(call.query, call.documents, call.model)
+    return Reply({"scores": result.scores, "order": result.order, "model": result.model.name}, result)
+
+
+async def models(gateway: Gateway) -> Reply:
+    """Lists what is served."""
+    facts = ("name", "task", "max_batch_size", "dimensions", "max_tokens")
+    served = await gateway.upstream.models()
+    return Reply({"models": [{fact: getattr(model, fact) for fact in facts} for model in served]})
+
+
+async def health(gateway: Gateway) -> Reply:
+    """200 when every served model answers, else 503 with which one does not and why."""
+    problems = await gateway.upstream.problems()
+    failing = {name: problem for name, problem in problems.items() if problem}
+    if failing:
+        raise not_ready("; ".join(f"{name}: {problem}" for name, problem in failing.items()))
+    return Reply({"status": "ready", "models": list(problems)})
+
+
+ROUTES: list[Post | Get] = [
+    Post("/embed", EmbedCall, embed, Embeddings, key="texts"),
+    Post("/rerank", RerankCall, rerank, Scores, key="documents"),
+    Get("/models", models, Models),
+    Get("/health", health, Health, open=True),
+]

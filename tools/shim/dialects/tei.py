@@ -1,0 +1,190 @@
+"""Text Embeddings Inference: `/embed` with `inputs`, `/rerank` with `texts`, `/` for both, `/info`, `/tokenize`.
+
+It has no field for a model: the first of each task answers. As with its own `--auto-truncate`, which is on unless
+told otherwise, texts are cut to the window where a call does not say.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Literal, TypedDict
+
+import orjson
+
+from tools.shim.body import MAX_TEXTS, Positive, Text, Vector
+from tools.shim.errors import GatewayError, bad_request
+from tools.shim.gateway import MAX_TEXTS_IN_FLIGHT, Gateway, unit_length
+from tools.shim.routes import Get, Post, Reply
+
+Side = Literal["Left", "left", "Right", "right"]
+
+ERROR_TYPES = {
+    "not_ready": "Unhealthy",
+    "overloaded": "Overloaded",
+    "unauthorized": "Unauthorized",
+    "timeout": "Backend",
+    "upstream": "Backend",
+    "internal": "Backend",
+}
+"""The gateway's word -> TEI's; every other is about the body."""
+
+
+@dataclass(frozen=True)
+class EmbedCall:
+    """Texts to embed behind the prompt called `prompt_name`."""
+
+    inputs: Text | list[Text]
+    truncate: bool | None = None
+    truncation_direction: Side | None = None
+    prompt_name: str | None = None
+    normalize: bool | None = None
+    dimensions: Positive | None = None
+
+
+@dataclass(frozen=True)
+class RerankCall:
+    """Texts to order by how well they answer the query; raw scores are logits. `top_n` is litellm's addition."""
+
+    query: Text
+    texts: list[Text]
+    truncate: bool | None = None
+    truncation_direction: Side | None = None
+    raw_scores: bool = False
+    return_text: bool = False
+    top_n: Positive | None = None
+
+
+class Rank(TypedDict):
+    """One text, by its place in the call; `text` where it was asked for."""
+
+    index: int
+    score: float
+
+
+@dataclass(frozen=True)
+class TokenizeCall:
+    """Texts to tokenize as the model reads them, cut to its window."""
+
+    inputs: Text | list[Text]
+    add_special_tokens: bool = True
+    prompt_name: str | None = None
+
+
+class Token(TypedDict):
+    """One token, and its characters in prompt and text; special tokens have none there."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
+
+
+class Info(TypedDict):
+    """The model that answers `/embed`, or `/rerank` where none embeds."""
+
+    model_id: str
+    model_sha: str | None
+    model_dtype: str | None
+    model_type: dict[str, Any]
+    max_concurrent_requests: int
+    max_input_length: int
+    max_batch_requests: int
+    max_client_batch_size: int
+    auto_truncate: bool
+    version: str
+
+
+async def embed(gateway: Gateway, call: EmbedCall) -> Reply:
+    """Embeds texts."""
+    check_direction(call.truncation_direction)
+    model = await gateway.upstream.model("embed", None)
+    if call.normalize is False and model.unit_length:
+        raise bad_request(
+            f"{model.name} gives embeddings of unit length only: leave normalize out or set it to true"
+        )
+    result = await gateway.embed(
+        as_list(call.inputs),
+        prompt=call.prompt_name,
+        dimensions=call.dimensions,
+        truncate=call.truncate is not False,
+    )
+    embeddings = result.tensors["embeddings"]
+    if call.normalize is not False and not model.unit_length:
+        embeddings = unit_length(embeddings)
+    return Reply(embeddings, result)
+
+
+async def rerank(gateway: Gateway, call: RerankCall) -> Reply:
+    """Orders texts."""
+    check_direction(call.truncation_direction)
+    result = await gateway.rerank(call.query, call.texts, truncate=call.truncate is not False)
+    scores = result.logits if call.raw_scores else result.scores
+    ranks: list[dict[str, Any]] = [
+        {"index": int(i), "score": float(scores[i])} for i in result.order[: call.top_n]
+    ]
+    if call.return_text:
+        for rank in ranks:
+            rank["text"] = call.texts[rank["index"]]
+    return Reply(ranks, result)
+
+
+async def tokenize(gateway: Gateway, call: TokenizeCall) -> Reply:
+    """Tokenizes texts."""
+    result = await gateway.tokenize(as_list(call.inputs), call.prompt_name)
+    texts: list[list[Token]] = [orjson.loads(tokens) for tokens in result.tensors["tokens"][:, 0]]
+    if not call.add_special_tokens:
+        texts = [[token for token in tokens if not token["special"]] for tokens in texts]
+    return Reply(texts, result)
+
+
+async def info(gateway: Gateway) -> Reply:
+    """Describes the model."""
+    served = await gateway.upstream.models()
+    model = min(served, key=lambda model: model.task)
+    if model.task == "embed":
+        kind: dict[str, Any] = {"embedding": {"pooling": model.facts.get("pooling")}}
+    else:
+        kind = {"reranker": {"id2label": {"0": "score"}, "label2id": {"score": 0}}}
+    content: Info = {
+        "model_id": model.facts.get("source", model.name),
+        "model_sha": model.facts.get("revision"),
+        "model_dtype": DTYPES.get(model.facts.get("precision", "")),
+        "model_type": kind,
+        "max_concurrent_requests": MAX_TEXTS_IN_FLIGHT,
+        "max_input_length": model.max_tokens,
+        "max_batch_requests": model.max_batch_size,
+        "max_client_batch_size": MAX_TEXTS,
+        "auto_truncate": True,
+        "version": "1.9",
+    }
+    return Reply(content)
+
+
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+def as_list(inputs: str | list[str]) -> list[str]:
+    """One text as a list of one."""
+    return [inputs] if isinstance(inputs, str) else inputs
+
+
+def check_direction(side: str | None) -> None:
+    """Refuses to cut at the front."""
+    if side in ("Left", "left"):
+        raise bad_request("texts are cut at their end only: leave truncation_direction out or set it to Right")
+
+
+def error(error: GatewayError) -> tuple[int, object]:
+    """TEI's error object; its habit for a text over the window is 413."""
+    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE if error.type == "too_long" else error.status
+    return status, {"error": error.message, "error_type": ERROR_TYPES.get(error.type, "Validation")}
+
+
+ROUTES: list[Post | Get] = [
+    *(Post(path, EmbedCall, embed, list[Vector], key="inputs", error=error) for path in ("/embed", "/")),
+    *(Post(path, RerankCall, rerank, list[Rank], key="texts", error=error) for path in ("/rerank", "/")),
+    Post("/tokenize", TokenizeCall, tokenize, list[list[Token]], error=error),
+    Get("/info", info, Info, error=error),
+]

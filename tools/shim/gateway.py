@@ -1,0 +1,182 @@
+"""The two calls under every dialect, embed and rerank, and the limits that all callers share."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tools.shim import schedule
+from tools.shim.errors import bad_request, overloaded, too_long
+from tools.shim.upstream import ServedModel, Upstream
+
+MAX_TEXTS_IN_FLIGHT = 8192
+"""Texts of all calls together; a call that would pass it is turned away with 429."""
+
+REQUESTS_IN_FLIGHT = 64
+"""Triton requests of all calls together."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What Triton gave for the texts of one call, in their order."""
+
+    model: ServedModel
+    tensors: Mapping[str, npt.NDArray[Any]]
+    waited: float
+    """Seconds until Triton had the first of them."""
+    computed: float
+    """Seconds from then until it had answered the last."""
+
+    @property
+    def tokens(self) -> int:
+        """Of all texts together."""
+        return int(self.tensors["token_count"].sum())
+
+    @property
+    def truncated(self) -> int:
+        """How many texts were cut to fit."""
+        return int(self.tensors["truncated"].sum())
+
+    @property
+    def scores(self) -> npt.NDArray[np.float32]:
+        """Of each document, 0 to 1."""
+        return self.tensors["score"][:, 0]
+
+    @property
+    def logits(self) -> npt.NDArray[np.float32]:
+        """Of each document, before the score's sigmoid."""
+        return self.tensors["logit"][:, 0]
+
+    @property
+    def order(self) -> npt.NDArray[np.intp]:
+        """Documents by descending score; equal ones stay in the order they came in."""
+        return np.argsort(-self.scores, kind="stable")
+
+
+@dataclass
+class Gateway:
+    """Answers calls from one Triton server, within the limits above."""
+
+    upstream: Upstream
+    timeout: float
+    """Seconds a call may take."""
+    texts_in_flight: int = 0
+    slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(REQUESTS_IN_FLIGHT))
+
+    async def embed(
+        self,
+        texts: list[str],
+        model_name: str | None = None,
+        *,
+        prompt: str | None = None,
+        dimensions: int | None = None,
+        truncate: bool = True,
+    ) -> Result:
+        """`embeddings` of `texts` behind a prompt, cut to `dimensions` and of unit length again.
+
+        Where `truncate` is off, a text longer than the model's window is refused.
+        """
+        model = await self.upstream.model("embed", model_name)
+        check_dimensions(model, dimensions)
+        result = await self._infer(model, text_inputs(model, texts, prompt), texts, truncate)
+        if dimensions in (None, model.dimensions):
+            return result
+        cut = unit_length(result.tensors["embeddings"][:, :dimensions])
+        return Result(model, {**result.tensors, "embeddings": cut}, result.waited, result.computed)
+
+    async def rerank(
+        self, query: str, documents: list[str], model_name: str | None = None, *, truncate: bool = True
+    ) -> Result:
+        """`score` and `logit` of each document."""
+        model = await self.upstream.model("rerank", model_name)
+        return await self._infer(model, {"query": query, "passage": documents}, documents, truncate)
+
+    async def tokenize(self, texts: list[str], prompt: str | None = None) -> Result:
+        """`tokens` of each text, as the tokenizer step describes them, by the first model that embeds."""
+        model = await self.upstream.model("embed", None)
+        inputs = text_inputs(model, texts, prompt)
+        return await self._infer(
+            model, inputs, texts, True, model.tokenizer, ("tokens", "token_count", "truncated")
+        )
+
+    async def _infer(
+        self,
+        model: ServedModel,
+        inputs: Mapping[str, str | list[str]],
+        texts: list[str],
+        truncate: bool,
+        step: str | None = None,
+        outputs: tuple[str, ...] = (),
+    ) -> Result:
+        """Every output for every text, in order, through as many Triton requests as it takes.
+
+        An input that is one string is sent beside each text; equal texts are sent once.
+        """
+        started = time.perf_counter()
+        places = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        distinct = list(places)
+        first = 0.0
+
+        async def infer(indices: list[int]) -> dict[str, npt.NDArray[Any]]:
+            nonlocal first
+            first = first or time.perf_counter()
+            own = {
+                name: [value] * len(indices) if isinstance(value, str) else [distinct[i] for i in indices]
+                for name, value in inputs.items()
+            }
+            return await self.upstream.infer(step or model.name, own, self.timeout, outputs)
+
+        with self._admitted(len(texts)):
+            requests = schedule.split(distinct, model.max_batch_size)
+            tensors = await asyncio.wait_for(schedule.run(requests, infer, self.slots), self.timeout)
+        if len(distinct) < len(texts):
+            rows = [places[text] for text in texts]
+            tensors = {name: tensor[rows] for name, tensor in tensors.items()}
+        if not truncate and tensors["truncated"].any():
+            i = int(tensors["truncated"].argmax())
+            raise too_long(f"text {i} is longer than the {model.max_tokens} tokens that {model.name} reads")
+        return Result(model, tensors, first - started, time.perf_counter() - first)
+
+    @contextmanager
+    def _admitted(self, texts: int) -> Iterator[None]:
+        if self.texts_in_flight + texts > MAX_TEXTS_IN_FLIGHT:
+            raise overloaded(f"{self.texts_in_flight} texts are in flight: try again in a second")
+        self.texts_in_flight += texts
+        try:
+            yield
+        finally:
+            self.texts_in_flight -= texts
+
+
+def text_inputs(model: ServedModel, texts: list[str], prompt: str | None) -> dict[str, str | list[str]]:
+    """`texts` and the name of their prompt; raises GatewayError 400 with the names there are."""
+    if prompt is None:
+        return {"text": texts}
+    if prompt not in model.prompts:
+        known = ", ".join(sorted(model.prompts))
+        raise bad_request(f"there is no prompt {prompt!r}: {model.name} has {known}")
+    return {"text": texts, "prompt_name": prompt}
+
+
+def check_dimensions(model: ServedModel, dimensions: int | None) -> None:
+    """Raises GatewayError 400 where the embeddings of `model` cannot be cut to `dimensions`."""
+    if dimensions is None or model.dimensions is None or dimensions == model.dimensions:
+        return
+    if model.minimum_dimensions is None:
+        raise bad_request(f"{model.name} gives {model.dimensions} dimensions and was not trained to give fewer")
+    if not model.minimum_dimensions <= dimensions <= model.dimensions:
+        allowed = f"{model.minimum_dimensions} to {model.dimensions}"
+        raise bad_request(f"dimensions must be {allowed} for {model.name}, not {dimensions}")
+
+
+def unit_length(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Each row divided by its length."""
+    unit: npt.NDArray[np.float32] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return unit

@@ -1,0 +1,75 @@
+"""The OpenAPI document, written from the routes: `python -m tools.shim.openapi` renews the committed copy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from tools.shim.body import schema
+from tools.shim.dialects import ROUTES
+from tools.shim.routes import Get, Post
+
+HEADERS = {
+    "X-Token-Count": {"description": "Tokens of all texts.", "schema": {"type": "string"}},
+    "X-Truncated": {"description": "How many texts were cut to fit.", "schema": {"type": "string"}},
+    "Server-Timing": {"description": "Milliseconds of each stage.", "schema": {"type": "string"}},
+}
+
+FILE = Path(__file__).with_suffix(".json")
+
+
+def document() -> dict[str, Any]:
+    """Every path with its bodies and answers; errors have a status and words of the dialect."""
+    paths: dict[str, Any] = {}
+    for route in ROUTES:
+        method = "post" if isinstance(route, Post) else "get"
+        paths.setdefault(route.path, {}).setdefault(method, []).append(route)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Triton Embeddings",
+            "version": "1",
+            "description": "Embeddings and reranking in the dialects of clients that exist.",
+        },
+        "paths": {
+            path: {method: operation(routes) for method, routes in methods.items()}
+            for path, methods in paths.items()
+        },
+        "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+        "security": [{}, {"key": []}],
+    }
+
+
+def operation(routes: list[Post | Get]) -> dict[str, Any]:
+    """What the routes of one path and method take and give."""
+    content: dict[str, Any] = {
+        "summary": " / ".join(str(route.answer.__doc__) for route in routes),
+        "responses": {
+            "200": {
+                "description": "What was asked for.",
+                "content": {"application/json": {"schema": one_of([schema(route.gives) for route in routes])}},
+            },
+            "default": {"description": "A status and a sentence that says what to change."},
+        },
+    }
+    bodies = [schema(route.body) for route in routes if isinstance(route, Post)]
+    if bodies:
+        content["responses"]["200"]["headers"] = HEADERS
+        content["requestBody"] = {"required": True, "content": {"application/json": {"schema": one_of(bodies)}}}
+    return content
+
+
+def one_of(schemas: list[dict[str, Any]]) -> dict[str, Any]:
+    """One schema, or several of which one holds."""
+    return schemas[0] if len(schemas) == 1 else {"oneOf": schemas}
+
+
+def render() -> bytes:
+    """The document as the file has it."""
+    return orjson.dumps(document(), option=orjson.OPT_INDENT_2) + b"\n"
+
+
+if __name__ == "__main__":
+    FILE.write_bytes(render())
