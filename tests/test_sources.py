@@ -21,8 +21,10 @@ import numpy as np
 import onnx
 import pytest
 from conftest import REFERENCE, ROOT
+from google.protobuf import text_format
 from onnx import TensorProto, helper
 from safetensors.numpy import load_file, save
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from build import catalog, family
 from build.checkpoint import Checkpoint, describe, obtain
@@ -33,6 +35,7 @@ from build.target import PRECISIONS, Target
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 MODEL = "org/Tiny-Qwen3"
+ENSEMBLE = "tiny-qwen3/config.pbtxt"
 TINY = REFERENCE / "tiny" / "qwen3-embedding"
 
 
@@ -196,14 +199,23 @@ def files_of(machine: Machine) -> dict[str, str]:
     return {str(path.relative_to(machine.repository)): sha256(path) for path in paths}
 
 
+def ensemble_of(machine: Machine) -> ModelConfig:
+    return text_format.Parse((machine.repository / ENSEMBLE).read_text(), ModelConfig())
+
+
 def test_a_repository_is_built_like_its_folder(machine: Machine, tmp_path: Path) -> None:
     done = machine.build()
     assert done.returncode == 0, done.stderr
     assert f"{MODEL}: main is commit {COMMIT}" in done.stdout
-    built = files_of(machine)
+    hub, ensemble = files_of(machine), ensemble_of(machine)
     shutil.copytree(TINY, tmp_path / "tiny-qwen3")
     assert machine.build(str(tmp_path / "tiny-qwen3")).returncode == 0
-    assert files_of(machine) == built
+    assert files_of(machine) | {ENSEMBLE: ""} == hub | {ENSEMBLE: ""}
+    # A folder has no revision, and is its own source.
+    assert ensemble.parameters.pop("revision").string_value == COMMIT
+    assert ensemble.parameters["source"].string_value == MODEL
+    ensemble.parameters["source"].string_value = "tiny-qwen3"
+    assert ensemble_of(machine) == ensemble
 
 
 def test_commit_and_hashes_are_recorded(machine: Machine) -> None:
