@@ -20,7 +20,7 @@ import psutil
 from tools.bench.corpus import docstrings
 from tools.bench.perf_analyzer import Load, PerfAnalyzer
 from tools.bench.raw import RawEngine
-from tools.serve import ROOT
+from tools.command import ROOT
 
 FAMILY = "minilm"
 REPOSITORY = ROOT / "model_repository"
