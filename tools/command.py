@@ -7,16 +7,33 @@ import asyncio
 import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT_SECONDS = 120.0
+DRAIN_SECONDS = 10
+"""How long Triton may finish its direct callers' requests when it is told to stop; the gateway has drained."""
 
 
 class ServerError(Exception):
     """The server cannot start or has died; the message says why and what to change."""
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Where Triton listens."""
+
+    http: int = 8200
+    grpc: int = 8201
+    metrics: int = 8202
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> Ports:
+        """The ports that the command line names."""
+        return cls(options.http_port, options.grpc_port, options.metrics_port)
 
 
 def run(serve: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> int:
@@ -67,6 +84,24 @@ def add_triton_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--grpc-port", type=int, default=8201, help="Triton v2 over gRPC")
     parser.add_argument("--metrics-port", type=int, default=8202, help="Triton's metrics")
     parser.add_argument("--work-folder", type=Path, default=ROOT / ".cache", help="log and backends")
+
+
+def server_arguments(repository: Path, models: Sequence[str], host: str, ports: Ports) -> list[str]:
+    """What any tritonserver is started with, the wheel's and NVIDIA's own alike."""
+    return [
+        f"--model-repository={repository}",
+        "--model-control-mode=explicit",
+        *(f"--load-model={name}" for name in models),
+        "--disable-auto-complete-config",
+        "--exit-on-error=true",
+        f"--exit-timeout-secs={DRAIN_SECONDS}",
+        f"--http-address={host}",
+        f"--http-port={ports.http}",
+        f"--grpc-address={host}",
+        f"--grpc-port={ports.grpc}",
+        f"--metrics-address={host}",
+        f"--metrics-port={ports.metrics}",
+    ]
 
 
 def check_ports(options: argparse.Namespace) -> None:

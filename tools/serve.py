@@ -10,9 +10,9 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-from tools.command import add_gateway_options, add_triton_options, check_ports, make_parser, run
+from tools.command import Ports, add_gateway_options, add_triton_options, check_ports, make_parser, run
 from tools.shim.server import listening
-from tools.triton import EmbeddedTriton, Ports
+from tools.triton import EmbeddedTriton
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 async def serve(options: argparse.Namespace, stop: asyncio.Event) -> None:
     """Runs Triton and the gateway; raises ServerError when either cannot run."""
     check_ports(options)
-    ports = Ports(options.http_port, options.grpc_port, options.metrics_port)
+    ports = Ports.of(options)
     log = options.work_folder / f"triton-{ports.http}.log"
     triton = EmbeddedTriton(options.repository, options.models, options.host, ports, options.work_folder, log)
     await triton.run(stop, gateway(options, log))

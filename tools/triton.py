@@ -18,7 +18,6 @@ import signal
 import sys
 import sysconfig
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -27,26 +26,24 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from tools import preflight
-from tools.command import ServerError, add_triton_options, check_ports, make_parser, run
+from tools.command import (
+    DRAIN_SECONDS,
+    Ports,
+    ServerError,
+    add_triton_options,
+    check_ports,
+    make_parser,
+    run,
+    server_arguments,
+)
 
 STUB_NUMPY2 = Path(__file__).with_name("stub_numpy2.py")
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 SEGMENT_PREFIX = "triton-embeddings"
-DRAIN_SECONDS = 10
-"""How long Triton may finish its direct callers' requests when it is told to stop; the gateway has drained."""
 READY_SECONDS = 300
 PR_SET_PDEATHSIG = 1
 NOISE = "CudaDriverHelper|unable to create stream|text_format.cc"
 """Errors that Triton logs on every healthy machine without a GPU."""
-
-
-@dataclass(frozen=True)
-class Ports:
-    """Where Triton listens."""
-
-    http: int = 8200
-    grpc: int = 8201
-    metrics: int = 8202
 
 
 class EmbeddedTriton:
@@ -165,23 +162,11 @@ class EmbeddedTriton:
         return text_format.Parse((self._repository / model / "config.pbtxt").read_text(), ModelConfig())
 
     def _command(self, backends: Path) -> list[str]:
-        host, ports = self._host, self._ports
         return [
             str(_wheel() / "pytriton" / "tritonserver" / "bin" / "tritonserver"),
-            f"--model-repository={self._repository}",
+            *server_arguments(self._repository, self._models, self._host, self._ports),
             f"--backend-directory={backends}",
             f"--backend-config=python,shm-region-prefix-name={self._segments}",
-            "--model-control-mode=explicit",
-            *(f"--load-model={name}" for name in self._models),
-            "--disable-auto-complete-config",
-            "--exit-on-error=true",
-            f"--exit-timeout-secs={DRAIN_SECONDS}",
-            f"--http-address={host}",
-            f"--http-port={ports.http}",
-            f"--grpc-address={host}",
-            f"--grpc-port={ports.grpc}",
-            f"--metrics-address={host}",
-            f"--metrics-port={ports.metrics}",
         ]
 
     async def _wait_ready(self) -> None:
@@ -296,7 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 async def serve(options: argparse.Namespace, stop: asyncio.Event) -> None:
     """Runs Triton; raises ServerError when it cannot run."""
     check_ports(options)
-    ports = Ports(options.http_port, options.grpc_port, options.metrics_port)
+    ports = Ports.of(options)
     triton = EmbeddedTriton(options.repository, options.models, options.host, ports, options.work_folder, log=None)
     await triton.run(stop, contextlib.nullcontext())
 
