@@ -49,7 +49,7 @@ bench: build .venv/test.lock ## Measure with perf_analyzer, beside the raw engin
 lock: ## Resolve the dependencies of pyproject.toml anew (needs uv)
 	uv pip compile -q --universal --generate-hashes --no-header pyproject.toml -o serve.lock
 	uv pip compile -q --universal --generate-hashes --no-header pyproject.toml --group test -o test.lock
-	for image in shim triton-gpu; do \
+	for image in shim triton-cpu triton-gpu; do \
 		uv pip compile -q --universal --generate-hashes --no-header --python-version 3.10 -c serve.lock \
 			build/images/$$image.in -o build/images/$$image.lock; \
 	done

@@ -7,30 +7,60 @@ import http.server
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from conftest import ROOT
 
 BASE = "triton-embeddings-tests/base:bookworm"
 CACHE = ROOT / ".cache" / "containers"
-LOCKS = ("serve.lock", "build/images/shim.lock")
+LOCKS = [ROOT / "build" / "images" / f"{image}.lock" for image in ("shim", "triton-cpu")]
+TRASH = (
+    "dev",
+    "proc",
+    "sys",
+    "var/cache/apt",
+    "var/lib/apt/lists",
+    "usr/share/doc",
+    "usr/share/locale",
+    "usr/share/man",
+)
 INDEX_PORT = 18099
 """Always the same, so that the engine's build cache serves the next run of the tests."""
 
 
-def missing() -> str | None:
-    """Why there can be no containers here, or None."""
-    for program in ("docker", "debootstrap"):
-        if not shutil.which(program):
-            return f"{program} is not installed"
-    if subprocess.run(["docker", "info"], capture_output=True).returncode:
-        return "no Docker engine answers"
-    return None
+@contextmanager
+def engine() -> Iterator[str | None]:
+    """Docker for as long as the context lasts, started where it does not run already; or why there can be none."""
+    absent = [program for program in ("docker", "debootstrap", "docker-registry") if not shutil.which(program)]
+    if absent:
+        yield f"{' and '.join(absent)} not installed"
+    elif answers():
+        yield None
+    elif os.geteuid() or not shutil.which("dockerd"):
+        yield "no Docker engine answers, and only root can start one"
+    else:
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with (
+            (CACHE / "dockerd.log").open("wb") as log,
+            subprocess.Popen("dockerd", stdout=log, stderr=log) as daemon,
+        ):
+            try:
+                until(lambda: answers() or daemon.poll() is not None, 60)
+                yield f"dockerd ended, see {log.name}" if daemon.poll() is not None else None
+            finally:
+                daemon.terminate()
+
+
+def answers() -> bool:
+    """Whether an engine runs."""
+    return subprocess.run(["docker", "info"], capture_output=True).returncode == 0
 
 
 def make_base() -> str:
@@ -41,11 +71,11 @@ def make_base() -> str:
         CACHE.mkdir(parents=True, exist_ok=True)
         packages = "--include=python3-venv,libpython3.11"
         run("debootstrap", "--variant=minbase", packages, "bookworm", str(folder))
-        trash = ["--exclude=./var/cache/apt", "--exclude=./var/lib/apt/lists", "--exclude=./usr/share/doc"]
-        devices = ["--exclude=./dev", "--exclude=./proc", "--exclude=./sys"]
-        archive = subprocess.Popen(["tar", "-C", folder, "-c", *trash, *devices, "."], stdout=subprocess.PIPE)
-        subprocess.run(["docker", "import", "-", BASE], stdin=archive.stdout, check=True)
-        assert archive.wait() == 0
+        trash = [f"--exclude=./{path}" for path in TRASH]
+        archive = CACHE / "base.tar"
+        run("tar", "-C", str(folder), "-cf", str(archive), *trash, ".")
+        run("docker", "import", str(archive), BASE)
+        archive.unlink()
         shutil.rmtree(folder)
     return BASE
 
@@ -58,7 +88,7 @@ def package_index() -> Iterator[str]:
     version = ".".join(python.split(".")[:2])
     options = ["--only-binary=:all:", f"--python-version={version}", "--no-deps", "--require-hashes", "-q"]
     for lock in LOCKS:
-        run(sys.executable, "-m", "pip", "download", *options, "-r", str(ROOT / lock), "-d", str(folder))
+        run(sys.executable, "-m", "pip", "download", *options, "-r", str(lock), "-d", str(folder))
     index = CACHE / "index"
     shutil.rmtree(index, ignore_errors=True)
     for wheel in folder.iterdir():
@@ -89,9 +119,34 @@ def run(*command: str) -> None:
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
 
 
-def until(condition: object, seconds: float) -> None:
+@contextmanager
+def registry(port: int, folder: Path) -> Iterator[None]:
+    """A real registry on loopback, which engines take without TLS."""
+    config = folder / "registry.yml"
+    config.write_text(
+        f"version: 0.1\nlog: {{level: error}}\nhttp: {{addr: 127.0.0.1:{port}}}\n"
+        f"storage: {{filesystem: {{rootdirectory: {folder / 'registry'}}}}}\n"
+    )
+    with (
+        (folder / "registry.log").open("wb") as log,
+        subprocess.Popen(["docker-registry", "serve", config], stdout=log, stderr=log) as server,
+    ):
+        try:
+            until(lambda: server.poll() is None and listens(port), 30)
+            yield
+        finally:
+            server.terminate()
+
+
+def listens(port: int) -> bool:
+    """Whether something on loopback takes connections."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def until(condition: Callable[[], bool], seconds: float) -> None:
     """Waits until `condition()` holds."""
     deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
+    while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s"
         time.sleep(0.1)

@@ -3,10 +3,14 @@
 ARG BASE
 FROM ${BASE} AS packages
 ARG PIP_INDEX_URL
-COPY serve.lock /
+COPY build/images/triton-cpu.lock /
 RUN python3 -m venv /opt/venv \
-    && /opt/venv/bin/python -m pip install --no-cache-dir --no-deps --require-hashes -r /serve.lock \
-    && /opt/venv/bin/python -m pip uninstall --yes --quiet setuptools pip
+    && /opt/venv/bin/python -m pip install --no-cache-dir --no-deps --require-hashes -r /triton-cpu.lock \
+    && /opt/venv/bin/python -m pip uninstall --yes --quiet setuptools pip \
+    # 60 MB for devices that this image does not serve.
+    && rm -f /opt/venv/lib/python3*/site-packages/openvino/libs/libopenvino_intel_gpu_plugin.so \
+        /opt/venv/lib/python3*/site-packages/openvino/libs/libopenvino_intel_npu_plugin.so \
+        /opt/venv/lib/python3*/site-packages/openvino/libs/cache.json
 
 FROM ${BASE}
 COPY --from=packages /opt/venv /opt/venv

@@ -21,7 +21,7 @@ NGC_USER = "$oauthtoken"
 """What NGC wants as the name of whoever has an API key; nothing to be filled in."""
 
 NGC_LOGIN = (
-    "nvcr.io wants a login: make a key at ngc.nvidia.com and set NGC_API_KEY, or NGC_API_KEY_FILE to a file with it, "
+    "nvcr.io wants a login: make a key at ngc.nvidia.com, set NGC_API_KEY, or NGC_API_KEY_FILE to a file with it, "
     f"or run `docker login nvcr.io -u '{NGC_USER}'` and paste the key"
 )
 
