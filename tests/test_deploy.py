@@ -265,7 +265,7 @@ def test_a_container_that_cannot_start_is_shown(deployed: Deployed) -> None:
     broken = Deployed(deployed.environment | {"MODELS": "nonsense"}, deployed.gateway)
     done = broken.make("deploy")
     assert done.returncode != 0
-    assert "no model 'nonsense' in /models" in done.stderr
+    assert "no model 'nonsense' in /models" in done.stderr, done.stderr
     assert deployed.make("deploy").returncode == 0
 
 

@@ -67,17 +67,19 @@ def up(engine: Engine, target: str) -> None:
 
 
 def start(engine: Engine, target: str, environment: Mapping[str, str]) -> None:
-    """Starts the containers and waits for the gateway; raises DeployError with the log of one that cannot run."""
+    """Starts the containers and waits for the gateway; raises DeployError where one cannot run, all removed."""
+    before = {container: restarts(container) for container in containers(engine)}
     starting = subprocess.Popen(engine.command([target], "up", "-d"), env={**os.environ, **environment})
     try:
         deadline = time.monotonic() + START_SECONDS
         while not (starting.poll() == 0 and answers(engine, target)):
-            for container in containers(engine):
-                if restarts(container) >= RESTARTS:
-                    said = docker("logs", "--tail=20", container)
-                    raise DeployError(f"a container does not start:\n{said.stdout}{said.stderr}")
-            if starting.returncode or time.monotonic() > deadline:
-                raise DeployError("the stack does not answer; `make logs` shows what it says")
+            crashing = any(restarts(one) - before.get(one, 0) >= RESTARTS for one in containers(engine))
+            if crashing or starting.returncode or time.monotonic() > deadline:
+                starting.terminate()
+                starting.wait()
+                said = engine.output([target], environment, "logs", "--no-color", "--tail=20")
+                down(engine, target)
+                raise DeployError(f"the stack does not start and is taken down; it said\n{said}")
             time.sleep(0.5)
     finally:
         starting.terminate()
@@ -139,7 +141,8 @@ def containers(engine: Engine) -> list[str]:
 
 def restarts(container: str) -> int:
     """How often the engine has started a container again."""
-    return int(docker("inspect", "--format", "{{.RestartCount}}", container).stdout or 0)
+    # Compose may have removed it since.
+    return int(docker("inspect", "--format", "{{.RestartCount}}", container).stdout.strip() or 0)
 
 
 if __name__ == "__main__":
