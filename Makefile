@@ -1,7 +1,9 @@
 PYTHON ?= python3
 VENV := .venv/bin
+TARGET ?= cpu
+export TARGET RUNTIME
 
-.PHONY: help setup build serve test lint bench bench-peers lock clean
+.PHONY: help setup build serve deploy undeploy logs smoke pin test lint bench bench-peers lock clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -14,6 +16,24 @@ build: setup ## Fill model_repository/ (MODEL=name or folder, RUNTIME=, PRECISIO
 
 serve: build ## Serve on this machine: Triton and the gateway (ARGS="--help" lists the options)
 	@exec $(VENV)/python -m tools.serve $(ARGS)
+
+deploy: RUNTIME := $(or $(RUNTIME),$(if $(filter gpu,$(TARGET)),onnxruntime))
+deploy: ## Serve from containers, with Docker (TARGET=gpu, RUNTIME=)
+	@$(PYTHON) -m tools.deploy check
+	@$(MAKE) --no-print-directory build
+	@$(PYTHON) -m tools.deploy up
+
+undeploy: ## Stop the containers and remove them
+	@$(PYTHON) -m tools.deploy down
+
+logs: ## Follow what the containers write
+	@$(PYTHON) -m tools.deploy logs
+
+smoke: ## Try the containers and show their URLs
+	@$(PYTHON) -m tools.deploy smoke
+
+pin: ## Write the digests of the images that come from outside into tools/deploy/images.lock
+	@$(PYTHON) -m tools.deploy pin
 
 test: build .venv/test.lock .venv-clients/clients.lock ## Run the tests (ARGS="-k health" picks some)
 	$(VENV)/python -m pytest $(ARGS)
@@ -37,6 +57,9 @@ lock: ## Resolve the dependencies of pyproject.toml anew (needs uv)
 	uv pip compile $(RESOLVE) --no-header pyproject.toml --group test -o test.lock
 	uv pip compile $(RESOLVE) --no-header pyproject.toml --group bench -o bench.lock
 	uv pip compile $(RESOLVE) --no-header --group pyproject.toml:clients -o clients.lock
+	for image in shim triton-cpu triton-gpu; do \
+		uv pip compile $(RESOLVE) --no-header -c serve.lock build/images/$$image.in -o build/images/$$image.lock; \
+	done
 
 clean: ## Remove everything that make has made
 	rm -rf .venv .venv-clients .cache

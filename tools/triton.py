@@ -1,11 +1,12 @@
 """The embedded server: the real tritonserver and its Python backend, out of the nvidia-pytriton wheel.
 
-Only the wheel's binaries are used. It is started with explicit model control and strict configurations, logs
-into a file, and leaves no process, port or shared-memory segment behind.
+Only the wheel's binaries are used. It is started with explicit model control and strict configurations, and
+leaves no process, port or shared-memory segment behind. `python -m tools.triton` runs it without the gateway.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import ctypes
@@ -14,11 +15,10 @@ import os
 import re
 import shutil
 import signal
-import socket
 import sys
 import sysconfig
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -26,29 +26,24 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from tools import preflight
+from tools.command import (
+    DRAIN_SECONDS,
+    Ports,
+    ServerError,
+    add_triton_options,
+    check_ports,
+    make_parser,
+    run,
+    server_arguments,
+)
 
 STUB_NUMPY2 = Path(__file__).with_name("stub_numpy2.py")
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 SEGMENT_PREFIX = "triton-embeddings"
-DRAIN_SECONDS = 10
-"""How long Triton may finish its direct callers' requests when it is told to stop; the gateway has drained."""
 READY_SECONDS = 300
 PR_SET_PDEATHSIG = 1
 NOISE = "CudaDriverHelper|unable to create stream|text_format.cc"
 """Errors that Triton logs on every healthy machine without a GPU."""
-
-
-class ServerError(Exception):
-    """The server cannot start or has died; the message says why and what to change."""
-
-
-@dataclass(frozen=True)
-class Ports:
-    """Where Triton listens."""
-
-    http: int = 8200
-    grpc: int = 8201
-    metrics: int = 8202
 
 
 class EmbeddedTriton:
@@ -61,6 +56,7 @@ class EmbeddedTriton:
         host: str,
         ports: Ports,
         work_folder: Path,
+        log: Path | None,
         cache_mb: int = 0,
     ) -> None:
         self._repository = repository
@@ -71,10 +67,30 @@ class EmbeddedTriton:
         self._cache_mb = cache_mb
         self._segments = f"{SEGMENT_PREFIX}-{os.getpid()}-"
         self._process: asyncio.subprocess.Process | None = None
-        self.log = work_folder / f"triton-{ports.http}.log"
+        self._log = log
+
+    async def run(self, stop: asyncio.Event, ready: contextlib.AbstractAsyncContextManager[None]) -> None:
+        """Runs Triton until `stop` is set, within `ready` once it answers; raises ServerError when it cannot."""
+        stopped = asyncio.create_task(stop.wait())
+        try:
+            started = asyncio.create_task(self.start())
+            await asyncio.wait((started, stopped), return_when=asyncio.FIRST_COMPLETED)
+            if stop.is_set():
+                started.cancel()
+                return
+            await started
+            async with ready:
+                died = asyncio.create_task(self.wait())
+                await asyncio.wait((died, stopped), return_when=asyncio.FIRST_COMPLETED)
+                if died.done():
+                    raise ServerError(died.result())
+        finally:
+            await self.stop()
+            stopped.cancel()
 
     async def start(self) -> None:
         """Starts Triton and waits until every model is ready; raises ServerError with the cause if not."""
+        check_models(self._repository, self._models)
         for problem in preflight.problems():
             raise ServerError(problem)
         remove_orphaned_segments()
@@ -89,16 +105,16 @@ class EmbeddedTriton:
         environment = _environment() | {"ENCODER_COUNT": str(max(1, len(encoders)))}
         try:
             backends = _assemble_backends(self._work_folder)
-            log = self.log.open("wb")
+            log = self._log.open("wb") if self._log else contextlib.nullcontext()
         except OSError as error:
             raise ServerError(f"cannot write {error.filename}: {error.strerror}; make it writable") from None
-        with log:
+        with log as output:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command(backends),
                 env=environment,
                 stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
+                stdout=output,
+                stderr=output,
                 # Ctrl-C reaches the terminal's group; Triton is stopped by us, after the gateway drained.
                 start_new_session=True,
                 preexec_fn=_die_with_parent,
@@ -147,26 +163,13 @@ class EmbeddedTriton:
         return text_format.Parse((self._repository / model / "config.pbtxt").read_text(), ModelConfig())
 
     def _command(self, backends: Path) -> list[str]:
-        host, ports = self._host, self._ports
         server = _wheel() / "pytriton" / "tritonserver"
-        cache = [f"--cache-directory={server / 'caches'}", f"--cache-config=local,size={self._cache_mb << 20}"]
         return [
             str(server / "bin" / "tritonserver"),
-            *(cache if self._cache_mb else []),
-            f"--model-repository={self._repository}",
+            *server_arguments(self._repository, self._models, self._host, self._ports, self._cache_mb),
+            f"--cache-directory={server / 'caches'}",
             f"--backend-directory={backends}",
             f"--backend-config=python,shm-region-prefix-name={self._segments}",
-            "--model-control-mode=explicit",
-            *(f"--load-model={name}" for name in self._models),
-            "--disable-auto-complete-config",
-            "--exit-on-error=true",
-            f"--exit-timeout-secs={DRAIN_SECONDS}",
-            f"--http-address={host}",
-            f"--http-port={ports.http}",
-            f"--grpc-address={host}",
-            f"--grpc-port={ports.grpc}",
-            f"--metrics-address={host}",
-            f"--metrics-port={ports.metrics}",
         ]
 
     async def _wait_ready(self) -> None:
@@ -180,10 +183,12 @@ class EmbeddedTriton:
                 except aiohttp.ClientError:
                     pass
                 await asyncio.sleep(0.1)
-        raise ServerError(f"models not ready after {READY_SECONDS} s; see {self.log}")
+        raise ServerError(f"models not ready after {READY_SECONDS} s; see {self._log or 'the log'}")
 
     def _cause_of_death(self, headline: str) -> str:
-        return "\n  ".join([headline, *causes(self.log), f"the whole log is in {self.log}"])
+        if self._log is None:
+            return headline
+        return "\n  ".join([headline, *causes(self._log), f"the whole log is in {self._log}"])
 
 
 def causes(log: Path) -> list[str]:
@@ -197,18 +202,13 @@ def causes(log: Path) -> list[str]:
     return found[:5] or lines[-3:]
 
 
-def check_ports(host: str, ports: Mapping[str, int]) -> None:
-    """Raises ServerError when one of `ports` (option -> port) is taken."""
-    for option, port in ports.items():
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, port))
-            except OSError as error:
-                raise ServerError(
-                    f"port {port} on {host} cannot be used ({error.strerror}): "
-                    f"stop what listens there or choose another with {option}"
-                ) from None
+def check_models(repository: Path, models: Sequence[str]) -> None:
+    """Raises ServerError when a model is not in the repository."""
+    there = {path.parent.name for path in repository.glob("*/config.pbtxt")}
+    for name in models:
+        if name not in there:
+            has = ", ".join(sorted(there)) or "no models"
+            raise ServerError(f"no model {name!r} in {repository}, which has {has}: run `make build`")
 
 
 def remove_orphaned_segments() -> None:
@@ -272,3 +272,24 @@ def _environment() -> dict[str, str]:
 
 def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs Triton, its log on stderr, until told to stop; returns 1 with the cause when it cannot or dies."""
+    parser = make_parser("tools.triton", "Runs the embedded Triton alone, until Ctrl-C or SIGTERM.")
+    add_triton_options(parser)
+    return run(partial(serve, parser.parse_args(arguments)))
+
+
+async def serve(options: argparse.Namespace, stop: asyncio.Event) -> None:
+    """Runs Triton; raises ServerError when it cannot run."""
+    check_ports(options)
+    ports = Ports.of(options)
+    triton = EmbeddedTriton(
+        options.repository, options.models, options.host, ports, options.work_folder, None, options.cache_mb
+    )
+    await triton.run(stop, contextlib.nullcontext())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -14,7 +14,7 @@ from tools.bench.raw import RawEngine
 from tools.bench.report import full_table
 from tools.bench.results import RESULTS, Measurement, Results
 from tools.bench.server import Stack, stack
-from tools.serve import ROOT
+from tools.command import ROOT
 
 REPOSITORY = ROOT / "model_repository"
 LENGTHS = (16, 32, 64, 128, 256)

@@ -16,7 +16,7 @@ from tools.bench import corpus, machine
 from tools.bench.measure import FAMILY
 from tools.bench.results import RESULTS
 from tools.bench.server import stack
-from tools.serve import ROOT
+from tools.command import ROOT
 
 TEXTS_PER_CALL, CLIENTS = 256, 4
 REPORTS = 20

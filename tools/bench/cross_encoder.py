@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from tools.serve import ROOT
+from tools.command import ROOT
 
 NAME = "cross-encoder"
 REPOSITORY = ROOT / ".cache" / "bench" / "repository"

@@ -8,7 +8,7 @@ import textwrap
 
 from tools.bench import machine
 from tools.bench.results import RESULTS, Measurement, Results
-from tools.serve import ROOT
+from tools.command import ROOT
 
 README = ROOT / "README.md"
 BEGIN, END = "<!-- measured: written by tools.bench.report -->", "<!-- end of measured -->"

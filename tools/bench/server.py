@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from tools.serve import ROOT
+from tools.command import ROOT
 
 WORK = ROOT / ".cache" / "bench"
 PORTS = ("embed", "rerank", "http", "grpc", "metrics")

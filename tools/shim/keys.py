@@ -7,6 +7,7 @@ import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from tools.command import ServerError
 from tools.shim.errors import unauthorized
 
 VARIABLE = "GATEWAY_API_KEYS"
@@ -16,7 +17,7 @@ FILE_VARIABLE = "GATEWAY_API_KEYS_FILE"
 """A file of keys, one a line."""
 
 
-class KeysError(Exception):
+class KeysError(ServerError):
     """The keys cannot be read; the message says why."""
 
 

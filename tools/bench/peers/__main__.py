@@ -29,8 +29,8 @@ from tools.bench.perf_analyzer import Load, PerfAnalyzer
 from tools.bench.raw import RawEngine
 from tools.bench.report import peers_table
 from tools.bench.results import RESULTS, Measurement, Results, Round, percentiles
-from tools.bench.server import Process, command, free_ports, stack
-from tools.serve import ROOT
+from tools.bench.server import Process, free_ports, stack
+from tools.command import ROOT
 
 HERE = Path(__file__).parent
 CACHE = ROOT / ".cache" / "peers"
@@ -226,11 +226,14 @@ def home_made(pythons: dict[str, Path], checkpoint: Path) -> Iterator[Server]:
         subprocess.run(words, check=True, capture_output=True)
         part.rename(graph)
     port, *ports = free_ports(4)
-    triton = [sys.executable, "-m", "tools.bench.peers.triton_alone", str(repository), "encoder", *map(str, ports)]
+    triton = [sys.executable, "-m", "tools.triton", "--repository", str(repository), "--models", "encoder"]
+    triton += ["--work-folder", str(CACHE)]
+    for name, one in zip(("http", "grpc", "metrics"), ports, strict=True):
+        triton += [f"--{name}-port", str(one)]
     settings = OFFLINE | {"CHECKPOINT": str(checkpoint), "TRITON": f"127.0.0.1:{ports[1]}"}
     uvicorn = [str(pythons["home-made"]), "-m", "uvicorn", "home_made:app", "--app-dir", str(HERE)]
     uvicorn += ["--port", str(port), "--no-access-log", "--log-level", "warning"]
-    with command(triton, "serving") as encoder, listening(uvicorn, port, settings) as gateway:
+    with listening(triton, ports[0], {}) as encoder, listening(uvicorn, port, settings) as gateway:
         yield Server([encoder, gateway], f"127.0.0.1:{port}", "embed", "texts")
 
 
@@ -253,14 +256,18 @@ def library(python: Path, checkpoint: Path) -> Iterator[Library]:
 @contextmanager
 def listening(words: list[str], port: int, environment: dict[str, str]) -> Iterator[Process]:
     """Runs a server while the block runs, from the moment that it listens on `port`."""
-    with subprocess.Popen(words, env=os.environ | environment, stdout=subprocess.DEVNULL) as process:
+    log = CACHE / "servers.log"
+    with (
+        log.open("a") as output,
+        subprocess.Popen(words, cwd=ROOT, env=os.environ | environment, stdout=output, stderr=output) as process,
+    ):
         try:
             for _ in range(START_SECONDS * 10):
                 with socket.socket() as probe:
                     if not probe.connect_ex(("127.0.0.1", port)):
                         break
                 if process.poll() is not None:
-                    raise SystemExit(f"{words[0]} did not start")  # it has said why
+                    raise SystemExit(f"{words[0]} did not start: {log} has its last words")
                 time.sleep(0.1)
             yield Process(psutil.Process(process.pid))
         finally:

@@ -1,0 +1,25 @@
+# The Triton of `make serve`, alone: the wheel's tritonserver, its Python backend, tokenizers and OpenVINO.
+# BASE is any Debian 12 or newer with a Python from 3.10 to 3.13, its venv module and libpython.
+ARG BASE
+FROM ${BASE} AS packages
+ARG PIP_INDEX_URL
+COPY build/images/triton-cpu.lock /
+RUN python3 -m venv /opt/venv \
+    && /opt/venv/bin/python -m pip install --no-cache-dir --no-deps --require-hashes -r /triton-cpu.lock \
+    && /opt/venv/bin/python -m pip uninstall --yes --quiet setuptools pip \
+    # 60 MB for devices that this image does not serve.
+    && rm -f /opt/venv/lib/python3*/site-packages/openvino/libs/libopenvino_intel_gpu_plugin.so \
+        /opt/venv/lib/python3*/site-packages/openvino/libs/libopenvino_intel_npu_plugin.so \
+        /opt/venv/lib/python3*/site-packages/openvino/libs/cache.json
+
+FROM ${BASE}
+COPY --from=packages /opt/venv /opt/venv
+COPY tools /app/tools
+WORKDIR /app
+# Triton and OpenVINO look for a home; this user has none, and nothing but /tmp can be written.
+ENV PATH=/opt/venv/bin:${PATH} HOME=/tmp PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+USER 10001:10001
+EXPOSE 8200 8201 8202
+HEALTHCHECK --interval=3s --timeout=5s --start-period=10m --retries=3 \
+    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8200/v2/health/ready', timeout=4)"]
+ENTRYPOINT ["python", "-m", "tools.triton", "--host", "0.0.0.0", "--repository", "/models", "--work-folder", "/tmp"]

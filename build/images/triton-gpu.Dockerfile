@@ -1,0 +1,17 @@
+# NVIDIA's own Triton with what our steps import, started once every TensorRT plan fits the GPU.
+# BASE is nvcr.io/nvidia/tritonserver, 26.04 or newer.
+ARG BASE
+FROM ${BASE}
+ARG PIP_INDEX_URL
+COPY build/images/triton-gpu.lock /
+# The Python backend's stub is built for the image's own Python, which Debian and Ubuntu guard against pip.
+RUN python3 -m pip install --break-system-packages --no-cache-dir --no-deps --require-hashes -r /triton-gpu.lock
+COPY build /app/build
+COPY tools /app/tools
+WORKDIR /app
+ENV HOME=/tmp PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+USER 10001:10001
+EXPOSE 8200 8201 8202
+HEALTHCHECK --interval=3s --timeout=5s --start-period=10m --retries=3 \
+    CMD ["python3", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8200/v2/health/ready', timeout=4)"]
+ENTRYPOINT ["python3", "-m", "tools.tritonserver", "--host", "0.0.0.0", "--repository", "/models"]

@@ -1,0 +1,314 @@
+"""`make deploy`: real containers from the real Compose file, and what it says where there is no Docker."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import containers
+import numpy as np
+import pytest
+import yaml
+from conftest import ROOT, Answer, Reference, Stack, free_ports
+
+from tools.deploy import engine, images
+
+FOLDER = ROOT / "tools" / "deploy"
+COMPOSE = yaml.safe_load((FOLDER / "compose.yaml").read_text())
+IMAGES = ROOT / "build" / "images"
+LOCKS = sorted(IMAGES.glob("*.lock"))
+PROJECT = "triton-embeddings-tests"
+PORTS = {"EMBED_PORT": "embed", "RERANK_PORT": "rerank", "HTTP_PORT": "http", "GRPC_PORT": "grpc"}
+
+
+def pins(lock: Path) -> set[str]:
+    return set(re.findall(r"^\S+==\S+", lock.read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.stem)
+def test_images_install_what_is_served_and_tested_here(lock: Path) -> None:
+    assert pins(lock) <= pins(ROOT / "serve.lock")
+
+
+def test_the_lock_has_the_images_that_are_referenced_and_no_others() -> None:
+    used = set(re.findall(r"\$\{(\w+_IMAGE)\}", (FOLDER / "compose.yaml").read_text()))
+    assert used == set(images.read_lock())
+    assert used == {name for names in images.NEEDED.values() for name in names}
+    for service in COMPOSE["services"].values():
+        assert service["image"].startswith("${IMAGES:-triton-embeddings}/")
+    for dockerfile in IMAGES.glob("*.Dockerfile"):
+        assert set(re.findall(r"^FROM (\S+)", dockerfile.read_text(), re.MULTILINE)) == {"${BASE}"}
+
+
+@pytest.mark.parametrize("target", ["cpu", "gpu"])
+def test_services_are_confined(target: str) -> None:
+    services = [service for service in COMPOSE["services"].values() if target in service["profiles"]]
+    assert len(services) == 2
+    for service in services:
+        assert service["read_only"]
+        assert service["cap_drop"] == ["ALL"]
+        assert service["restart"] == "unless-stopped"
+        assert service["logging"]["options"].keys() == {"max-size", "max-file"}
+        assert all(port.startswith("${BIND_ADDRESS:-127.0.0.1}:") for port in service["ports"])
+        assert all(volume.endswith(":ro") for volume in service.get("volumes", []))
+
+
+def deploy(command: str, programs: Path, **environment: str) -> str:
+    """What `python -m tools.deploy` says on a machine that has these programs only; it must fail."""
+    environment = {"PATH": str(programs), **environment}
+    arguments = [sys.executable, "-m", "tools.deploy", command]
+    done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    return done.stderr
+
+
+def program(folder: Path, name: str, script: str) -> None:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+def test_a_laptop_without_docker(tmp_path: Path) -> None:
+    said = deploy("up", tmp_path)
+    assert "docker is not installed" in said
+    assert "`make serve` needs neither" in said
+
+
+def test_docker_without_compose(tmp_path: Path) -> None:
+    program(tmp_path, "docker", "exit 1")
+    program(tmp_path, "docker-compose", "echo 1.25.0")
+    said = deploy("up", tmp_path)
+    assert "no docker-compose from 1.29 on" in said
+    assert "`make serve` needs neither" in said
+
+
+def test_an_engine_that_does_not_run(tmp_path: Path) -> None:
+    program(
+        tmp_path, "docker", 'if [ "$1" = compose ]; then echo v2.30.1; else echo "is it running?" >&2; exit 1; fi'
+    )
+    assert "no Docker engine answers (is it running?)" in deploy("up", tmp_path)
+
+
+@pytest.mark.parametrize("target", ["cpu", "gpu"])
+def test_an_unpinned_image_is_refused(tmp_path: Path, target: str) -> None:
+    program(tmp_path, "docker", "echo 2.30.1")
+    loose = {"PYTHON_IMAGE": "python:3", "TRITONSERVER_IMAGE": "nvcr.io/nvidia/tritonserver:1"}
+    said = deploy("check", tmp_path, TARGET=target, **loose)
+    assert "python:3" in said
+    assert ("nvcr.io" in said) == (target == "gpu")
+    assert "`make pin`" in said
+
+
+def test_a_pinned_image_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ALLOW_UNPINNED", raising=False)
+    images.check_pinned({"PYTHON_IMAGE": f"python:3@sha256:{'0' * 64}"}, "cpu")
+
+
+def test_an_unknown_target(tmp_path: Path) -> None:
+    assert "choose cpu or gpu" in deploy("up", tmp_path, TARGET="tpu")
+
+
+@pytest.mark.parametrize(("image", "asked"), [("nvcr.io/nvidia/tritonserver:1", True), ("python:3", False)])
+def test_ngc_is_asked_for_when_it_is_needed(monkeypatch: pytest.MonkeyPatch, image: str, asked: bool) -> None:
+    def docker(*arguments: str, **_: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(arguments, 1, "", "unauthorized")
+
+    monkeypatch.setattr(images, "docker", docker)
+    with pytest.raises(engine.DeployError, match="unauthorized") as error:
+        images.bring(image)
+    assert ("NGC_API_KEY" in str(error.value)) == asked
+
+
+def test_the_key_comes_from_the_environment_or_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NGC_API_KEY", "one")
+    assert images.ngc_key() == "one"
+    (tmp_path / "key").write_text("two\n")
+    monkeypatch.setenv("NGC_API_KEY_FILE", str(tmp_path / "key"))
+    assert images.ngc_key() == "two"
+
+
+@dataclass
+class Deployed:
+    """The stack in containers, and the commands as an operator gives them."""
+
+    environment: dict[str, str]
+    gateway: Stack
+    """Only its calls are used: the processes are in the containers."""
+
+    def make(self, target: str) -> subprocess.CompletedProcess[str]:
+        command = ["make", target, f"PYTHON={sys.executable}"]
+        return subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True)
+
+    def container(self, service: str) -> str:
+        labels = [f"label=com.docker.compose.project={PROJECT}", f"label=com.docker.compose.service={service}"]
+        return docker("ps", "--all", "--quiet", *(word for label in labels for word in ("--filter", label)))
+
+    def inspect(self, service: str, template: str) -> str:
+        return docker("inspect", "--format", template, self.container(service))
+
+    def python(self, service: str, code: str) -> subprocess.CompletedProcess[str]:
+        """Runs Python in a container."""
+        command = ["docker", "exec", self.container(service), "python", "-c", code]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    def call(self) -> Answer:
+        return self.gateway.post("embed", "/embed", {"texts": ["now"]})
+
+
+def docker(*arguments: str) -> str:
+    return subprocess.check_output(["docker", *arguments], text=True).strip()
+
+
+@pytest.fixture(scope="module")
+def base() -> Iterator[str]:
+    """A base image on a Docker engine; without one the test is skipped, or fails where REQUIRE_DOCKER=1."""
+    with containers.engine() as missing:
+        if missing and os.environ.get("REQUIRE_DOCKER") == "1":
+            pytest.fail(missing)
+        if missing:
+            pytest.skip(missing)
+        yield containers.make_base()
+
+
+@pytest.fixture(scope="module")
+def deployed(base: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
+    gateway = Stack(tmp_path_factory.mktemp("deployed"))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    environment |= {name: str(gateway.ports[port]) for name, port in PORTS.items()}
+    environment |= {
+        "METRICS_PORT": str(gateway.ports["metrics"]),
+        "PYTHON_IMAGE": base,
+        "ALLOW_UNPINNED": "1",
+        "COMPOSE_PROJECT_NAME": PROJECT,
+        "IMAGES": PROJECT,
+        "BUILD_NETWORK": "host",
+    }
+    with containers.package_index() as index:
+        stack = Deployed(environment | {"PIP_INDEX_URL": index}, gateway)
+        started = time.monotonic()
+        done = stack.make("deploy")
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+        print(f"deployed in {time.monotonic() - started:.0f} s\n{done.stdout[-1000:]}")
+    yield stack
+    stack.make("undeploy")
+
+
+with_containers = pytest.mark.timeout(1200)
+
+
+@with_containers
+def test_it_answers_as_the_embedded_server_does(deployed: Deployed, stack: Stack, reference: Reference) -> None:
+    np.testing.assert_array_equal(deployed.gateway.embed(reference.texts), stack.embed(reference.texts))
+    query, documents = reference.texts[0], reference.texts[1:40]
+    assert deployed.gateway.rerank(query, documents) == stack.rerank(query, documents)
+    (vector,) = deployed.gateway.infer("minilm", text=["straight to Triton"])["embeddings"]
+    np.testing.assert_array_equal([vector], stack.infer("minilm", text=["straight to Triton"])["embeddings"])
+
+
+@with_containers
+def test_smoke(deployed: Deployed) -> None:
+    done = deployed.make("smoke")
+    assert done.returncode == 0
+    assert "minilm: 3 texts, 384 dimensions, in order" in done.stdout
+    assert f"http://localhost:{deployed.gateway.ports['embed']}/embed" in done.stdout
+
+
+@with_containers
+@pytest.mark.parametrize("service", ["triton", "shim"])
+def test_containers_are_confined(deployed: Deployed, service: str) -> None:
+    assert deployed.inspect(service, "{{.Config.User}}") == "10001:10001"
+    assert deployed.inspect(service, "{{.HostConfig.ReadonlyRootfs}}") == "true"
+    assert set(deployed.inspect(service, "{{range .Mounts}}{{.RW}} {{end}}").split()) <= {"false"}
+    written = deployed.python(service, "open('/app/written', 'w')")
+    assert "Read-only file system" in written.stderr
+    listening = deployed.inspect(service, "{{range .NetworkSettings.Ports}}{{range .}}{{.HostIp}} {{end}}{{end}}")
+    assert set(listening.split()) == {"127.0.0.1"}
+
+
+KILL_TRITON = """
+import os, pathlib
+for comm in pathlib.Path("/proc").glob("[0-9]*/comm"):
+    if comm.read_text().strip() == "tritonserver":
+        os.kill(int(comm.parent.name), 9)
+"""
+
+
+@with_containers
+def test_triton_dies_and_comes_back(deployed: Deployed) -> None:
+    before = deployed.gateway.embed(["before and after"])
+    assert deployed.python("triton", KILL_TRITON).returncode in (0, 137)
+    answer = deployed.call()
+    assert answer.status == 503
+    assert int(answer.headers["Retry-After"]) >= 1
+    containers.until(lambda: deployed.call().status == 200, 60)
+    assert deployed.gateway.get("embed", "/health").status == 200
+    assert deployed.inspect("triton", "{{.RestartCount}}") == "1"
+    np.testing.assert_array_equal(deployed.gateway.embed(["before and after"]), before)
+    assert "tritonserver exited with status -9" in docker_logs(deployed.container("triton"))
+
+
+def docker_logs(container: str) -> str:
+    return subprocess.run(["docker", "logs", container], capture_output=True, text=True).stderr
+
+
+@with_containers
+def test_a_container_that_cannot_start_is_shown(deployed: Deployed) -> None:
+    broken = Deployed(deployed.environment | {"MODELS": "nonsense"}, deployed.gateway)
+    done = broken.make("deploy")
+    assert done.returncode != 0
+    assert "no model 'nonsense' in /models" in done.stderr, done.stderr
+    assert deployed.make("deploy").returncode == 0
+
+
+@with_containers
+def test_undeploy_leaves_nothing(deployed: Deployed) -> None:
+    for service in ("shim", "triton"):
+        started = time.monotonic()
+        docker("stop", "--time=40", deployed.container(service))
+        assert time.monotonic() - started < 20
+        assert deployed.inspect(service, "{{.State.ExitCode}}") == "0"
+    done = deployed.make("undeploy")
+    assert done.returncode == 0, done.stderr
+    project = f"label=com.docker.compose.project={PROJECT}"
+    for kind in (["ps", "--all"], ["network", "ls"], ["volume", "ls"]):
+        assert docker(*kind, "--quiet", "--filter", project) == ""
+    done = deployed.make("smoke")
+    assert done.returncode != 0
+    assert "`make deploy` starts it" in done.stderr
+
+
+@with_containers
+def test_pin(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a real registry."""
+    (port,) = free_ports(1)
+    image = f"127.0.0.1:{port}/library/python:3"
+    lock = tmp_path / "images.lock"
+    lock.write_text(f"# A comment.\nPYTHON_IMAGE={image}\n")
+    monkeypatch.setattr(images, "LOCK", lock)
+    monkeypatch.delenv("PYTHON_IMAGE", raising=False)
+    with containers.registry(port, tmp_path):
+        docker("tag", base, image)
+        pushed = re.findall(r"digest: (\S+)", docker("push", image))
+        images.pin()
+        assert lock.read_text() == f"# A comment.\nPYTHON_IMAGE={image}@{pushed[0]}\n"
+        images.pin()
+        pinned = images.read_lock()
+        assert pinned == {"PYTHON_IMAGE": f"{image}@{pushed[0]}"}
+        images.check_pinned(pinned, "cpu")
+        docker("rmi", image)
+        images.bring(pinned["PYTHON_IMAGE"])
+        assert docker("image", "inspect", "--format", "{{.Id}}", pinned["PYTHON_IMAGE"]) == docker(
+            "image", "inspect", "--format", "{{.Id}}", base
+        )
+        docker("rmi", pinned["PYTHON_IMAGE"])
+        with pytest.raises(engine.DeployError, match="cannot get"):
+            images.resolve(f"127.0.0.1:{port}/library/nothing:1")

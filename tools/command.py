@@ -1,0 +1,122 @@
+"""What the serving commands share: how they are stopped, how they fail, and the options of more than one."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import socket
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+TIMEOUT_SECONDS = 120.0
+DRAIN_SECONDS = 10
+"""How long Triton may finish its direct callers' requests when it is told to stop; the gateway has drained."""
+
+
+class ServerError(Exception):
+    """The server cannot start or has died; the message says why and what to change."""
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Where Triton listens."""
+
+    http: int = 8200
+    grpc: int = 8201
+    metrics: int = 8202
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> Ports:
+        """The ports that the command line names."""
+        return cls(options.http_port, options.grpc_port, options.metrics_port)
+
+
+def run(serve: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> int:
+    """Runs `serve` with the event that Ctrl-C and SIGTERM set; returns 1 and prints the cause of a ServerError."""
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await serve(stop)
+
+    try:
+        asyncio.run(main())
+    except ServerError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+def make_parser(module: str, description: str | None) -> argparse.ArgumentParser:
+    """A parser with the options that every serving command has."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=["minilm", "minilm-rerank"],
+        help="ensembles to serve; the first of a task answers calls that name no model",
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    return parser
+
+
+def add_gateway_options(parser: argparse.ArgumentParser) -> None:
+    """Options of the commands that run the gateway."""
+    parser.add_argument("--embed-port", type=int, default=8101, help="gateway, by convention /embed")
+    parser.add_argument("--rerank-port", type=int, default=8102, help="gateway, by convention /rerank")
+    parser.add_argument("--timeout", type=float, default=TIMEOUT_SECONDS, help="seconds a call may take")
+
+
+def add_triton_options(parser: argparse.ArgumentParser) -> None:
+    """Options of the commands that run Triton."""
+    parser.add_argument("--repository", type=Path, default=ROOT / "model_repository", help="models")
+    parser.add_argument("--http-port", type=int, default=8200, help="Triton v2 over HTTP")
+    parser.add_argument("--grpc-port", type=int, default=8201, help="Triton v2 over gRPC")
+    parser.add_argument("--metrics-port", type=int, default=8202, help="Triton's metrics")
+    parser.add_argument("--cache-mb", type=int, default=0, help="memory for the states of texts that come again")
+    parser.add_argument("--work-folder", type=Path, default=ROOT / ".cache", help="log and backends")
+
+
+def server_arguments(repository: Path, models: Sequence[str], host: str, ports: Ports, cache_mb: int) -> list[str]:
+    """What any tritonserver is started with, the wheel's and NVIDIA's own alike."""
+    return [
+        f"--model-repository={repository}",
+        "--model-control-mode=explicit",
+        *(f"--load-model={name}" for name in models),
+        "--disable-auto-complete-config",
+        "--exit-on-error=true",
+        f"--exit-timeout-secs={DRAIN_SECONDS}",
+        f"--http-address={host}",
+        f"--http-port={ports.http}",
+        f"--grpc-address={host}",
+        f"--grpc-port={ports.grpc}",
+        f"--metrics-address={host}",
+        f"--metrics-port={ports.metrics}",
+        *([f"--cache-config=local,size={cache_mb << 20}"] if cache_mb else []),
+    ]
+
+
+def check_ports(options: argparse.Namespace) -> None:
+    """Raises ServerError when a port that is asked for is taken."""
+    for name, port in vars(options).items():
+        if not name.endswith("_port"):
+            continue
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((options.host, port))
+            except OSError as error:
+                raise ServerError(
+                    f"port {port} on {options.host} cannot be used ({error.strerror}): "
+                    f"stop what listens there or choose another with --{name.replace('_', '-')}"
+                ) from None

@@ -1,0 +1,149 @@
+"""Runs the stack in containers: `make deploy`, `undeploy`, `logs`, `smoke` and `pin`.
+
+Settings are environment variables, which the README lists: TARGET is cpu or gpu, the rest is read by compose.yaml.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+from tools.deploy.engine import DeployError, Engine, docker
+from tools.deploy.images import NEEDED, bring, check_pinned, digest, pin, read_lock
+from tools.deploy.smoke import ask, smoke
+
+START_SECONDS = 900
+"""How long a stack may take until it answers: large models are loaded, engines compile."""
+
+RESTARTS = 2
+"""A container that has been started again this often does not get any further by itself."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Does one of the commands; returns 1 with a sentence when that is not possible."""
+    commands = {"check": check, "up": up, "down": down, "logs": logs, "smoke": converse, "pin": pin_images}
+    parser = argparse.ArgumentParser(prog="python -m tools.deploy", description=str(__doc__).splitlines()[0])
+    parser.add_argument("command", choices=commands)
+    options = parser.parse_args(arguments)
+    try:
+        target = os.environ.get("TARGET") or "cpu"
+        if target not in NEEDED:
+            raise DeployError(f"TARGET is {target!r}: choose {' or '.join(NEEDED)}")
+        commands[options.command](Engine.find(), target)
+    except DeployError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def check(_: Engine, target: str) -> None:
+    """What can be said before anything is built or pulled."""
+    check_pinned(read_lock(), target)
+
+
+def up(engine: Engine, target: str) -> None:
+    """Builds the images, starts the stack, waits until it answers, tries it and says where it is."""
+    images = read_lock()
+    check_pinned(images, target)
+    for name in NEEDED[target]:
+        bring(images[name])
+    environment = settings(images)
+    engine.run([target], environment, "build")
+    if target == "gpu" and os.environ.get("RUNTIME") == "tensorrt":
+        # As whoever owns the model repository, since plans are written into it.
+        environment |= {"PLANS_USER": f"{os.getuid()}:{os.getgid()}"}
+        engine.run(["plans"], environment, "run", "--rm", "plans")
+    started = time.monotonic()
+    start(engine, target, environment)
+    print(f"answers after {time.monotonic() - started:.0f} s", flush=True)
+    converse(engine, target)
+
+
+def start(engine: Engine, target: str, environment: Mapping[str, str]) -> None:
+    """Starts the containers and waits for the gateway; raises DeployError where one cannot run, all removed."""
+    before = {container: restarts(container) for container in containers(engine)}
+    starting = subprocess.Popen(engine.command([target], "up", "-d"), env={**os.environ, **environment})
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while not (starting.poll() == 0 and answers(engine, target)):
+            crashing = any(restarts(one) - before.get(one, 0) >= RESTARTS for one in containers(engine))
+            if crashing or starting.returncode or time.monotonic() > deadline:
+                starting.terminate()
+                starting.wait()
+                said = engine.output([target], environment, "logs", "--no-color", "--tail=20")
+                down(engine, target)
+                raise DeployError(f"the stack does not start and is taken down; it said\n{said}")
+            time.sleep(0.5)
+    finally:
+        starting.terminate()
+        starting.wait()
+
+
+def down(engine: Engine, _: str) -> None:
+    """Stops whatever of the stack runs and removes its containers and network; images stay for the next time."""
+    profiles = [*NEEDED, "plans"]
+    engine.run(profiles, settings(read_lock()), "down", "--volumes", "--remove-orphans")
+
+
+def logs(engine: Engine, target: str) -> None:
+    """Follows what the containers write."""
+    engine.run([target], settings(read_lock()), "logs", "--follow", "--tail=200")
+
+
+def converse(engine: Engine, target: str) -> None:
+    """Tries the running stack and prints its URLs."""
+    embed, rerank = url(engine, target, "shim", 8101), url(engine, target, "shim", 8102)
+    for line in smoke(embed, rerank):
+        print(f"  {line}")
+    http, grpc, metrics = (url(engine, target, "triton", port) for port in (8200, 8201, 8202))
+    print(f"gateway   {embed}/embed  {rerank}/rerank  (also /health and /models)")
+    print(f"Triton    HTTP {http}  gRPC {grpc.removeprefix('http://')}  metrics {metrics}/metrics", flush=True)
+
+
+def pin_images(_: Engine, __: str) -> None:
+    """Records the digests that the tags of the lock have now."""
+    pin()
+
+
+def settings(images: Mapping[str, str]) -> dict[str, str]:
+    """What Compose is told beyond the caller's own environment."""
+    return {**images, "TRITON_IMAGE_DIGEST": digest(images["TRITONSERVER_IMAGE"])}
+
+
+def answers(engine: Engine, target: str) -> bool:
+    """Whether the gateway says that every model has answered."""
+    try:
+        return bool(ask(f"{url(engine, target, 'shim', 8101)}/health"))
+    except DeployError:
+        return False
+
+
+def url(engine: Engine, target: str, service: str, port: int) -> str:
+    """Where a container's port is on this machine."""
+    service = service if target == "cpu" else f"{service}-{target}"
+    address = engine.output([target], settings(read_lock()), "port", service, str(port))
+    if not address or address.endswith(":0"):
+        raise DeployError(f"{service} is not running: `make deploy` starts it, `make logs` says what happened")
+    return f"http://{re.sub(r'^(0[.]0[.]0[.]0|127[.]0[.]0[.]1):', 'localhost:', address)}"
+
+
+def containers(engine: Engine) -> list[str]:
+    """The stack's containers."""
+    return engine.output([*NEEDED, "plans"], settings(read_lock()), "ps", "--quiet").split()
+
+
+def restarts(container: str) -> int:
+    """How often the engine has started a container again."""
+    # Compose may have removed it since.
+    return int(docker("inspect", "--format", "{{.RestartCount}}", container).stdout.strip() or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

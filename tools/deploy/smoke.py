@@ -1,0 +1,71 @@
+"""A short conversation with the gateway: vectors and scores come, as many as asked for and in order."""
+
+from __future__ import annotations
+
+import json
+import math
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from typing import Any
+
+from tools.deploy.engine import DeployError
+
+TEXTS = ("Photosynthesis turns light into sugar.", "Ein Satz auf Deutsch.", "The bank raised its rates.")
+TOLERANCE = 1e-3
+"""How far a number may move when a text comes in another batch, on engines that do not keep its bits."""
+
+
+def smoke(embed: str, rerank: str) -> list[str]:
+    """Asks every served model; returns a line for each, raises DeployError where an answer is wrong."""
+    models = ask(f"{embed}/models")["models"]
+    lines = []
+    for model in models:
+        name = model["name"]
+        if model["task"] == "embed":
+            _check_embeddings(f"{embed}/embed", name, model["dimensions"])
+            lines.append(f"{name}: {len(TEXTS)} texts, {model['dimensions']} dimensions, in order")
+        else:
+            best = _check_scores(f"{rerank}/rerank", name)
+            lines.append(f"{name}: {len(TEXTS)} documents scored, best {best:.3f}")
+    return lines
+
+
+def ask(url: str, content: object = None) -> Any:
+    """The JSON answer to a GET, or to a POST of `content`; raises DeployError when it is an error."""
+    body = None if content is None else json.dumps(content).encode()
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, body), timeout=120) as answer:  # noqa: S310
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            raise DeployError(f"{url} answers {error.code}: {error.read().decode(errors='replace')}") from None
+    except OSError as error:
+        raise DeployError(f"{url} does not answer: {error}") from None
+
+
+def _check_embeddings(url: str, model: str, dimensions: int) -> None:
+    vectors = _embed(url, model, TEXTS)
+    if [len(vector) for vector in vectors] != [dimensions] * len(TEXTS):
+        lengths = [len(vector) for vector in vectors]
+        raise DeployError(
+            f"{model} gave vectors of {lengths} numbers for {len(TEXTS)} texts, not {dimensions} each"
+        )
+    for vector, again in zip(vectors, reversed(_embed(url, model, TEXTS[::-1])), strict=True):
+        if not all(math.isclose(a, b, abs_tol=TOLERANCE) for a, b in zip(vector, again, strict=True)):
+            raise DeployError(f"{model} does not keep the order of its texts")
+
+
+def _embed(url: str, model: str, texts: Sequence[str]) -> list[list[float]]:
+    vectors: list[list[float]] = ask(url, {"texts": texts, "model": model})["embeddings"]
+    return vectors
+
+
+def _check_scores(url: str, model: str) -> float:
+    answer = ask(url, {"query": "How do plants make sugar?", "documents": TEXTS, "model": model})
+    scores: list[float] = answer["scores"]
+    if len(scores) != len(TEXTS):
+        raise DeployError(f"{model} gave {len(scores)} scores for {len(TEXTS)} documents")
+    if answer["order"] != sorted(range(len(TEXTS)), key=lambda i: -scores[i]):
+        raise DeployError(f"{model} gave the order {answer['order']} for the scores {scores}")
+    return max(scores)

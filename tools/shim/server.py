@@ -1,0 +1,39 @@
+"""Listening and draining: the gateway's life around its routes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+
+from tools.shim.app import make_app
+from tools.shim.upstream import Upstream
+
+DRAIN_SECONDS = 30.0
+"""How long calls under way may take to finish when the gateway is told to stop."""
+
+
+@asynccontextmanager
+async def listening(
+    triton: str,
+    models: Sequence[str],
+    host: str,
+    ports: Sequence[int],
+    timeout: float,
+    accepted: Collection[bytes],
+) -> AsyncIterator[None]:
+    """Answers calls that carry one of the `accepted` keys, or all where there are none; on leaving, drains.
+
+    Listens on every one of `ports`; `triton` is the address of its gRPC.
+    """
+    async with Upstream(triton, models) as upstream:
+        app = make_app(upstream, timeout, accepted)
+        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=DRAIN_SECONDS)
+        await runner.setup()
+        try:
+            for port in ports:
+                await web.TCPSite(runner, host, port).start()
+            yield
+        finally:
+            await runner.cleanup()
