@@ -18,7 +18,7 @@ import pytest
 import yaml
 from conftest import ROOT, Answer, Reference, Stack, free_ports
 
-from tools.deploy import engine, images
+from tools.deploy import engine, images, smoke
 
 FOLDER = ROOT / "tools" / "deploy"
 COMPOSE = yaml.safe_load((FOLDER / "compose.yaml").read_text())
@@ -134,6 +134,25 @@ def test_the_key_comes_from_the_environment_or_a_file(tmp_path: Path, monkeypatc
     (tmp_path / "key").write_text("two\n")
     monkeypatch.setenv("NGC_API_KEY_FILE", str(tmp_path / "key"))
     assert images.ngc_key() == "two"
+
+
+def test_smoke_of_a_gateway_with_keys(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    embed, rerank = free_ports(2)
+    ports = ["--embed-port", str(embed), "--rerank-port", str(rerank)]
+    command = [sys.executable, "-m", "tools.shim", "--triton", f"127.0.0.1:{stack.ports['grpc']}", *ports]
+    urls = f"http://127.0.0.1:{embed}", f"http://127.0.0.1:{rerank}"
+    keys = {"GATEWAY_API_KEYS": "first second"}
+    with subprocess.Popen(command, cwd=ROOT, env=os.environ | keys, stdout=subprocess.DEVNULL) as gateway:
+        try:
+            containers.until(lambda: containers.listens(embed), 30)
+            with pytest.raises(engine.DeployError, match="answers 401"):
+                smoke.smoke(*urls)
+            monkeypatch.setenv("GATEWAY_API_KEYS", keys["GATEWAY_API_KEYS"])
+            assert len(smoke.smoke(*urls)) == 2
+        finally:
+            gateway.terminate()
+    for service in ("shim", "shim-gpu"):
+        assert COMPOSE["services"][service]["environment"].keys() == keys.keys()
 
 
 @dataclass

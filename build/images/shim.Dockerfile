@@ -15,6 +15,8 @@ WORKDIR /app
 ENV PATH=/opt/venv/bin:${PATH} HOME=/tmp PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 USER 10001:10001
 EXPOSE 8101 8102
-HEALTHCHECK --interval=3s --timeout=15s --start-period=10m --retries=3 \
-    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8101/health', timeout=14)"]
+# Every few seconds for ever: without urllib it takes 20 ms of a processor instead of 90.
+HEALTHCHECK --interval=3s --timeout=15s --start-period=10m --retries=3 CMD ["python", "-ISc", "import socket; \
+    s = socket.create_connection(('127.0.0.1', 8101), 14); s.sendall(b'GET /health HTTP/1.0\\r\\n\\r\\n'); \
+    assert b' 200 ' in s.recv(64)"]
 ENTRYPOINT ["python", "-m", "tools.shim", "--host", "0.0.0.0"]

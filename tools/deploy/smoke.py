@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -34,8 +35,11 @@ def smoke(embed: str, rerank: str) -> list[str]:
 def ask(url: str, content: object = None) -> Any:
     """The JSON answer to a GET, or to a POST of `content`; raises DeployError when it is an error."""
     body = None if content is None else json.dumps(content).encode()
+    request = urllib.request.Request(url, body)  # noqa: S310
+    if keys := os.environ.get("GATEWAY_API_KEYS", "").split():
+        request.add_header("Authorization", f"Bearer {keys[0]}")
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, body), timeout=120) as answer:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=120) as answer:  # noqa: S310
             return json.load(answer)
     except urllib.error.HTTPError as error:
         with error:
