@@ -33,10 +33,9 @@ def main() -> int:
         start, moment, cpu = time.perf_counter(), machine.Moment.now(), sum(server.cpu_seconds().values())
         texts, done = distinct_texts(), 0
         for _ in range(REPORTS):
-            batch = [
-                list(islice(texts, TEXTS_PER_CALL)) for _ in range(options.texts // REPORTS // TEXTS_PER_CALL)
-            ]
-            done += sum(clients.map(lambda call: embed(server.address("embed"), call), batch))
+            part = list(islice(texts, options.texts // REPORTS))
+            calls = [part[i : i + TEXTS_PER_CALL] for i in range(0, len(part), TEXTS_PER_CALL)]
+            done += sum(clients.map(lambda call: embed(server.address("embed"), call), calls))
             resident = sum(server.resident().values()) // 2**20
             seconds = time.perf_counter() - start
             print(f"{done} texts, {done / seconds:.0f} texts/s, {resident} MiB", file=sys.stderr, flush=True)

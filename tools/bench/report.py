@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import textwrap
+from typing import Any
 
 from tools.bench import machine
 from tools.bench.results import RESULTS, Measurement, Results
@@ -32,16 +34,19 @@ def main() -> int:
     return 0
 
 
-def read() -> tuple[Results, Results]:
-    """What `make bench` and `make bench-peers` wrote."""
-    return Results.read(RESULTS / "bench.json"), Results.read(RESULTS / "peers.json")
+def read() -> tuple[Results, Results, dict[str, Any]]:
+    """What `make bench`, `make bench-peers` and `python -m tools.bench.backfill` wrote."""
+    backfill = json.loads((RESULTS / "backfill.json").read_text())
+    return Results.read(RESULTS / "bench.json"), Results.read(RESULTS / "peers.json"), backfill
 
 
-def with_measured(text: str, results: Results, peers: Results) -> str:
+def with_measured(text: str, results: Results, peers: Results, backfill: dict[str, Any]) -> str:
     """`text` with the table, the plot and what else was measured between the marks."""
     plot = (RESULTS / "throughput.png").relative_to(ROOT)
     parts = [BEGIN, readme_table(results), f"![Tokens per second, and per CPU second, as clients grow]({plot})"]
-    content = "\n\n".join([*parts, readme_sentences(results), peers_sentences(peers), END])
+    content = "\n\n".join(
+        [*parts, readme_sentences(results), peers_sentences(peers), backfill_sentences(backfill), END]
+    )
     return re.sub(f"{BEGIN}.*?{END}", lambda _: content, text, flags=re.DOTALL)
 
 
@@ -102,6 +107,19 @@ def peers_sentences(peers: Results) -> str:
         f"{speed('sentence-transformers', 1, everything)} by sentence-transformers itself ([plot]({plot})).",
         "Infinity and sentence-transformers compute in fp32, as they do by default on a CPU.",
         *(f"N{warning[1:]}." for warning in machine.warnings(peers.noise)),
+    ]
+    return "\n".join(textwrap.wrap(" ".join(sentences), 115))
+
+
+def backfill_sentences(backfill: dict[str, Any]) -> str:
+    """Speed and memory of many texts."""
+    progress = backfill["progress"]
+    texts, resident = progress[-1]["texts"], [moment["resident_mib"] for moment in progress]
+    sentences = [
+        f"A backfill of {texts:,} other docstrings through `/embed` by `python -m tools.bench.backfill`:",
+        f"{texts / progress[-1]['seconds']:.0f} texts a second, the stack's memory between {min(resident)} and",
+        f"{max(resident)} MiB all the while, {resident[-1]} at the end.",
+        *(f"N{warning[1:]}." for warning in machine.warnings(backfill["noise"])),
     ]
     return "\n".join(textwrap.wrap(" ".join(sentences), 115))
 
