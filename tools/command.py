@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT_SECONDS = 120.0
@@ -84,10 +85,39 @@ def add_triton_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--grpc-port", type=int, default=8201, help="Triton v2 over gRPC")
     parser.add_argument("--metrics-port", type=int, default=8202, help="Triton's metrics")
     parser.add_argument("--cache-mb", type=int, default=0, help="memory for the states of texts that come again")
+    parser.add_argument(
+        "--trace-url", type=trace_url, default="", help="OTLP/HTTP collector that spans are sent to"
+    )
+    parser.add_argument(
+        "--trace-rate", type=int, default=0, help="trace one request of so many; 0: only calls with a traceparent"
+    )
     parser.add_argument("--work-folder", type=Path, default=ROOT / ".cache", help="log and backends")
 
 
-def server_arguments(repository: Path, models: Sequence[str], host: str, ports: Ports, cache_mb: int) -> list[str]:
+def trace_url(value: str) -> str:
+    """The URL of a collector, or "" for none."""
+    parts = urlsplit(value)
+    if value and not (parts.scheme in ("http", "https") and parts.netloc):
+        raise argparse.ArgumentTypeError(f"{value!r} is not a URL such as http://localhost:4318/v1/traces")
+    return value
+
+
+def switches(options: argparse.Namespace) -> list[str]:
+    """What the command line switches on in tritonserver: its response cache, its tracing."""
+    cache = [f"--cache-config=local,size={options.cache_mb << 20}"] if options.cache_mb else []
+    settings = (
+        "mode=opentelemetry",
+        "level=TIMESTAMPS",
+        f"rate={options.trace_rate}",
+        f"opentelemetry,url={options.trace_url}",
+        "opentelemetry,resource=service.name=triton",
+    )
+    return cache + [f"--trace-config={setting}" for setting in settings if options.trace_url]
+
+
+def server_arguments(
+    repository: Path, models: Sequence[str], host: str, ports: Ports, switched_on: Sequence[str]
+) -> list[str]:
     """What any tritonserver is started with, the wheel's and NVIDIA's own alike."""
     return [
         f"--model-repository={repository}",
@@ -102,7 +132,7 @@ def server_arguments(repository: Path, models: Sequence[str], host: str, ports: 
         f"--grpc-port={ports.grpc}",
         f"--metrics-address={host}",
         f"--metrics-port={ports.metrics}",
-        *([f"--cache-config=local,size={cache_mb << 20}"] if cache_mb else []),
+        *switched_on,
     ]
 
 

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-from tools.command import Ports, add_gateway_options, add_triton_options, check_ports, make_parser, run
+from tools.command import Ports, add_gateway_options, add_triton_options, check_ports, make_parser, run, switches
 from tools.shim import keys
 from tools.shim.server import listening
 from tools.triton import EmbeddedTriton
@@ -31,7 +31,7 @@ async def serve(options: argparse.Namespace, stop: asyncio.Event) -> None:
     ports = Ports.of(options)
     log = options.work_folder / f"triton-{ports.http}.log"
     triton = EmbeddedTriton(
-        options.repository, options.models, options.host, ports, options.work_folder, log, options.cache_mb
+        options.repository, options.models, options.host, ports, options.work_folder, log, switches(options)
     )
     await triton.run(stop, gateway(options, accepted, log))
 

@@ -35,6 +35,7 @@ from tools.command import (
     make_parser,
     run,
     server_arguments,
+    switches,
 )
 
 STUB_NUMPY2 = Path(__file__).with_name("stub_numpy2.py")
@@ -57,14 +58,14 @@ class EmbeddedTriton:
         ports: Ports,
         work_folder: Path,
         log: Path | None,
-        cache_mb: int = 0,
+        switched_on: Sequence[str] = (),
     ) -> None:
         self._repository = repository
         self._models = models
         self._host = host
         self._ports = ports
         self._work_folder = work_folder
-        self._cache_mb = cache_mb
+        self._switched_on = switched_on
         self._segments = f"{SEGMENT_PREFIX}-{os.getpid()}-"
         self._process: asyncio.subprocess.Process | None = None
         self._log = log
@@ -166,7 +167,7 @@ class EmbeddedTriton:
         server = _wheel() / "pytriton" / "tritonserver"
         return [
             str(server / "bin" / "tritonserver"),
-            *server_arguments(self._repository, self._models, self._host, self._ports, self._cache_mb),
+            *server_arguments(self._repository, self._models, self._host, self._ports, self._switched_on),
             f"--cache-directory={server / 'caches'}",
             f"--backend-directory={backends}",
             f"--backend-config=python,shm-region-prefix-name={self._segments}",
@@ -286,7 +287,7 @@ async def serve(options: argparse.Namespace, stop: asyncio.Event) -> None:
     check_ports(options)
     ports = Ports.of(options)
     triton = EmbeddedTriton(
-        options.repository, options.models, options.host, ports, options.work_folder, None, options.cache_mb
+        options.repository, options.models, options.host, ports, options.work_folder, None, switches(options)
     )
     await triton.run(stop, contextlib.nullcontext())
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from tools import plans
-from tools.command import Ports, add_triton_options, make_parser, server_arguments
+from tools.command import Ports, add_triton_options, make_parser, server_arguments, switches
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if status := plans.main([*options.models, "--repository", str(options.repository)]):
         return status
     command = server_arguments(
-        options.repository, options.models, options.host, Ports.of(options), options.cache_mb
+        options.repository, options.models, options.host, Ports.of(options), switches(options)
     )
     return os.execvp("tritonserver", ["tritonserver", *command])  # noqa: S606
 

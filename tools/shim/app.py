@@ -9,17 +9,23 @@ from http import HTTPStatus
 
 import orjson
 from aiohttp import web
-from aiohttp.typedefs import Handler
+from aiohttp.typedefs import Handler, Middleware
 
-from tools.shim import keys, openapi
+from tools.shim import keys, openapi, tracing
 from tools.shim.body import json_object, read
 from tools.shim.dialects import ROUTES
-from tools.shim.errors import ErrorDialect, as_gateway_error, as_response, own_error
+from tools.shim.errors import ErrorDialect, as_gateway_error, as_response, bad_request, own_error
 from tools.shim.gateway import Gateway, Result
+from tools.shim.metrics import Metrics
 from tools.shim.routes import Get, Post
 from tools.shim.upstream import Upstream
 
 MAX_BODY_BYTES = 16 * 2**20
+
+CLIENT_WENT_AWAY = 499
+"""The status under which a call is counted that ended before its answer, as nginx has it."""
+
+ERROR_TYPE = web.ResponseKey("error_type", str)
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +36,8 @@ def make_app(upstream: Upstream, timeout: float, accepted: Collection[bytes] = (
     Where keys are `accepted`, calls need one of them.
     """
     gateway = Gateway(upstream, timeout)
-    app = web.Application(middlewares=[errors], client_max_size=MAX_BODY_BYTES)
+    metrics = Metrics(gateway)
+    app = web.Application(middlewares=[observer(metrics), errors], client_max_size=MAX_BODY_BYTES)
     posts: dict[str, list[Post]] = {}
     for route in ROUTES:
         if isinstance(route, Post):
@@ -38,13 +45,14 @@ def make_app(upstream: Upstream, timeout: float, accepted: Collection[bytes] = (
         else:
             app.router.add_get(route.path, get_handler(gateway, route, accepted))
     for path, routes in posts.items():
-        app.router.add_post(path, post_handler(gateway, routes, accepted))
+        app.router.add_post(path, post_handler(gateway, routes, accepted, metrics))
+    app.router.add_get("/metrics", metrics.expose)
     document = orjson.dumps(openapi.document())
     app.router.add_get("/openapi.json", lambda _: as_json(document))
     return app
 
 
-def post_handler(gateway: Gateway, routes: list[Post], accepted: Collection[bytes]) -> Handler:
+def post_handler(gateway: Gateway, routes: list[Post], accepted: Collection[bytes], metrics: Metrics) -> Handler:
     """Answers the one of `routes` whose key the body has, else the first."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
@@ -68,6 +76,7 @@ def post_handler(gateway: Gateway, routes: list[Post], accepted: Collection[byte
                     "render": time.perf_counter() - answered,
                 }
                 add_headers(response, reply.result, stages)
+                metrics.count_result(reply.result, stages)
             return response
         except Exception as error:
             return failed(request, error, route.error)
@@ -82,11 +91,19 @@ def get_handler(gateway: Gateway, route: Get, accepted: Collection[bytes]) -> Ha
         try:
             if accepted and not route.open:
                 keys.check(accepted, request.headers.get("Authorization", ""))
-            return answer((await route.answer(gateway)).content)
+            flags = {flag: read_flag(flag, request.query.get(flag, "0")) for flag in route.flags}
+            return answer((await route.answer(gateway, **flags)).content)
         except Exception as error:
             return failed(request, error, route.error)
 
     return handle
+
+
+def read_flag(name: str, value: str) -> bool:
+    """A query parameter of 0 or 1."""
+    if value not in ("0", "1"):
+        raise bad_request(f"{name} is 0 or 1, not {value!r}")
+    return value == "1"
 
 
 def answer(content: object) -> web.Response:
@@ -107,6 +124,29 @@ async def as_json(body: bytes) -> web.Response:
     return web.Response(body=body, content_type="application/json")
 
 
+def observer(metrics: Metrics) -> Middleware:
+    """Counts every call, and gives it the id that its answer and Triton's traces name."""
+
+    @web.middleware
+    async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
+        started = time.perf_counter()
+        origin = tracing.origin_of(request.headers)
+        tracing.current.set(origin)
+        status = CLIENT_WENT_AWAY
+        try:
+            response = await handler(request)
+            status = response.status
+        finally:
+            resource = request.match_info.route.resource  # none for paths that there are not
+            metrics.count_call(resource.canonical if resource else "none", status, time.perf_counter() - started)
+        if kind := response.get(ERROR_TYPE):
+            metrics.count_error(kind)
+        response.headers[tracing.REQUEST_ID] = origin.request_id
+        return response
+
+    return observe
+
+
 @web.middleware
 async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """What no route takes becomes a row of the error table like everything else."""
@@ -119,6 +159,11 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
 def failed(request: web.Request, error: Exception, dialect: ErrorDialect) -> web.Response:
     """The error's row of the table, in a dialect; unexpected ones are logged with their trace."""
     known = as_gateway_error(error)
+    call = (request.method, request.path, tracing.current.get().request_id)
     if known.status == HTTPStatus.INTERNAL_SERVER_ERROR:
-        log.exception("%s %s failed", request.method, request.path)
-    return as_response(known, dialect)
+        log.exception("%s %s failed, request id %s", *call)
+    elif known.status == HTTPStatus.BAD_GATEWAY:
+        log.error("%s %s failed, request id %s: %s", *call, known.message)
+    response = as_response(known, dialect)
+    response[ERROR_TYPE] = known.type
+    return response

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -34,12 +35,12 @@ class Result:
     computed: float
     """Seconds from then until it had answered the last."""
 
-    @property
+    @cached_property
     def tokens(self) -> int:
         """Of all texts together."""
         return int(self.tensors["token_count"].sum())
 
-    @property
+    @cached_property
     def truncated(self) -> int:
         """How many texts were cut to fit."""
         return int(self.tensors["truncated"].sum())

@@ -11,6 +11,7 @@ from tools.shim.body import schema
 from tools.shim.dialects import ROUTES
 from tools.shim.routes import Get, Post
 
+REQUEST_ID = {"description": "The caller's own, or a new one.", "schema": {"type": "string"}}
 HEADERS = {
     "X-Token-Count": {"description": "Tokens of all texts.", "schema": {"type": "string"}},
     "X-Truncated": {"description": "How many texts were cut to fit.", "schema": {"type": "string"}},
@@ -49,14 +50,18 @@ def operation(routes: list[Post | Get]) -> dict[str, Any]:
         "responses": {
             "200": {
                 "description": "What was asked for.",
+                "headers": {"X-Request-Id": REQUEST_ID},
                 "content": {"application/json": {"schema": one_of([schema(route.gives) for route in routes])}},
             },
             "default": {"description": "A status and a sentence that says what to change."},
         },
     }
     bodies = [schema(route.body) for route in routes if isinstance(route, Post)]
+    flags = [flag for route in routes if isinstance(route, Get) for flag in route.flags]
+    if flags:
+        content["parameters"] = [{"name": flag, "in": "query", "schema": {"enum": ["0", "1"]}} for flag in flags]
     if bodies:
-        content["responses"]["200"]["headers"] = HEADERS
+        content["responses"]["200"]["headers"] |= HEADERS
         content["requestBody"] = {"required": True, "content": {"application/json": {"schema": one_of(bodies)}}}
     return content
 

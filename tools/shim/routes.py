@@ -36,8 +36,10 @@ class Get:
     """A route without a body."""
 
     path: str
-    answer: Callable[[Gateway], Awaitable[Reply]]
+    answer: Callable[..., Awaitable[Reply]]
     gives: Any
     error: ErrorDialect = own_error
     open: bool = False
     """Whether it is answered without a key."""
+    flags: tuple[str, ...] = ()
+    """Query parameters, 0 or 1, that `answer` takes beside the gateway."""

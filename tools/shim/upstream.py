@@ -19,6 +19,7 @@ from tritonclient.grpc import InferInput, InferRequestedOutput
 from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
+from tools.shim import tracing
 from tools.shim.errors import unknown_model
 
 Task = Literal["embed", "rerank"]
@@ -109,6 +110,7 @@ class Upstream:
         self, name: str, texts: Mapping[str, Sequence[str]], timeout: float, outputs: Sequence[str] = ()
     ) -> dict[str, npt.NDArray[Any]]:
         """One v2 infer: BYTES [B, 1] for each entry of `texts`; `outputs`, or else all, [B, ...] back."""
+        origin = tracing.current.get()
         inputs = []
         for tensor_name, values in texts.items():
             tensor = InferInput(tensor_name, [len(values), 1], "BYTES")
@@ -119,6 +121,8 @@ class Upstream:
             inputs,
             outputs=[InferRequestedOutput(output) for output in outputs] or None,
             client_timeout=timeout,
+            request_id=origin.request_id,
+            headers=origin.trace,
         )
         self._answered[name] = time.monotonic()
         tensors = {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}

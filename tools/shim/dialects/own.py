@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
+from tools.shim import gpu
 from tools.shim.body import Text, Vector
 from tools.shim.errors import not_ready
 from tools.shim.gateway import Gateway
@@ -56,6 +58,12 @@ class Health(TypedDict):
     models: list[str]
 
 
+class VerboseHealth(Health):
+    """The same, and the GPUs that the gateway sees."""
+
+    gpus: list[gpu.Gpu]
+
+
 async def embed(gateway: Gateway, call: EmbedCall) -> Reply:
     """Embeds texts."""
     result = await gateway.embed(call.texts, call.model)
@@ -75,18 +83,19 @@ async def models(gateway: Gateway) -> Reply:
     return Reply({"models": [{fact: getattr(model, fact) for fact in facts} for model in served]})
 
 
-async def health(gateway: Gateway) -> Reply:
+async def health(gateway: Gateway, verbose: bool = False) -> Reply:
     """200 when every served model answers, else 503 with which one does not and why."""
     problems = await gateway.upstream.problems()
     failing = {name: problem for name, problem in problems.items() if problem}
     if failing:
         raise not_ready("; ".join(f"{name}: {problem}" for name, problem in failing.items()))
-    return Reply({"status": "ready", "models": list(problems)})
+    ready = {"status": "ready", "models": list(problems)}
+    return Reply(ready | {"gpus": await asyncio.to_thread(gpu.snapshot)} if verbose else ready)
 
 
 ROUTES: list[Post | Get] = [
     Post("/embed", EmbedCall, embed, Embeddings, key="texts"),
     Post("/rerank", RerankCall, rerank, Scores, key="documents"),
     Get("/models", models, Models),
-    Get("/health", health, Health, open=True),
+    Get("/health", health, Health | VerboseHealth, open=True, flags=("verbose",)),
 ]

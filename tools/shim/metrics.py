@@ -1,0 +1,113 @@
+"""What the gateway counts, and `GET /metrics`, which shows it to Prometheus.
+
+A scrape also asks every model for an answer, unless one has just given one: a model whose process is dead is seen
+without a caller. Triton's own metrics are on its own port.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from aiohttp import web
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+)
+from prometheus_client.aiohttp import make_aiohttp_handler
+
+from tools.shim.gateway import Gateway, Result
+
+SECONDS = (
+    *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
+    *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0),
+)
+"""Upper bounds of the histograms' buckets."""
+
+OWN_ERRORS = ("overloaded", "not_ready", "timeout", "upstream", "internal")
+"""Types of errors that are no caller's fault; they are shown as 0 before there is one."""
+
+Key = TypeVar("Key")
+Child = TypeVar("Child")
+
+
+class Children(dict[Key, Child]):
+    """Label values -> what counts under them, made when they first come and from then on only looked up."""
+
+    def __init__(self, make: Callable[[Key], Child]) -> None:
+        self._make = make
+
+    def __missing__(self, key: Key) -> Child:
+        child = self[key] = self._make(key)
+        return child
+
+
+class Metrics:
+    """The counters of one gateway."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._upstream = gateway.upstream
+        # They are a second series beside each one, for readers that Prometheus is not.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+
+        requests = Counter(
+            "gateway_requests", "Calls, 499 for those that went away", ["route", "status"], registry=registry
+        )
+        self._requests = Children[tuple[str, int], Counter](lambda key: requests.labels(*key))
+
+        about = "From a call's headers to the whole of its answer"
+        seconds = Histogram("gateway_request_seconds", about, ["route"], registry=registry, buckets=SECONDS)
+        self._seconds = Children[str, Histogram](seconds.labels)
+
+        about = "Stages of calls that were answered with vectors or scores"
+        stages = Histogram("gateway_stage_seconds", about, ["stage"], registry=registry, buckets=SECONDS)
+        self._stages = Children[str, Histogram](stages.labels)
+
+        texts = Counter("gateway_texts", "Texts that were answered", ["model"], registry=registry)
+        tokens = Counter("gateway_tokens", "Tokens of these texts", ["model"], registry=registry)
+        cut = Counter(
+            "gateway_texts_truncated", "Those of these texts that were cut to fit", ["model"], registry=registry
+        )
+        self._answered = Children[str, list[Counter]](
+            lambda model: [c.labels(model) for c in (texts, tokens, cut)]
+        )
+
+        errors = Counter("gateway_errors", "Calls refused or failed", ["type"], registry=registry)
+        self._errors = Children[str, Counter](errors.labels)
+        for kind in OWN_ERRORS:
+            self._errors[kind].inc(0)
+
+        in_flight = Gauge("gateway_texts_in_flight", "Texts of the calls under way", registry=registry)
+        in_flight.set_function(lambda: gateway.texts_in_flight)
+        self._ready = Gauge("gateway_model_ready", "Whether the model answers now", ["model"], registry=registry)
+        self._expose = make_aiohttp_handler(registry)
+
+    def count_call(self, route: str, status: int, seconds: float) -> None:
+        """Counts any call, however it ended."""
+        self._requests[route, status].inc()
+        self._seconds[route].observe(seconds)
+
+    def count_result(self, result: Result, stages: Mapping[str, float]) -> None:
+        """Counts what a call was answered with, and the seconds that each of its stages took."""
+        for stage, seconds in stages.items():
+            self._stages[stage].observe(seconds)
+        texts, tokens, cut = self._answered[result.model.name]
+        texts.inc(len(result.tensors["token_count"]))
+        tokens.inc(result.tokens)
+        cut.inc(result.truncated)
+
+    def count_error(self, kind: str) -> None:
+        """Counts a call that was refused or failed, by the stable word of the error table."""
+        self._errors[kind].inc()
+
+    async def expose(self, request: web.Request) -> web.StreamResponse:
+        """Answers `GET /metrics`."""
+        for name, problem in (await self._upstream.problems()).items():
+            self._ready.labels(name).set(problem is None)
+        return await self._expose(request)
