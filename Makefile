@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV := .venv/bin
 TARGET ?= cpu
-export TARGET RUNTIME
+export TARGET RUNTIME WATCH
 
 .PHONY: help setup build serve deploy undeploy logs smoke pin test lint bench bench-peers lock clean
 .DELETE_ON_ERROR:
@@ -18,7 +18,7 @@ serve: build ## Serve on this machine: Triton and the gateway (ARGS="--help" lis
 	@exec $(VENV)/python -m tools.serve $(ARGS)
 
 deploy: RUNTIME := $(or $(RUNTIME),$(if $(filter gpu,$(TARGET)),onnxruntime))
-deploy: ## Serve from containers, with Docker (TARGET=gpu, RUNTIME=)
+deploy: ## Serve from containers, with Docker (TARGET=gpu, RUNTIME=, WATCH=1)
 	@$(PYTHON) -m tools.deploy check
 	@$(MAKE) --no-print-directory build
 	@$(PYTHON) -m tools.deploy up

@@ -1,6 +1,7 @@
 """Runs the stack in containers: `make deploy`, `undeploy`, `logs`, `smoke` and `pin`.
 
-Settings are environment variables, which the README lists: TARGET is cpu or gpu, the rest is read by compose.yaml.
+Settings are environment variables, which the README lists: TARGET is cpu or gpu, WATCH=1 adds Prometheus and
+Grafana, and the rest is read by compose.yaml.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from collections.abc import Mapping, Sequence
 
 from tools.deploy.engine import DeployError, Engine, docker
 from tools.deploy.images import NEEDED, bring, check_pinned, digest, pin, read_lock
-from tools.deploy.smoke import ask, smoke
+from tools.deploy.smoke import ask, smoke, watched
+
+TARGETS = ("cpu", "gpu")
 
 START_SECONDS = 900
 """How long a stack may take until it answers: large models are loaded, engines compile."""
@@ -32,8 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         target = os.environ.get("TARGET") or "cpu"
-        if target not in NEEDED:
-            raise DeployError(f"TARGET is {target!r}: choose {' or '.join(NEEDED)}")
+        if target not in TARGETS:
+            raise DeployError(f"TARGET is {target!r}: choose {' or '.join(TARGETS)}")
         commands[options.command](Engine.find(), target)
     except DeployError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
@@ -45,15 +48,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def check(_: Engine, target: str) -> None:
     """What can be said before anything is built or pulled."""
-    check_pinned(read_lock(), target)
+    check_pinned(read_lock(), profiles(target))
 
 
 def up(engine: Engine, target: str) -> None:
     """Builds the images, starts the stack, waits until it answers, tries it and says where it is."""
     images = read_lock()
-    check_pinned(images, target)
-    for name in NEEDED[target]:
-        bring(images[name])
+    check_pinned(images, profiles(target))
+    for profile in profiles(target):
+        for name in NEEDED[profile]:
+            bring(images[name])
     environment = settings(images)
     engine.run([target], environment, "build")
     if target == "gpu" and os.environ.get("RUNTIME") == "tensorrt":
@@ -69,7 +73,7 @@ def up(engine: Engine, target: str) -> None:
 def start(engine: Engine, target: str, environment: Mapping[str, str]) -> None:
     """Starts the containers and waits for the gateway; raises DeployError where one cannot run, all removed."""
     before = {container: restarts(container) for container in containers(engine)}
-    starting = subprocess.Popen(engine.command([target], "up", "-d"), env={**os.environ, **environment})
+    starting = subprocess.Popen(engine.command(profiles(target), "up", "-d"), env={**os.environ, **environment})
     try:
         deadline = time.monotonic() + START_SECONDS
         while not (starting.poll() == 0 and answers(engine, target)):
@@ -77,7 +81,7 @@ def start(engine: Engine, target: str, environment: Mapping[str, str]) -> None:
             if crashing or starting.returncode or time.monotonic() > deadline:
                 starting.terminate()
                 starting.wait()
-                said = engine.output([target], environment, "logs", "--no-color", "--tail=20")
+                said = engine.output(profiles(target), environment, "logs", "--no-color", "--tail=20")
                 down(engine, target)
                 raise DeployError(f"the stack does not start and is taken down; it said\n{said}")
             time.sleep(0.5)
@@ -88,13 +92,12 @@ def start(engine: Engine, target: str, environment: Mapping[str, str]) -> None:
 
 def down(engine: Engine, _: str) -> None:
     """Stops whatever of the stack runs and removes its containers and network; images stay for the next time."""
-    profiles = [*NEEDED, "plans"]
-    engine.run(profiles, settings(read_lock()), "down", "--volumes", "--remove-orphans")
+    engine.run([*NEEDED, "plans"], settings(read_lock()), "down", "--volumes", "--remove-orphans")
 
 
 def logs(engine: Engine, target: str) -> None:
     """Follows what the containers write."""
-    engine.run([target], settings(read_lock()), "logs", "--follow", "--tail=200")
+    engine.run(profiles(target), settings(read_lock()), "logs", "--follow", "--tail=200")
 
 
 def converse(engine: Engine, target: str) -> None:
@@ -105,6 +108,11 @@ def converse(engine: Engine, target: str) -> None:
     http, grpc, metrics = (url(engine, target, "triton", port) for port in (8200, 8201, 8202))
     print(f"gateway   {embed}/embed  {rerank}/rerank  (also /health and /models)")
     print(f"Triton    HTTP {http}  gRPC {grpc.removeprefix('http://')}  metrics {metrics}/metrics", flush=True)
+    if is_watched():
+        prometheus, grafana = url(engine, target, "prometheus", 9090), url(engine, target, "grafana", 3000)
+        print(f"  {watched(prometheus)}")
+        ask(f"{grafana}/api/health")
+        print(f"Prometheus {prometheus}  Grafana {grafana}", flush=True)
 
 
 def pin_images(_: Engine, __: str) -> None:
@@ -127,11 +135,21 @@ def answers(engine: Engine, target: str) -> bool:
 
 def url(engine: Engine, target: str, service: str, port: int) -> str:
     """Where a container's port is on this machine."""
-    service = service if target == "cpu" else f"{service}-{target}"
-    address = engine.output([target], settings(read_lock()), "port", service, str(port))
+    service = f"{service}-gpu" if target == "gpu" and service in ("triton", "shim") else service
+    address = engine.output(profiles(target), settings(read_lock()), "port", service, str(port))
     if not address or address.endswith(":0"):
         raise DeployError(f"{service} is not running: `make deploy` starts it, `make logs` says what happened")
     return f"http://{re.sub(r'^(0[.]0[.]0[.]0|127[.]0[.]0[.]1):', 'localhost:', address)}"
+
+
+def is_watched() -> bool:
+    """Whether Prometheus and Grafana belong to the stack."""
+    return os.environ.get("WATCH") == "1"
+
+
+def profiles(target: str) -> list[str]:
+    """What of the Compose file is run."""
+    return [target, f"watch-{target}"] if is_watched() else [target]
 
 
 def containers(engine: Engine) -> list[str]:

@@ -6,15 +6,20 @@ import base64
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
 from tools.deploy.engine import DeployError, docker, engine_api
 
 LOCK = Path(__file__).with_name("images.lock")
-NEEDED = {"cpu": ("PYTHON_IMAGE",), "gpu": ("PYTHON_IMAGE", "TRITONSERVER_IMAGE")}
-"""Target -> the entries of the lock that its images are built from."""
+NEEDED = {
+    "cpu": ("PYTHON_IMAGE",),
+    "gpu": ("PYTHON_IMAGE", "TRITONSERVER_IMAGE"),
+    "watch-cpu": ("PROMETHEUS_IMAGE", "GRAFANA_IMAGE"),
+    "watch-gpu": ("PROMETHEUS_IMAGE", "GRAFANA_IMAGE", "DCGM_EXPORTER_IMAGE"),
+}
+"""Profile of the Compose file -> the entries of the lock that its images are, or are built from."""
 
 NGC = "nvcr.io/"
 NGC_USER = "$oauthtoken"
@@ -37,9 +42,10 @@ def digest(image: str) -> str:
     return image.partition("@")[2]
 
 
-def check_pinned(images: Mapping[str, str], target: str) -> None:
-    """Raises DeployError when an image of `target` has no digest, unless ALLOW_UNPINNED=1 is set."""
-    loose = [images[name] for name in NEEDED[target] if not digest(images[name])]
+def check_pinned(images: Mapping[str, str], profiles: Sequence[str]) -> None:
+    """Raises DeployError when an image of `profiles` has no digest, unless ALLOW_UNPINNED=1 is set."""
+    needed = [images[name] for profile in profiles for name in NEEDED[profile]]
+    loose = [image for image in needed if not digest(image)]
     if loose and os.environ.get("ALLOW_UNPINNED") != "1":
         raise DeployError(
             f"not pinned to a digest: {', '.join(loose)}: run `make pin` where the registry can be reached, "

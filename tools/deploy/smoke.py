@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -15,6 +16,10 @@ from tools.deploy.engine import DeployError
 TEXTS = ("Photosynthesis turns light into sugar.", "Ein Satz auf Deutsch.", "The bank raised its rates.")
 TOLERANCE = 1e-3
 """How far a number may move when a text comes in another batch, on engines that do not keep its bits."""
+
+
+SCRAPE_SECONDS = 60
+"""Until then Prometheus has found and asked everything that there is."""
 
 
 def smoke(embed: str, rerank: str) -> list[str]:
@@ -30,6 +35,20 @@ def smoke(embed: str, rerank: str) -> list[str]:
             best = _check_scores(f"{rerank}/rerank", name)
             lines.append(f"{name}: {len(TEXTS)} documents scored, best {best:.3f}")
     return lines
+
+
+def watched(prometheus: str) -> str:
+    """A line about what Prometheus hears; raises DeployError where it does not hear gateway and Triton."""
+    deadline = time.monotonic() + SCRAPE_SECONDS
+    while True:
+        series = ask(f"{prometheus}/api/v1/query?query=up")["data"]["result"]
+        hears = {one["metric"]["job"] for one in series if one["value"][1] == "1"}
+        if hears >= {"gateway", "triton"}:
+            return f"Prometheus hears {', '.join(sorted(hears))}"
+        if time.monotonic() > deadline:
+            heard = ", ".join(sorted(hears)) or "nothing"
+            raise DeployError(f"Prometheus hears {heard} after {SCRAPE_SECONDS} s: see {prometheus}/targets")
+        time.sleep(1)
 
 
 def ask(url: str, content: object = None) -> Any:

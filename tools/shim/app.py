@@ -8,7 +8,7 @@ from collections.abc import Collection
 from http import HTTPStatus
 
 import orjson
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
 from tools.shim import keys, openapi, tracing
@@ -24,6 +24,9 @@ MAX_BODY_BYTES = 16 * 2**20
 
 CLIENT_WENT_AWAY = 499
 """The status under which a call is counted that ended before its answer, as nginx has it."""
+
+NO_ROUTE = "none"
+"""The route of requests for paths that there are not: what callers make up must not become a label."""
 
 ERROR_TYPE = web.ResponseKey("error_type", str)
 
@@ -132,15 +135,16 @@ def observer(metrics: Metrics) -> Middleware:
         started = time.perf_counter()
         origin = tracing.origin_of(request.headers)
         tracing.current.set(origin)
-        status = CLIENT_WENT_AWAY
+        status, error = CLIENT_WENT_AWAY, None
         try:
             response = await handler(request)
-            status = response.status
+            status, error = response.status, response.get(ERROR_TYPE)
         finally:
-            resource = request.match_info.route.resource  # none for paths that there are not
-            metrics.count_call(resource.canonical if resource else "none", status, time.perf_counter() - started)
-        if kind := response.get(ERROR_TYPE):
-            metrics.count_error(kind)
+            resource = request.match_info.route.resource
+            route = resource.canonical if resource else NO_ROUTE
+            metrics.count_request(route, status)
+            if request.method == hdrs.METH_POST:
+                metrics.count_call(route, time.perf_counter() - started, error)
         response.headers[tracing.REQUEST_ID] = origin.request_id
         return response
 

@@ -56,55 +56,51 @@ class Metrics:
         registry = CollectorRegistry()
         ProcessCollector(registry=registry)
 
-        requests = Counter(
-            "gateway_requests", "Calls, 499 for those that went away", ["route", "status"], registry=registry
-        )
+        about = "Requests of any method, 499 for callers that went away"
+        requests = Counter("gateway_requests", about, ["route", "status"], registry=registry)
         self._requests = Children[tuple[str, int], Counter](lambda key: requests.labels(*key))
 
-        about = "From a call's headers to the whole of its answer"
-        seconds = Histogram("gateway_request_seconds", about, ["route"], registry=registry, buckets=SECONDS)
+        about = "Calls until their answer can be sent, errors included"
+        seconds = Histogram("gateway_call_seconds", about, ["route"], registry=registry, buckets=SECONDS)
         self._seconds = Children[str, Histogram](seconds.labels)
-
-        about = "Stages of calls that were answered with vectors or scores"
-        stages = Histogram("gateway_stage_seconds", about, ["stage"], registry=registry, buckets=SECONDS)
-        self._stages = Children[str, Histogram](stages.labels)
-
-        texts = Counter("gateway_texts", "Texts that were answered", ["model"], registry=registry)
-        tokens = Counter("gateway_tokens", "Tokens of these texts", ["model"], registry=registry)
-        cut = Counter(
-            "gateway_texts_truncated", "Those of these texts that were cut to fit", ["model"], registry=registry
-        )
-        self._answered = Children[str, list[Counter]](
-            lambda model: [c.labels(model) for c in (texts, tokens, cut)]
-        )
 
         errors = Counter("gateway_errors", "Calls refused or failed", ["type"], registry=registry)
         self._errors = Children[str, Counter](errors.labels)
         for kind in OWN_ERRORS:
             self._errors[kind].inc(0)
 
+        about = "Stages of the calls that were answered with vectors or scores"
+        stages = Histogram("gateway_stage_seconds", about, ["stage"], registry=registry, buckets=SECONDS)
+        self._stages = Children[str, Histogram](stages.labels)
+
+        texts = Counter("gateway_texts", "Texts of these calls", ["model"], registry=registry)
+        tokens = Counter("gateway_tokens", "Tokens of these texts", ["model"], registry=registry)
+        cut = Counter("gateway_truncated_texts", "Those texts that were cut to fit", ["model"], registry=registry)
+        self._amounts = Children[str, list[Counter]](lambda model: [c.labels(model) for c in (texts, tokens, cut)])
+
         in_flight = Gauge("gateway_texts_in_flight", "Texts of the calls under way", registry=registry)
         in_flight.set_function(lambda: gateway.texts_in_flight)
         self._ready = Gauge("gateway_model_ready", "Whether the model answers now", ["model"], registry=registry)
         self._expose = make_aiohttp_handler(registry)
 
-    def count_call(self, route: str, status: int, seconds: float) -> None:
-        """Counts any call, however it ended."""
+    def count_request(self, route: str, status: int) -> None:
+        """Counts any request, however it ended."""
         self._requests[route, status].inc()
+
+    def count_call(self, route: str, seconds: float, error: str | None) -> None:
+        """Counts a POST, and the error that it ended with by its stable word."""
         self._seconds[route].observe(seconds)
+        if error:
+            self._errors[error].inc()
 
     def count_result(self, result: Result, stages: Mapping[str, float]) -> None:
         """Counts what a call was answered with, and the seconds that each of its stages took."""
         for stage, seconds in stages.items():
             self._stages[stage].observe(seconds)
-        texts, tokens, cut = self._answered[result.model.name]
+        texts, tokens, cut = self._amounts[result.model.name]
         texts.inc(len(result.tensors["token_count"]))
         tokens.inc(result.tokens)
         cut.inc(result.truncated)
-
-    def count_error(self, kind: str) -> None:
-        """Counts a call that was refused or failed, by the stable word of the error table."""
-        self._errors[kind].inc()
 
     async def expose(self, request: web.Request) -> web.StreamResponse:
         """Answers `GET /metrics`."""
