@@ -24,8 +24,10 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -47,6 +49,15 @@ WIDEST = 1.5
 
 SMALL = 512 << 20
 """Bytes of weights up to which a model is prepared twice, for one thread a stream and for all threads at once."""
+
+RANGES = {"encoder": "encode", "pooling": "pool", "scoring": "score"}
+"""Step -> the name of its range in Nsight Systems; within it, `infer` is the engine's share."""
+
+annotate: Callable[[str], AbstractContextManager[Any]] = nullcontext
+with suppress(ImportError):
+    import nvtx
+
+    annotate = partial(nvtx.annotate, domain="steps")
 
 PRECISIONS = {"fp32": ov.Type.f32, "bf16": ov.Type.bf16}
 
@@ -102,6 +113,9 @@ class TritonPythonModel:
         # Rows of nothing but token ids can be compared, so that equal ones run once.
         self._joinable = len(self._inputs) == 1
         self._metrics = TokenMetrics(args["model_name"]) if self._joinable else None
+        step = args["model_name"].rpartition("-")[2]
+        self._step_range = annotate(RANGES.get(step, step))
+        self._infer_range = annotate("infer")
 
         core = ov.Core()
         precision, threads = _precision(parameters, core), _threads(parameters)
@@ -130,6 +144,10 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Runs one dynamic batch and answers every request."""
+        with self._step_range:
+            return self._execute(requests)
+
+    def _execute(self, requests: list[Any]) -> list[Any]:
         tensors = [
             {n: pb_utils.get_input_tensor_by_name(request, n).as_numpy() for n in self._inputs}
             for request in requests
@@ -139,12 +157,13 @@ class TritonPythonModel:
             self._metrics.count(items)
         results: dict[tuple[int, int], dict[str, Array]] = {}
         failures: dict[int, str] = {}
-        for batch, outcome in self._run_all(list(_micro_batches(items, self._token_budget))):
-            for i, item in enumerate(batch):
-                if isinstance(outcome, RuntimeError):
-                    failures.update((request, str(outcome)) for request, _ in item.places)
-                else:
-                    results.update((place, outcome[i]) for place in item.places)
+        with self._infer_range:
+            for batch, outcome in self._run_all(list(_micro_batches(items, self._token_budget))):
+                for i, item in enumerate(batch):
+                    if isinstance(outcome, RuntimeError):
+                        failures.update((request, str(outcome)) for request, _ in item.places)
+                    else:
+                        results.update((place, outcome[i]) for place in item.places)
         return [
             pb_utils.InferenceResponse(error=pb_utils.TritonError(failures[i]))
             if i in failures

@@ -23,6 +23,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -38,6 +39,14 @@ import triton_python_backend_utils as pb_utils
 from tokenizers import Encoding, Tokenizer
 
 NO_TOKEN = -1
+
+TOKENIZE: AbstractContextManager[Any] = nullcontext()
+"""A range in Nsight Systems, where the nvtx package is installed."""
+
+with suppress(ImportError):
+    import nvtx
+
+    TOKENIZE = nvtx.annotate("tokenize", domain="steps")
 
 INPUT_TYPES = {"query": "query", "passage": "document"}
 """NIM's `input_type` -> prompt name."""
@@ -93,7 +102,8 @@ class TritonPythonModel:
                 counts.append(len(texts))
             except BadRequestError as error:
                 counts.append(error)
-        encodings = iter(self._tokenizer.encode_batch_fast(everything))
+        with TOKENIZE:
+            encodings = iter(self._tokenizer.encode_batch_fast(everything))
         responses = []
         for request, count in zip(requests, counts, strict=True):
             try:
