@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -19,12 +20,14 @@ import yaml
 from conftest import ROOT, Answer, Reference, Stack, free_ports
 
 from tools.deploy import engine, images, smoke
+from tools.deploy.__main__ import settings
 
 FOLDER = ROOT / "tools" / "deploy"
 COMPOSE = yaml.safe_load((FOLDER / "compose.yaml").read_text())
 IMAGES = ROOT / "build" / "images"
 LOCKS = sorted(IMAGES.glob("*.lock"))
 PROJECT = "triton-embeddings-tests"
+STORAGE = "prometheus:/prometheus"
 PORTS = {"EMBED_PORT": "embed", "RERANK_PORT": "rerank", "HTTP_PORT": "http", "GRPC_PORT": "grpc"}
 
 
@@ -42,22 +45,32 @@ def test_the_lock_has_the_images_that_are_referenced_and_no_others() -> None:
     assert used == set(images.read_lock())
     assert used == {name for names in images.NEEDED.values() for name in names}
     for service in COMPOSE["services"].values():
-        assert service["image"].startswith("${IMAGES:-triton-embeddings}/")
+        ours = service["image"].startswith("${IMAGES:-triton-embeddings}/")
+        assert ours == ("build" in service)
+        assert ours or re.fullmatch(r"\$\{\w+_IMAGE\}", service["image"])
     for dockerfile in IMAGES.glob("*.Dockerfile"):
         assert set(re.findall(r"^FROM (\S+)", dockerfile.read_text(), re.MULTILINE)) == {"${BASE}"}
 
 
-@pytest.mark.parametrize("target", ["cpu", "gpu"])
-def test_services_are_confined(target: str) -> None:
-    services = [service for service in COMPOSE["services"].values() if target in service["profiles"]]
-    assert len(services) == 2
+@pytest.mark.parametrize(("profile", "count"), [("cpu", 2), ("gpu", 2), ("watch-cpu", 2), ("watch-gpu", 3)])
+def test_services_are_confined(profile: str, count: int) -> None:
+    services = [service for service in COMPOSE["services"].values() if profile in service["profiles"]]
+    assert len(services) == count
     for service in services:
+        # Our own images have both already.
+        assert "build" in service or (int(service["user"].split(":")[0]) and service["healthcheck"]["test"])
         assert service["read_only"]
         assert service["cap_drop"] == ["ALL"]
         assert service["restart"] == "unless-stopped"
         assert service["logging"]["options"].keys() == {"max-size", "max-file"}
-        assert all(port.startswith("${BIND_ADDRESS:-127.0.0.1}:") for port in service["ports"])
-        assert all(volume.endswith(":ro") for volume in service.get("volumes", []))
+        assert all(port.startswith("${BIND_ADDRESS:-127.0.0.1}:") for port in service.get("ports", []))
+        assert all(volume.endswith(":ro") for volume in service.get("volumes", []) if volume != STORAGE)
+
+
+def test_every_file_of_the_watchers_is_mounted() -> None:
+    volumes = [volume for service in COMPOSE["services"].values() for volume in service.get("volumes", [])]
+    mounted = {volume.split(":")[0] for volume in volumes if volume.startswith("./")}
+    assert mounted == {f"./watch/{path.name}" for path in (FOLDER / "watch").iterdir()}
 
 
 def deploy(command: str, programs: Path, **environment: str) -> str:
@@ -108,9 +121,18 @@ def test_an_unpinned_image_is_refused(tmp_path: Path, target: str) -> None:
     assert "`make pin`" in said
 
 
+def test_watchers_are_pinned_too(tmp_path: Path) -> None:
+    program(tmp_path, "docker", "echo 2.30.1")
+    pinned = {"PYTHON_IMAGE": f"python:3@sha256:{'0' * 64}"}
+    said = deploy(
+        "check", tmp_path, WATCH="1", GRAFANA_IMAGE="grafana:1", PROMETHEUS_IMAGE="prometheus:1", **pinned
+    )
+    assert "prometheus:1, grafana:1" in said
+
+
 def test_a_pinned_image_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ALLOW_UNPINNED", raising=False)
-    images.check_pinned({"PYTHON_IMAGE": f"python:3@sha256:{'0' * 64}"}, "cpu")
+    images.check_pinned({"PYTHON_IMAGE": f"python:3@sha256:{'0' * 64}"}, ["cpu"])
 
 
 def test_an_unknown_target(tmp_path: Path) -> None:
@@ -253,6 +275,40 @@ def test_containers_are_confined(deployed: Deployed, service: str) -> None:
     assert set(listening.split()) == {"127.0.0.1"}
 
 
+@with_containers
+def test_prometheus_watches_the_containers(
+    deployed: Deployed, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The service of the Compose file; Debian's Prometheus stands in for PROMETHEUS_IMAGE."""
+    for name in ("prometheus", "promtool"):
+        if not (found := shutil.which(name)):
+            pytest.skip("prometheus is not installed (Debian: apt install prometheus)")
+        shutil.copy(found, tmp_path)
+    (tmp_path / "Dockerfile").write_text(
+        f"FROM {base}\nCOPY prometheus promtool /bin/\nRUN mkdir /prometheus && chown 65534:65534 /prometheus\n"
+    )
+    image = f"{PROJECT}/prometheus"
+    docker("build", "--quiet", "--tag", image, str(tmp_path))
+    (port,) = free_ports(1)
+    for name, value in deployed.environment.items() | {
+        ("PROMETHEUS_IMAGE", image),
+        ("PROMETHEUS_PORT", str(port)),
+    }:
+        monkeypatch.setenv(name, value)
+    compose = engine.Engine.find()
+    compose.run(["cpu", "watch-cpu"], settings(images.read_lock()), "up", "-d", "--no-deps", "prometheus")
+    containers.until(lambda: containers.listens(port), 30)
+    url = f"http://127.0.0.1:{port}"
+    assert smoke.watched(url) == "Prometheus hears gateway, triton"
+    ready = smoke.ask(f"{url}/api/v1/query?query=gateway_model_ready")["data"]["result"]
+    assert {one["metric"]["model"]: one["value"][1] for one in ready} == {"minilm": "1", "minilm-rerank": "1"}
+    groups = smoke.ask(f"{url}/api/v1/rules")["data"]["groups"]
+    assert {group["name"] for group in groups} == {"alerts", "ratios"}
+    assert deployed.inspect("prometheus", "{{.Config.User}}") == "65534:65534"
+    assert deployed.inspect("prometheus", "{{.HostConfig.ReadonlyRootfs}}") == "true"
+    containers.until(lambda: deployed.inspect("prometheus", "{{.State.Health.Status}}") == "healthy", 60)
+
+
 KILL_TRITON = """
 import os, pathlib
 for comm in pathlib.Path("/proc").glob("[0-9]*/comm"):
@@ -322,7 +378,7 @@ def test_pin(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         images.pin()
         pinned = images.read_lock()
         assert pinned == {"PYTHON_IMAGE": f"{image}@{pushed[0]}"}
-        images.check_pinned(pinned, "cpu")
+        images.check_pinned(pinned, ["cpu"])
         docker("rmi", image)
         images.bring(pinned["PYTHON_IMAGE"])
         assert docker("image", "inspect", "--format", "{{.Id}}", pinned["PYTHON_IMAGE"]) == docker(
