@@ -346,9 +346,9 @@ def test_calls_need_a_key(keyed_stack: Stack, authorization: str, status: int) -
         assert send(urllib.request.Request(url, body, {"Authorization": authorization})).status == status
 
 
-def test_health_and_the_document_need_none(keyed_stack: Stack) -> None:
-    assert keyed_stack.get("embed", "/health").status == 200
-    assert keyed_stack.get("embed", "/openapi.json").status == 200
+@pytest.mark.parametrize("path", ["/health", "/metrics", "/openapi.json"])
+def test_what_needs_no_key(keyed_stack: Stack, path: str) -> None:
+    assert keyed_stack.get("embed", path).status == 200
 
 
 def test_a_file_without_keys_does_not_open_the_door(tmp_path: Path) -> None:

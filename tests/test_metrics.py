@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import Reference, Stack
+from conftest import ROOT, Reference, Stack
 
 from tools.shim import gpu
 from tools.shim.metrics import OWN_ERRORS
@@ -42,6 +42,12 @@ def test_a_call_is_counted(stack: Stack, reference: Reference, change: Callable[
     assert change('gateway_tokens_total{model="minilm"}') == sum(map(len, reference.token_ids[:40]))
     assert change('gateway_truncated_texts_total{model="minilm"}') == sum(reference.truncated[:40]) > 0
     assert samples(stack)["gateway_texts_in_flight"] == 0
+
+
+def test_the_readme_names_every_metric(stack: Stack) -> None:
+    stack.embed(["a"])
+    families = re.findall(r"^# TYPE (gateway_\w+)", stack.get("embed", "/metrics").body.decode(), re.MULTILINE)
+    assert set(re.findall(r"`(gateway_\w+)`", (ROOT / "README.md").read_text())) == set(families)
 
 
 def test_stages_are_those_of_server_timing(stack: Stack, change: Callable[..., float]) -> None:

@@ -52,7 +52,7 @@ def greeting(options: argparse.Namespace, log: Path) -> str:
     embed, rerank = f"http://{host}:{options.embed_port}", f"http://{host}:{options.rerank_port}"
     return f"""
 serving {", ".join(options.models)}
-  gateway   {embed}/embed  {rerank}/rerank  (also /health and /models)
+  gateway   {embed}/embed  {rerank}/rerank  (also /health, /models and /metrics)
   Triton    HTTP {host}:{options.http_port}  gRPC {host}:{options.grpc_port}  metrics {host}:{options.metrics_port}
   log       {log}
 

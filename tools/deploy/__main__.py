@@ -106,7 +106,7 @@ def converse(engine: Engine, target: str) -> None:
     for line in smoke(embed, rerank):
         print(f"  {line}")
     http, grpc, metrics = (url(engine, target, "triton", port) for port in (8200, 8201, 8202))
-    print(f"gateway   {embed}/embed  {rerank}/rerank  (also /health and /models)")
+    print(f"gateway   {embed}/embed  {rerank}/rerank  (also /health, /models and /metrics)")
     print(f"Triton    HTTP {http}  gRPC {grpc.removeprefix('http://')}  metrics {metrics}/metrics", flush=True)
     if is_watched():
         prometheus, grafana = url(engine, target, "prometheus", 9090), url(engine, target, "grafana", 3000)
