@@ -52,7 +52,7 @@ def test_the_lock_has_the_images_that_are_referenced_and_no_others() -> None:
         assert set(re.findall(r"^FROM (\S+)", dockerfile.read_text(), re.MULTILINE)) == {"${BASE}"}
 
 
-@pytest.mark.parametrize(("profile", "count"), [("cpu", 2), ("gpu", 2), ("watch-cpu", 2), ("watch-gpu", 3)])
+@pytest.mark.parametrize(("profile", "count"), [("cpu", 2), ("gpu", 2), ("watch", 2), ("watch-gpu", 1)])
 def test_services_are_confined(profile: str, count: int) -> None:
     services = [service for service in COMPOSE["services"].values() if profile in service["profiles"]]
     assert len(services) == count
@@ -127,7 +127,9 @@ def test_watchers_are_pinned_too(tmp_path: Path) -> None:
     said = deploy(
         "check", tmp_path, WATCH="1", GRAFANA_IMAGE="grafana:1", PROMETHEUS_IMAGE="prometheus:1", **pinned
     )
-    assert "prometheus:1, grafana:1" in said
+    assert "not pinned to a digest: prometheus:1, grafana:1: run" in said
+    said = deploy("check", tmp_path, WATCH="1", TARGET="gpu", DCGM_EXPORTER_IMAGE="dcgm-exporter:1", **pinned)
+    assert "dcgm-exporter:1" in said
 
 
 def test_a_pinned_image_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,7 +298,7 @@ def test_prometheus_watches_the_containers(
     }:
         monkeypatch.setenv(name, value)
     compose = engine.Engine.find()
-    compose.run(["cpu", "watch-cpu"], settings(images.read_lock()), "up", "-d", "--no-deps", "prometheus")
+    compose.run(["cpu", "watch"], settings(images.read_lock()), "up", "-d", "--no-deps", "prometheus")
     containers.until(lambda: containers.listens(port), 30)
     url = f"http://127.0.0.1:{port}"
     assert smoke.watched(url) == "Prometheus hears gateway, triton"

@@ -18,7 +18,7 @@ from tools.deploy.engine import DeployError, Engine, docker
 from tools.deploy.images import NEEDED, bring, check_pinned, digest, pin, read_lock
 from tools.deploy.smoke import ask, smoke, watched
 
-TARGETS = ("cpu", "gpu")
+TARGETS = [profile for profile in NEEDED if not profile.startswith("watch")]
 
 START_SECONDS = 900
 """How long a stack may take until it answers: large models are loaded, engines compile."""
@@ -135,7 +135,7 @@ def answers(engine: Engine, target: str) -> bool:
 
 def url(engine: Engine, target: str, service: str, port: int) -> str:
     """Where a container's port is on this machine."""
-    service = f"{service}-gpu" if target == "gpu" and service in ("triton", "shim") else service
+    service = f"{service}-{target}" if target != "cpu" and service in ("triton", "shim") else service
     address = engine.output(profiles(target), settings(read_lock()), "port", service, str(port))
     if not address or address.endswith(":0"):
         raise DeployError(f"{service} is not running: `make deploy` starts it, `make logs` says what happened")
@@ -149,7 +149,7 @@ def is_watched() -> bool:
 
 def profiles(target: str) -> list[str]:
     """What of the Compose file is run."""
-    return [target, f"watch-{target}"] if is_watched() else [target]
+    return [target, *(profile for profile in ("watch", f"watch-{target}") if is_watched() and profile in NEEDED)]
 
 
 def containers(engine: Engine) -> list[str]:

@@ -16,8 +16,8 @@ LOCK = Path(__file__).with_name("images.lock")
 NEEDED = {
     "cpu": ("PYTHON_IMAGE",),
     "gpu": ("PYTHON_IMAGE", "TRITONSERVER_IMAGE"),
-    "watch-cpu": ("PROMETHEUS_IMAGE", "GRAFANA_IMAGE"),
-    "watch-gpu": ("PROMETHEUS_IMAGE", "GRAFANA_IMAGE", "DCGM_EXPORTER_IMAGE"),
+    "watch": ("PROMETHEUS_IMAGE", "GRAFANA_IMAGE"),
+    "watch-gpu": ("DCGM_EXPORTER_IMAGE",),
 }
 """Profile of the Compose file -> the entries of the lock that its images are, or are built from."""
 

@@ -39,7 +39,7 @@ def make_app(upstream: Upstream, timeout: float, accepted: Collection[bytes] = (
     Where keys are `accepted`, calls need one of them.
     """
     gateway = Gateway(upstream, timeout)
-    metrics = Metrics(gateway)
+    metrics = Metrics(upstream)
     app = web.Application(middlewares=[observer(metrics), errors], client_max_size=MAX_BODY_BYTES)
     posts: dict[str, list[Post]] = {}
     for route in ROUTES:
@@ -135,6 +135,8 @@ def observer(metrics: Metrics) -> Middleware:
         started = time.perf_counter()
         origin = tracing.origin_of(request.headers)
         tracing.current.set(origin)
+        is_call = request.method == hdrs.METH_POST
+        metrics.calls_in_flight += is_call
         status, error = CLIENT_WENT_AWAY, None
         try:
             response = await handler(request)
@@ -143,7 +145,8 @@ def observer(metrics: Metrics) -> Middleware:
             resource = request.match_info.route.resource
             route = resource.canonical if resource else NO_ROUTE
             metrics.count_request(route, status)
-            if request.method == hdrs.METH_POST:
+            metrics.calls_in_flight -= is_call
+            if is_call:
                 metrics.count_call(route, time.perf_counter() - started, error)
         response.headers[tracing.REQUEST_ID] = origin.request_id
         return response

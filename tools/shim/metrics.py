@@ -20,7 +20,8 @@ from prometheus_client import (
 )
 from prometheus_client.aiohttp import make_aiohttp_handler
 
-from tools.shim.gateway import Gateway, Result
+from tools.shim.gateway import Result
+from tools.shim.upstream import Upstream
 
 SECONDS = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
@@ -49,8 +50,8 @@ class Children(dict[Key, Child]):
 class Metrics:
     """The counters of one gateway."""
 
-    def __init__(self, gateway: Gateway) -> None:
-        self._upstream = gateway.upstream
+    def __init__(self, upstream: Upstream) -> None:
+        self._upstream = upstream
         # They are a second series beside each one, for readers that Prometheus is not.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         registry = CollectorRegistry()
@@ -78,8 +79,9 @@ class Metrics:
         cut = Counter("gateway_truncated_texts", "Those texts that were cut to fit", ["model"], registry=registry)
         self._amounts = Children[str, list[Counter]](lambda model: [c.labels(model) for c in (texts, tokens, cut)])
 
-        in_flight = Gauge("gateway_texts_in_flight", "Texts of the calls under way", registry=registry)
-        in_flight.set_function(lambda: gateway.texts_in_flight)
+        self.calls_in_flight = 0
+        in_flight = Gauge("gateway_calls_in_flight", "Calls under way", registry=registry)
+        in_flight.set_function(lambda: self.calls_in_flight)
         self._ready = Gauge("gateway_model_ready", "Whether the model answers now", ["model"], registry=registry)
         self._expose = make_aiohttp_handler(registry)
 
