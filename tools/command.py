@@ -83,11 +83,20 @@ def add_triton_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--http-port", type=int, default=8200, help="Triton v2 over HTTP")
     parser.add_argument("--grpc-port", type=int, default=8201, help="Triton v2 over gRPC")
     parser.add_argument("--metrics-port", type=int, default=8202, help="Triton's metrics")
+    parser.add_argument(
+        "--connection-seconds",
+        type=int,
+        default=0,
+        help="how old a gRPC connection gets before its client has to look Triton up again: so it finds replicas "
+        "that have come and leaves those that go; 0: any age",
+    )
     parser.add_argument("--cache-mb", type=int, default=0, help="memory for the states of texts that come again")
     parser.add_argument("--work-folder", type=Path, default=ROOT / ".cache", help="log and backends")
 
 
-def server_arguments(repository: Path, models: Sequence[str], host: str, ports: Ports, cache_mb: int) -> list[str]:
+def server_arguments(
+    repository: Path, models: Sequence[str], host: str, ports: Ports, cache_mb: int, connection_seconds: int
+) -> list[str]:
     """What any tritonserver is started with, the wheel's and NVIDIA's own alike."""
     return [
         f"--model-repository={repository}",
@@ -102,6 +111,7 @@ def server_arguments(repository: Path, models: Sequence[str], host: str, ports: 
         f"--grpc-port={ports.grpc}",
         f"--metrics-address={host}",
         f"--metrics-port={ports.metrics}",
+        *([f"--grpc-max-connection-age={connection_seconds * 1000}"] if connection_seconds else []),
         *([f"--cache-config=local,size={cache_mb << 20}"] if cache_mb else []),
     ]
 

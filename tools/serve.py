@@ -31,7 +31,14 @@ async def serve(options: argparse.Namespace, stop: asyncio.Event) -> None:
     ports = Ports.of(options)
     log = options.work_folder / f"triton-{ports.http}.log"
     triton = EmbeddedTriton(
-        options.repository, options.models, options.host, ports, options.work_folder, log, options.cache_mb
+        options.repository,
+        options.models,
+        options.host,
+        ports,
+        options.work_folder,
+        log,
+        options.cache_mb,
+        options.connection_seconds,
     )
     await triton.run(stop, gateway(options, accepted, log))
 

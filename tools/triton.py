@@ -17,7 +17,7 @@ import shutil
 import signal
 import sys
 import sysconfig
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -58,6 +58,7 @@ class EmbeddedTriton:
         work_folder: Path,
         log: Path | None,
         cache_mb: int = 0,
+        connection_seconds: int = 0,
     ) -> None:
         self._repository = repository
         self._models = models
@@ -65,6 +66,7 @@ class EmbeddedTriton:
         self._ports = ports
         self._work_folder = work_folder
         self._cache_mb = cache_mb
+        self._connection_seconds = connection_seconds
         self._segments = f"{SEGMENT_PREFIX}-{os.getpid()}-"
         self._process: asyncio.subprocess.Process | None = None
         self._log = log
@@ -136,6 +138,29 @@ class EmbeddedTriton:
         status = await self._process.wait()
         return self._cause_of_death(f"tritonserver exited with status {status}; start it again")
 
+    @contextlib.asynccontextmanager
+    async def crashing_with_its_steps(self) -> AsyncIterator[None]:
+        """Kills Triton when the process of one of its steps has died.
+
+        Triton would go on, say that it is ready and fail every call. Dead, it is missed: its callers ask elsewhere
+        and whoever has started it starts it again.
+        """
+        assert self._process is not None
+        loop = asyncio.get_running_loop()
+        with contextlib.ExitStack() as watched:
+            for pid in _children(self._process.pid):
+                fd = os.pidfd_open(pid)
+                watched.callback(os.close, fd)
+                watched.callback(loop.remove_reader, fd)
+                loop.add_reader(fd, self._crash, fd)
+            yield
+
+    def _crash(self, fd: int) -> None:
+        assert self._process is not None
+        asyncio.get_running_loop().remove_reader(fd)
+        print("the process of a step has died, so Triton is killed", file=sys.stderr, flush=True)
+        self._process.kill()
+
     async def stop(self) -> None:
         """Lets running requests finish, stops Triton and removes what it may have left."""
         process = self._process
@@ -166,7 +191,14 @@ class EmbeddedTriton:
         server = _wheel() / "pytriton" / "tritonserver"
         return [
             str(server / "bin" / "tritonserver"),
-            *server_arguments(self._repository, self._models, self._host, self._ports, self._cache_mb),
+            *server_arguments(
+                self._repository,
+                self._models,
+                self._host,
+                self._ports,
+                self._cache_mb,
+                self._connection_seconds,
+            ),
             f"--cache-directory={server / 'caches'}",
             f"--backend-directory={backends}",
             f"--backend-config=python,shm-region-prefix-name={self._segments}",
@@ -270,6 +302,14 @@ def _environment() -> dict[str, str]:
     }
 
 
+def _children(pid: int) -> Iterator[int]:
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended since
+            # pid (name) state parent ...; the name may hold anything.
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
+                yield int(stat.parent.name)
+
+
 def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -286,9 +326,16 @@ async def serve(options: argparse.Namespace, stop: asyncio.Event) -> None:
     check_ports(options)
     ports = Ports.of(options)
     triton = EmbeddedTriton(
-        options.repository, options.models, options.host, ports, options.work_folder, None, options.cache_mb
+        options.repository,
+        options.models,
+        options.host,
+        ports,
+        options.work_folder,
+        None,
+        options.cache_mb,
+        options.connection_seconds,
     )
-    await triton.run(stop, contextlib.nullcontext())
+    await triton.run(stop, triton.crashing_with_its_steps())
 
 
 if __name__ == "__main__":

@@ -18,7 +18,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if status := plans.main([*options.models, "--repository", str(options.repository)]):
         return status
     command = server_arguments(
-        options.repository, options.models, options.host, Ports.of(options), options.cache_mb
+        options.repository,
+        options.models,
+        options.host,
+        Ports.of(options),
+        options.cache_mb,
+        options.connection_seconds,
     )
     return os.execvp("tritonserver", ["tritonserver", *command])  # noqa: S606
 
