@@ -18,7 +18,7 @@ from pathlib import Path
 
 from conftest import ROOT
 
-BASE = "triton-embeddings-tests/base:bookworm"
+BASE = "triton-embeddings-tests/base:bookworm-haproxy"
 CACHE = ROOT / ".cache" / "containers"
 LOCKS = [ROOT / "build" / "images" / f"{image}.lock" for image in ("shim", "triton-cpu")]
 TRASH = (
@@ -64,12 +64,12 @@ def answers() -> bool:
 
 
 def make_base() -> str:
-    """A slim Debian with Python, made by debootstrap: it stands in for the lock's PYTHON_IMAGE."""
+    """A slim Debian with Python and HAProxy, made by debootstrap: it stands in for the lock's images."""
     if subprocess.run(["docker", "image", "inspect", BASE], capture_output=True).returncode:
         folder = CACHE / "base"
         shutil.rmtree(folder, ignore_errors=True)
         CACHE.mkdir(parents=True, exist_ok=True)
-        packages = "--include=python3-venv,libpython3.11"
+        packages = "--include=python3-venv,libpython3.11,haproxy"
         run("debootstrap", "--variant=minbase", packages, "bookworm", str(folder))
         trash = [f"--exclude=./{path}" for path in TRASH]
         archive = CACHE / "base.tar"

@@ -8,19 +8,18 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import containers
 import numpy as np
-import numpy.typing as npt
 import psutil
 import pytest
-from conftest import ROOT, Answer, Reference, Stack, free_ports
+from conftest import ROOT, Reference, Stack, free_ports
+from load import Load
 
 from tools import alive
 
@@ -127,55 +126,11 @@ def texts(reference: Reference) -> list[str]:
     return sorted(reference.texts, key=len)[:64]
 
 
-@dataclass
-class Load:
-    """Clients that embed slices of the same texts until the context ends, and what was wrong with the answers."""
-
-    service: Service
-    texts: list[str]
-    clients: int = 8
-    calls: int = 0
-    wrong: list[Answer | str] = field(default_factory=list)
-    _over: threading.Event = field(default_factory=threading.Event)
-
-    def __enter__(self) -> Load:
-        self._vectors = self.service.gateway.embed(self.texts)
-        self._threads = [threading.Thread(target=self._client, args=(i,)) for i in range(self.clients)]
-        for thread in self._threads:
-            thread.start()
-        self.go_on()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        for thread in self._threads:
-            thread.join()
-
-    def go_on(self, calls: int = 40) -> None:
-        """Waits until so many more calls are answered."""
-        until = self.calls + calls
-        containers.until(lambda: self.calls >= until, 60)
-
-    def _client(self, place: int) -> None:
-        while not self._over.is_set():
-            place = (place + 3) % (len(self.texts) - 4)
-            answer = self.service.gateway.post("embed", "/embed", {"texts": self.texts[place : place + 4]})
-            if answer.status != 200:
-                self.wrong.append(answer)
-            elif not same_bits(answer.json()["embeddings"], self._vectors[place : place + 4]):
-                self.wrong.append(f"other vectors for texts from {place}")
-            self.calls += 1
-
-
-def same_bits(vectors: list[list[float]], expected: npt.NDArray[np.float32]) -> bool:
-    return bool(np.array_equal(np.array(vectors, np.float32), expected))
-
-
 def test_calls_go_to_every_replica_and_give_the_same_bits(
     service: Service, stack: Stack, texts: list[str]
 ) -> None:
     before = [replica.texts() for replica in service.replicas]
-    with Load(service, texts) as load:
+    with Load(service.gateway, texts) as load:
         load.go_on()
     assert not load.wrong
     shares = [replica.texts() - start for replica, start in zip(service.replicas, before, strict=True)]
@@ -200,7 +155,7 @@ def test_a_replica_that_goes_away_takes_no_call_along(
     service: Service, texts: list[str], end: Callable[[Replica], None], status: int
 ) -> None:
     one, other = service.replicas
-    with Load(service, texts) as load:
+    with Load(service.gateway, texts) as load:
         end(one)
         load.go_on()
         assert one.process.wait(60) == status
@@ -234,13 +189,13 @@ def test_every_address_of_a_name_is_used(service: Service, texts: list[str], tmp
     with gateway(front, f"ipv4:{addresses}"):
         containers.until(lambda: healthy(front), 30)
         before = [replica.texts() for replica in service.replicas]
-        with Load(Service(service.replicas, front), texts) as load:
+        with Load(front, texts) as load:
             service.replicas[0].triton().kill()
             load.go_on()
         assert not load.wrong, load.wrong[:3]
         assert service.replicas[0].process.wait(60) == 1
         service.replicas[0].start()
-        with Load(Service(service.replicas, front), texts) as load:
+        with Load(front, texts) as load:
             before = [replica.texts() for replica in service.replicas]
             load.go_on()
         shares = [replica.texts() - start for replica, start in zip(service.replicas, before, strict=True)]
@@ -254,7 +209,7 @@ def test_connections_are_renewed_and_lose_nothing(tmp_path: Path, texts: list[st
     try:
         with gateway(front, f"127.0.0.1:{replica.ports['grpc']}"):
             containers.until(lambda: healthy(front), 30)
-            with Load(Service([replica], front), texts, clients=4) as load:
+            with Load(front, texts, clients=4) as load:
                 peers = set()
                 for _ in range(30):
                     peers |= {
@@ -275,7 +230,7 @@ def test_alive(tmp_path: Path, texts: list[str]) -> None:
     probe = ["--http-port", str(own.ports["http"])]
     try:
         assert alive.main(probe) == 0
-        with Load(Service([], own), texts, clients=16) as load:
+        with Load(own, texts, clients=16) as load:
             for _ in range(3):
                 assert alive.main(probe) == 0
         assert not load.wrong

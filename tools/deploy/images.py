@@ -13,8 +13,12 @@ from urllib.parse import quote
 from tools.deploy.engine import DeployError, docker, engine_api
 
 LOCK = Path(__file__).with_name("images.lock")
-NEEDED = {"cpu": ("PYTHON_IMAGE",), "gpu": ("PYTHON_IMAGE", "TRITONSERVER_IMAGE")}
-"""Target -> the entries of the lock that its images are built from."""
+NEEDED = {
+    "cpu": ("PYTHON_IMAGE",),
+    "gpu": ("PYTHON_IMAGE", "TRITONSERVER_IMAGE"),
+    "replicas": ("PYTHON_IMAGE", "HAPROXY_IMAGE"),
+}
+"""Target -> the entries of the lock that it runs or that its images are built from."""
 
 NGC = "nvcr.io/"
 NGC_USER = "$oauthtoken"

@@ -48,6 +48,8 @@ SERVICE_CONFIG = {
 
 CHANNEL = [
     ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
+    # DNS is asked again this soon when a connection has ended.
+    ("grpc.dns_min_time_between_resolutions_ms", 5000),
     # What gRPC keeps of a call to send it again; past its default of 256 KiB it would not.
     ("grpc.per_rpc_retry_buffer_size", 64 * 2**20),
     # A restarted Triton is found again within a second instead of gRPC's two minutes.
