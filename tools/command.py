@@ -79,7 +79,12 @@ def add_gateway_options(parser: argparse.ArgumentParser) -> None:
 
 def add_triton_options(parser: argparse.ArgumentParser) -> None:
     """Options of the commands that run Triton."""
-    parser.add_argument("--repository", type=Path, default=ROOT / "model_repository", help="models")
+    parser.add_argument(
+        "--repository",
+        type=repository,
+        default=ROOT / "model_repository",
+        help="folder of the models, or where Triton finds them in an object store: s3://, gs:// or as://",
+    )
     parser.add_argument("--http-port", type=int, default=8200, help="Triton v2 over HTTP")
     parser.add_argument("--grpc-port", type=int, default=8201, help="Triton v2 over gRPC")
     parser.add_argument("--metrics-port", type=int, default=8202, help="Triton's metrics")
@@ -94,8 +99,13 @@ def add_triton_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--work-folder", type=Path, default=ROOT / ".cache", help="log and backends")
 
 
+def repository(place: str) -> Path | str:
+    """A folder, or a URL, which Triton alone can read."""
+    return place if "://" in place else Path(place)
+
+
 def server_arguments(
-    repository: Path, models: Sequence[str], host: str, ports: Ports, cache_mb: int, connection_seconds: int
+    repository: Path | str, models: Sequence[str], host: str, ports: Ports, cache_mb: int, connection_seconds: int
 ) -> list[str]:
     """What any tritonserver is started with, the wheel's and NVIDIA's own alike."""
     return [

@@ -51,7 +51,7 @@ class EmbeddedTriton:
 
     def __init__(
         self,
-        repository: Path,
+        repository: Path | str,
         models: Sequence[str],
         host: str,
         ports: Ports,
@@ -92,7 +92,8 @@ class EmbeddedTriton:
 
     async def start(self) -> None:
         """Starts Triton and waits until every model is ready; raises ServerError with the cause if not."""
-        check_models(self._repository, self._models)
+        if isinstance(self._repository, Path):
+            check_models(self._repository, self._models)
         for problem in preflight.problems():
             raise ServerError(problem)
         remove_orphaned_segments()
@@ -177,15 +178,14 @@ class EmbeddedTriton:
         _remove_segments(SHARED_MEMORY.glob(f"{self._segments}*"))
 
     def _steps(self) -> dict[str, str]:
-        """The steps of the served ensembles, each with its backend."""
+        """The steps of the served ensembles, each with its backend; none where only Triton can read them."""
+        if not isinstance(self._repository, Path):
+            return {}
         with contextlib.suppress(OSError, text_format.ParseError):  # Triton names what is wrong
-            ensembles = [self._config(name).ensemble_scheduling for name in self._models]
+            ensembles = [config(self._repository, name).ensemble_scheduling for name in self._models]
             steps = {step.model_name for ensemble in ensembles for step in ensemble.step}
-            return {name: self._config(name).backend for name in steps}
+            return {name: config(self._repository, name).backend for name in steps}
         return {}
-
-    def _config(self, model: str) -> ModelConfig:
-        return text_format.Parse((self._repository / model / "config.pbtxt").read_text(), ModelConfig())
 
     def _command(self, backends: Path) -> list[str]:
         server = _wheel() / "pytriton" / "tritonserver"
@@ -232,6 +232,11 @@ def causes(log: Path) -> list[str]:
     # A step's exception comes with its Python trace, which is in the log for whoever wants it.
     found = [message.split("\\n\\nAt:")[0][:400] for message in failed_models or messages]
     return found[:5] or lines[-3:]
+
+
+def config(repository: Path, model: str) -> ModelConfig:
+    """A model's configuration."""
+    return text_format.Parse((repository / model / "config.pbtxt").read_text(), ModelConfig())
 
 
 def check_models(repository: Path, models: Sequence[str]) -> None:
