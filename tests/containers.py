@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from conftest import ROOT
 
 BASE = "triton-embeddings-tests/base:bookworm-haproxy"
@@ -33,6 +34,12 @@ TRASH = (
 )
 INDEX_PORT = 18099
 """Always the same, so that the engine's build cache serves the next run of the tests."""
+
+
+def require(program: str) -> None:
+    """Skips a test where `program` is not installed; fails it where REQUIRE_DOCKER=1."""
+    if not shutil.which(program):
+        (pytest.fail if os.environ.get("REQUIRE_DOCKER") == "1" else pytest.skip)(f"{program} is not installed")
 
 
 @contextmanager

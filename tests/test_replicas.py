@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -98,9 +96,7 @@ class Service:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    if not shutil.which("haproxy"):
-        missing = "haproxy is not installed"
-        (pytest.fail if os.environ.get("REQUIRE_DOCKER") == "1" else pytest.skip)(missing)
+    containers.require("haproxy")
     folder = tmp_path_factory.mktemp("replicas")
     replicas = [Replica(folder / str(i)) for i in range(2)]
     front = Stack(folder)
