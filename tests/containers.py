@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from conftest import ROOT
 
-BASE = "triton-embeddings-tests/base:bookworm"
+BASE = "triton-embeddings-tests/base:bookworm-haproxy"
 CACHE = ROOT / ".cache" / "containers"
 LOCKS = [ROOT / "build" / "images" / f"{image}.lock" for image in ("shim", "triton-cpu")]
 TRASH = (
@@ -33,6 +34,12 @@ TRASH = (
 )
 INDEX_PORT = 18099
 """Always the same, so that the engine's build cache serves the next run of the tests."""
+
+
+def require(program: str) -> None:
+    """Skips a test where `program` is not installed; fails it where REQUIRE_DOCKER=1."""
+    if not shutil.which(program):
+        (pytest.fail if os.environ.get("REQUIRE_DOCKER") == "1" else pytest.skip)(f"{program} is not installed")
 
 
 @contextmanager
@@ -64,12 +71,12 @@ def answers() -> bool:
 
 
 def make_base() -> str:
-    """A slim Debian with Python, made by debootstrap: it stands in for the lock's PYTHON_IMAGE."""
+    """A slim Debian with Python and HAProxy, made by debootstrap: it stands in for the lock's images."""
     if subprocess.run(["docker", "image", "inspect", BASE], capture_output=True).returncode:
         folder = CACHE / "base"
         shutil.rmtree(folder, ignore_errors=True)
         CACHE.mkdir(parents=True, exist_ok=True)
-        packages = "--include=python3-venv,libpython3.11"
+        packages = "--include=python3-venv,libpython3.11,haproxy"
         run("debootstrap", "--variant=minbase", packages, "bookworm", str(folder))
         trash = [f"--exclude=./{path}" for path in TRASH]
         archive = CACHE / "base.tar"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import ROOT, Answer, Reference, Stack, free_ports
+from load import Load
 
 from tools.deploy import engine, images, smoke
 from tools.deploy.__main__ import settings
@@ -52,7 +54,7 @@ def test_the_lock_has_the_images_that_are_referenced_and_no_others() -> None:
         assert set(re.findall(r"^FROM (\S+)", dockerfile.read_text(), re.MULTILINE)) == {"${BASE}"}
 
 
-@pytest.mark.parametrize(("profile", "count"), [("cpu", 2), ("gpu", 2), ("watch", 2), ("watch-gpu", 1)])
+@pytest.mark.parametrize(("profile", "count"), [("cpu", 2), ("gpu", 2), ("replicas", 3), ("watch", 2), ("watch-gpu", 1)])
 def test_services_are_confined(profile: str, count: int) -> None:
     services = [service for service in COMPOSE["services"].values() if profile in service["profiles"]]
     assert len(services) == count
@@ -192,19 +194,29 @@ class Deployed:
         return subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True)
 
     def container(self, service: str) -> str:
-        labels = [f"label=com.docker.compose.project={PROJECT}", f"label=com.docker.compose.service={service}"]
-        return docker("ps", "--all", "--quiet", *(word for label in labels for word in ("--filter", label)))
+        (found,) = self.containers(service)
+        return found
+
+    def containers(self, service: str) -> list[str]:
+        project = self.environment["COMPOSE_PROJECT_NAME"]
+        labels = [f"label=com.docker.compose.project={project}", f"label=com.docker.compose.service={service}"]
+        filters = (word for label in labels for word in ("--filter", label))
+        return docker("ps", "--all", "--quiet", *filters).split()
 
     def inspect(self, service: str, template: str) -> str:
         return docker("inspect", "--format", template, self.container(service))
 
     def python(self, service: str, code: str) -> subprocess.CompletedProcess[str]:
         """Runs Python in a container."""
-        command = ["docker", "exec", self.container(service), "python", "-c", code]
-        return subprocess.run(command, capture_output=True, text=True)
+        return python(self.container(service), code)
 
     def call(self) -> Answer:
         return self.gateway.post("embed", "/embed", {"texts": ["now"]})
+
+
+def python(container: str, code: str) -> subprocess.CompletedProcess[str]:
+    """Runs Python in a container."""
+    return subprocess.run(["docker", "exec", container, "python", "-c", code], capture_output=True, text=True)
 
 
 def docker(*arguments: str) -> str:
@@ -222,18 +234,21 @@ def base() -> Iterator[str]:
         yield containers.make_base()
 
 
-@pytest.fixture(scope="module")
-def deployed(base: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
-    gateway = Stack(tmp_path_factory.mktemp("deployed"))
+@contextmanager
+def deployment(base: str, folder: Path, project: str, **settings: str) -> Iterator[Deployed]:
+    """What `make deploy` starts."""
+    gateway = Stack(folder)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     environment |= {name: str(gateway.ports[port]) for name, port in PORTS.items()}
     environment |= {
         "METRICS_PORT": str(gateway.ports["metrics"]),
         "PYTHON_IMAGE": base,
+        "HAPROXY_IMAGE": base,
         "ALLOW_UNPINNED": "1",
-        "COMPOSE_PROJECT_NAME": PROJECT,
+        "COMPOSE_PROJECT_NAME": project,
         "IMAGES": PROJECT,
         "BUILD_NETWORK": "host",
+        **settings,
     }
     with containers.package_index() as index:
         stack = Deployed(environment | {"PIP_INDEX_URL": index}, gateway)
@@ -243,6 +258,12 @@ def deployed(base: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[De
         print(f"deployed in {time.monotonic() - started:.0f} s\n{done.stdout[-1000:]}")
     yield stack
     stack.make("undeploy")
+
+
+@pytest.fixture(scope="module")
+def deployed(base: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
+    with deployment(base, tmp_path_factory.mktemp("deployed"), PROJECT) as running:
+        yield running
 
 
 with_containers = pytest.mark.timeout(1200)
@@ -361,6 +382,32 @@ def test_undeploy_leaves_nothing(deployed: Deployed) -> None:
     done = deployed.make("smoke")
     assert done.returncode != 0
     assert "`make deploy` starts it" in done.stderr
+
+
+TEXTS = """
+import urllib.request
+lines = urllib.request.urlopen("http://127.0.0.1:8202/metrics").read().decode().splitlines()
+print(next(line.split()[-1] for line in lines if line.startswith('nv_inference_count{model="minilm-tokenizer"')))
+"""
+"""Prints how many texts a Triton has embedded."""
+
+
+@with_containers
+def test_a_replica_that_dies_takes_no_call_along(base: str, tmp_path: Path, reference: Reference) -> None:
+    with deployment(base, tmp_path, f"{PROJECT}-replicas", TARGET="replicas") as service:
+        one, other = service.containers("triton-replica")
+        with Load(service.gateway, sorted(reference.texts, key=len)[:64]) as load:
+            containers.until(
+                lambda: all(float(python(replica, TEXTS).stdout) > 50 for replica in (one, other)), 60
+            )
+            assert python(one, KILL_TRITON).returncode in (0, 137)
+            load.go_on()
+            containers.until(lambda: docker("inspect", "--format", "{{.RestartCount}}", one) == "1", 60)
+            containers.until(lambda: float(python(one, TEXTS).stdout or 0) > 100, 60)
+        assert not load.wrong, load.wrong[:3]
+        done = service.make("smoke")
+        assert done.returncode == 0, done.stderr
+        assert f"HAProxy   gRPC localhost:{service.gateway.ports['grpc']}" in done.stdout
 
 
 @with_containers

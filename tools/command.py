@@ -80,10 +80,22 @@ def add_gateway_options(parser: argparse.ArgumentParser) -> None:
 
 def add_triton_options(parser: argparse.ArgumentParser) -> None:
     """Options of the commands that run Triton."""
-    parser.add_argument("--repository", type=Path, default=ROOT / "model_repository", help="models")
+    parser.add_argument(
+        "--repository",
+        type=repository,
+        default=ROOT / "model_repository",
+        help="folder of the models, or where Triton finds them in an object store: s3://, gs:// or as://",
+    )
     parser.add_argument("--http-port", type=int, default=8200, help="Triton v2 over HTTP")
     parser.add_argument("--grpc-port", type=int, default=8201, help="Triton v2 over gRPC")
     parser.add_argument("--metrics-port", type=int, default=8202, help="Triton's metrics")
+    parser.add_argument(
+        "--connection-seconds",
+        type=int,
+        default=0,
+        help="how old a gRPC connection gets before its client has to look Triton up again: so it finds replicas "
+        "that have come and leaves those that go; 0: any age",
+    )
     parser.add_argument("--cache-mb", type=int, default=0, help="memory for the states of texts that come again")
     parser.add_argument(
         "--trace-url", type=trace_url, default="", help="OTLP/HTTP collector that spans are sent to"
@@ -92,6 +104,11 @@ def add_triton_options(parser: argparse.ArgumentParser) -> None:
         "--trace-rate", type=int, default=0, help="trace one request of so many; 0: only calls with a traceparent"
     )
     parser.add_argument("--work-folder", type=Path, default=ROOT / ".cache", help="log and backends")
+
+
+def repository(place: str) -> Path | str:
+    """A folder, or a URL, which Triton alone can read."""
+    return place if "://" in place else Path(place)
 
 
 def trace_url(value: str) -> str:
@@ -103,7 +120,7 @@ def trace_url(value: str) -> str:
 
 
 def switches(options: argparse.Namespace) -> list[str]:
-    """What the command line switches on in tritonserver: its response cache, its tracing."""
+    """What the command line switches on in tritonserver: its response cache, its tracing, the age of connections."""
     cache = [f"--cache-config=local,size={options.cache_mb << 20}"] if options.cache_mb else []
     settings = (
         "mode=opentelemetry",
@@ -112,11 +129,12 @@ def switches(options: argparse.Namespace) -> list[str]:
         f"opentelemetry,url={options.trace_url}",
         "opentelemetry,resource=service.name=triton",
     )
-    return cache + [f"--trace-config={setting}" for setting in settings if options.trace_url]
+    age = [f"--grpc-max-connection-age={options.connection_seconds * 1000}"] if options.connection_seconds else []
+    return cache + age + [f"--trace-config={setting}" for setting in settings if options.trace_url]
 
 
 def server_arguments(
-    repository: Path, models: Sequence[str], host: str, ports: Ports, switched_on: Sequence[str]
+    repository: Path | str, models: Sequence[str], host: str, ports: Ports, switched_on: Sequence[str]
 ) -> list[str]:
     """What any tritonserver is started with, the wheel's and NVIDIA's own alike."""
     return [

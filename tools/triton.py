@@ -17,7 +17,7 @@ import shutil
 import signal
 import sys
 import sysconfig
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -52,7 +52,7 @@ class EmbeddedTriton:
 
     def __init__(
         self,
-        repository: Path,
+        repository: Path | str,
         models: Sequence[str],
         host: str,
         ports: Ports,
@@ -91,7 +91,8 @@ class EmbeddedTriton:
 
     async def start(self) -> None:
         """Starts Triton and waits until every model is ready; raises ServerError with the cause if not."""
-        check_models(self._repository, self._models)
+        if isinstance(self._repository, Path):
+            check_models(self._repository, self._models)
         for problem in preflight.problems():
             raise ServerError(problem)
         remove_orphaned_segments()
@@ -137,6 +138,29 @@ class EmbeddedTriton:
         status = await self._process.wait()
         return self._cause_of_death(f"tritonserver exited with status {status}; start it again")
 
+    @contextlib.asynccontextmanager
+    async def crashing_with_its_steps(self) -> AsyncIterator[None]:
+        """Kills Triton when the process of one of its steps has died.
+
+        Triton would go on, say that it is ready and fail every call. Dead, it is missed: its callers ask elsewhere
+        and whoever has started it starts it again.
+        """
+        assert self._process is not None
+        loop = asyncio.get_running_loop()
+        with contextlib.ExitStack() as watched:
+            for pid in _children(self._process.pid):
+                fd = os.pidfd_open(pid)
+                watched.callback(os.close, fd)
+                watched.callback(loop.remove_reader, fd)
+                loop.add_reader(fd, self._crash, fd)
+            yield
+
+    def _crash(self, fd: int) -> None:
+        assert self._process is not None
+        asyncio.get_running_loop().remove_reader(fd)
+        print("the process of a step has died, so Triton is killed", file=sys.stderr, flush=True)
+        self._process.kill()
+
     async def stop(self) -> None:
         """Lets running requests finish, stops Triton and removes what it may have left."""
         process = self._process
@@ -153,15 +177,14 @@ class EmbeddedTriton:
         _remove_segments(SHARED_MEMORY.glob(f"{self._segments}*"))
 
     def _steps(self) -> dict[str, str]:
-        """The steps of the served ensembles, each with its backend."""
+        """The steps of the served ensembles, each with its backend; none where only Triton can read them."""
+        if not isinstance(self._repository, Path):
+            return {}
         with contextlib.suppress(OSError, text_format.ParseError):  # Triton names what is wrong
-            ensembles = [self._config(name).ensemble_scheduling for name in self._models]
+            ensembles = [config(self._repository, name).ensemble_scheduling for name in self._models]
             steps = {step.model_name for ensemble in ensembles for step in ensemble.step}
-            return {name: self._config(name).backend for name in steps}
+            return {name: config(self._repository, name).backend for name in steps}
         return {}
-
-    def _config(self, model: str) -> ModelConfig:
-        return text_format.Parse((self._repository / model / "config.pbtxt").read_text(), ModelConfig())
 
     def _command(self, backends: Path) -> list[str]:
         server = _wheel() / "pytriton" / "tritonserver"
@@ -201,6 +224,11 @@ def causes(log: Path) -> list[str]:
     # A step's exception comes with its Python trace, which is in the log for whoever wants it.
     found = [message.split("\\n\\nAt:")[0][:400] for message in failed_models or messages]
     return found[:5] or lines[-3:]
+
+
+def config(repository: Path, model: str) -> ModelConfig:
+    """A model's configuration."""
+    return text_format.Parse((repository / model / "config.pbtxt").read_text(), ModelConfig())
 
 
 def check_models(repository: Path, models: Sequence[str]) -> None:
@@ -271,6 +299,14 @@ def _environment() -> dict[str, str]:
     }
 
 
+def _children(pid: int) -> Iterator[int]:
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended since
+            # pid (name) state parent ...; the name may hold anything.
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
+                yield int(stat.parent.name)
+
+
 def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -289,7 +325,7 @@ async def serve(options: argparse.Namespace, stop: asyncio.Event) -> None:
     triton = EmbeddedTriton(
         options.repository, options.models, options.host, ports, options.work_folder, None, switches(options)
     )
-    await triton.run(stop, contextlib.nullcontext())
+    await triton.run(stop, triton.crashing_with_its_steps())
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from tools import plans
 from tools.command import Ports, add_triton_options, make_parser, server_arguments, switches
@@ -15,7 +16,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser("tools.tritonserver", __doc__)
     add_triton_options(parser)
     options = parser.parse_args(arguments)
-    if status := plans.main([*options.models, "--repository", str(options.repository)]):
+    folder = options.repository
+    if isinstance(folder, Path) and (status := plans.main([*options.models, "--repository", str(folder)])):
         return status
     command = server_arguments(
         options.repository, options.models, options.host, Ports.of(options), switches(options)

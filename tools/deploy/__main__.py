@@ -1,7 +1,7 @@
 """Runs the stack in containers: `make deploy`, `undeploy`, `logs`, `smoke` and `pin`.
 
-Settings are environment variables, which the README lists: TARGET is cpu or gpu, WATCH=1 adds Prometheus and
-Grafana, and the rest is read by compose.yaml.
+Settings are environment variables, which the README lists: TARGET is cpu, gpu or replicas, REPLICAS how many
+of these, WATCH=1 adds Prometheus and Grafana; the rest is read by compose.yaml.
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ def up(engine: Engine, target: str) -> None:
 def start(engine: Engine, target: str, environment: Mapping[str, str]) -> None:
     """Starts the containers and waits for the gateway; raises DeployError where one cannot run, all removed."""
     before = {container: restarts(container) for container in containers(engine)}
-    starting = subprocess.Popen(engine.command(profiles(target), "up", "-d"), env={**os.environ, **environment})
+    scale = ["--scale", f"triton-replica={os.environ.get('REPLICAS') or 2}"] if target == "replicas" else []
+    command = engine.command(profiles(target), "up", "-d", *scale)
+    starting = subprocess.Popen(command, env={**os.environ, **environment})
     try:
         deadline = time.monotonic() + START_SECONDS
         while not (starting.poll() == 0 and answers(engine, target)):
@@ -105,9 +107,13 @@ def converse(engine: Engine, target: str) -> None:
     embed, rerank = url(engine, target, "shim", 8101), url(engine, target, "shim", 8102)
     for line in smoke(embed, rerank):
         print(f"  {line}")
-    http, grpc, metrics = (url(engine, target, "triton", port) for port in (8200, 8201, 8202))
     print(f"gateway   {embed}/embed  {rerank}/rerank  (also /health, /models and /metrics)")
-    print(f"Triton    HTTP {http}  gRPC {grpc.removeprefix('http://')}  metrics {metrics}/metrics", flush=True)
+    grpc = url(engine, target, "triton", 8201).removeprefix("http://")
+    if target == "replicas":
+        print(f"HAProxy   gRPC {grpc}", flush=True)
+    else:
+        http, metrics = (url(engine, target, "triton", port) for port in (8200, 8202))
+        print(f"Triton    HTTP {http}  gRPC {grpc}  metrics {metrics}/metrics", flush=True)
     if is_watched():
         prometheus, grafana = url(engine, target, "prometheus", 9090), url(engine, target, "grafana", 3000)
         print(f"  {watched(prometheus)}")

@@ -16,6 +16,7 @@ LOCK = Path(__file__).with_name("images.lock")
 NEEDED = {
     "cpu": ("PYTHON_IMAGE",),
     "gpu": ("PYTHON_IMAGE", "TRITONSERVER_IMAGE"),
+    "replicas": ("PYTHON_IMAGE", "HAPROXY_IMAGE"),
     "watch": ("PROMETHEUS_IMAGE", "GRAFANA_IMAGE"),
     "watch-gpu": ("DCGM_EXPORTER_IMAGE",),
 }

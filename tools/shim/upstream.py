@@ -27,7 +27,32 @@ Task = Literal["embed", "rerank"]
 PROBE_SECONDS = 5.0
 """How long a model may take to answer a readiness probe, and how long an answer proves it alive."""
 
+SERVICE_CONFIG = {
+    # Each call goes to the next Triton, where the address names several; a connection would stick to one.
+    "loadBalancingConfig": [{"round_robin": {}}],
+    # A Triton that goes away takes its calls along. Computing a text again is safe, so each is sent once more
+    # within its deadline, when a load balancer has had the time to notice; every other error is the caller's.
+    "methodConfig": [
+        {
+            "name": [{"service": "inference.GRPCInferenceService", "method": "ModelInfer"}],
+            "retryPolicy": {
+                "maxAttempts": 2,
+                "initialBackoff": "0.5s",
+                "maxBackoff": "0.5s",
+                "backoffMultiplier": 1,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ],
+}
+"""What gRPC itself does for every call (its service config)."""
+
 CHANNEL = [
+    ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
+    # DNS is asked again this soon when a connection has ended.
+    ("grpc.dns_min_time_between_resolutions_ms", 5000),
+    # What gRPC keeps of a call to send it again; past its default of 256 KiB it would not.
+    ("grpc.per_rpc_retry_buffer_size", 64 * 2**20),
     # A restarted Triton is found again within a second instead of gRPC's two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),

@@ -1,0 +1,75 @@
+"""Whether Triton can still answer: a liveness probe for the container it runs in.
+
+Triton's own liveness and readiness stay green when the process of a Python backend's step has died. This sends one
+text to every ensemble that is loaded. Only what cannot get better ends with 1: a Triton that does not answer at
+all, or one that says that a step's process is dead. A text that is not answered in time, or is turned away, is the
+lot of a busy server, which must not be killed for its load.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from typing import Any
+
+from tools.command import Ports
+
+SECONDS = 5.0
+"""How long Triton may take for one answer."""
+
+DEAD_STEP = "is not healthy"
+"""What Triton says of a Python backend's process that has died."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns 1 with the reason when Triton has to be started again."""
+    parser = argparse.ArgumentParser(prog="python -m tools.alive", description=str(__doc__).splitlines()[0])
+    parser.add_argument("--http-port", type=int, default=Ports.http, help="Triton v2 over HTTP")
+    url = f"http://127.0.0.1:{parser.parse_args(arguments).http_port}/v2"
+    try:
+        configs = [ask(f"{url}/models/{name}/config") for name in loaded(url)]
+    except OSError as error:
+        print(f"Triton does not answer: {error}", file=sys.stderr)
+        return 1
+    for config in configs:
+        if "ensemble_scheduling" in config and (death := dead_step(url, config)):
+            print(death, file=sys.stderr)
+            return 1
+    return 0
+
+
+def loaded(url: str) -> list[str]:
+    """The models that are loaded."""
+    return [model["name"] for model in ask(f"{url}/repository/index", {"ready": True})]
+
+
+def dead_step(url: str, config: Any) -> str | None:
+    """Sends one text to an ensemble; returns what Triton says when one of its steps is dead."""
+    inputs = [
+        {"name": tensor["name"], "datatype": "BYTES", "shape": [1, 1], "data": ["alive?"]}
+        for tensor in config["input"]
+        if not tensor.get("optional")
+    ]
+    try:
+        ask(f"{url}/models/{config['name']}/infer", {"inputs": inputs})
+    except urllib.error.HTTPError as error:
+        said = error.read().decode(errors="replace")
+        return said if DEAD_STEP in said else None
+    except OSError:
+        return None
+    return None
+
+
+def ask(url: str, content: object = None) -> Any:
+    """GETs JSON, or POSTs `content`."""
+    body = json.dumps(content).encode() if content is not None else None
+    with urllib.request.urlopen(urllib.request.Request(url, body), timeout=SECONDS) as answer:  # noqa: S310
+        return json.loads(answer.read())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
