@@ -54,7 +54,9 @@ def test_the_lock_has_the_images_that_are_referenced_and_no_others() -> None:
         assert set(re.findall(r"^FROM (\S+)", dockerfile.read_text(), re.MULTILINE)) == {"${BASE}"}
 
 
-@pytest.mark.parametrize(("profile", "count"), [("cpu", 2), ("gpu", 2), ("replicas", 3), ("watch", 2), ("watch-gpu", 1)])
+@pytest.mark.parametrize(
+    ("profile", "count"), [("cpu", 2), ("gpu", 2), ("replicas", 3), ("watch", 2), ("watch-gpu", 1)]
+)
 def test_services_are_confined(profile: str, count: int) -> None:
     services = [service for service in COMPOSE["services"].values() if profile in service["profiles"]]
     assert len(services) == count

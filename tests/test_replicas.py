@@ -192,6 +192,7 @@ def test_every_address_of_a_name_is_used(service: Service, texts: list[str], tmp
         assert service.replicas[0].process.wait(60) == 1
         service.replicas[0].start()
         with Load(front, texts) as load:
+            containers.until(lambda: service.replicas[0].texts() > 0, 60)
             before = [replica.texts() for replica in service.replicas]
             load.go_on()
         shares = [replica.texts() - start for replica, start in zip(service.replicas, before, strict=True)]

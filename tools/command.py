@@ -120,7 +120,7 @@ def trace_url(value: str) -> str:
 
 
 def switches(options: argparse.Namespace) -> list[str]:
-    """What the command line switches on in tritonserver: its response cache, its tracing, the age of connections."""
+    """What the command line switches on in tritonserver: response cache, tracing, the age of connections."""
     cache = [f"--cache-config=local,size={options.cache_mb << 20}"] if options.cache_mb else []
     settings = (
         "mode=opentelemetry",
