@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,6 @@ import kubernetes_validate
 import pytest
 import yaml
 from conftest import ROOT, Stack
-from containers import require
 
 from tools.command import DRAIN_SECONDS, Ports, add_gateway_options, add_triton_options, make_parser
 from tools.shim import server
@@ -35,8 +35,9 @@ Manifest = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Manifest]]:
-    """Every overlay as `kubectl apply -k` would send it."""
-    require("kubectl")
+    """Every overlay as `kubectl apply -k` would send it; skipped without a kubectl, which no package here brings."""
+    if not shutil.which("kubectl"):
+        pytest.skip("kubectl is not installed")
     own = tmp_path_factory.mktemp("overlay")
     overlay = {
         "resources": [os.path.relpath(FOLDER / "overlays" / "cpu", own)],
