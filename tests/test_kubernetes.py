@@ -35,7 +35,7 @@ Manifest = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Manifest]]:
-    """Every overlay as `kubectl apply -k` would send it; skipped without a kubectl, which no package here brings."""
+    """Every overlay as `kubectl apply -k` would send it; skipped without kubectl, which no package here brings."""
     if not shutil.which("kubectl"):
         pytest.skip("kubectl is not installed")
     own = tmp_path_factory.mktemp("overlay")
