@@ -70,7 +70,7 @@ def test_services_are_confined(profile: str, count: int) -> None:
 
 def test_every_file_of_the_watchers_is_mounted() -> None:
     volumes = [volume for service in COMPOSE["services"].values() for volume in service.get("volumes", [])]
-    mounted = {volume.split(":")[0] for volume in volumes if volume.startswith("./")}
+    mounted = {volume.split(":")[0] for volume in volumes if volume.startswith("./watch/")}
     assert mounted == {f"./watch/{path.name}" for path in (FOLDER / "watch").iterdir()}
 
 
