@@ -22,7 +22,6 @@ from conftest import ROOT, Answer, Reference, Stack, free_ports
 from load import Load
 
 from tools.deploy import engine, images, smoke
-from tools.deploy.__main__ import settings
 
 FOLDER = ROOT / "tools" / "deploy"
 COMPOSE = yaml.safe_load((FOLDER / "compose.yaml").read_text())
@@ -73,7 +72,7 @@ def test_services_are_confined(profile: str, count: int) -> None:
 
 def test_every_file_of_the_watchers_is_mounted() -> None:
     volumes = [volume for service in COMPOSE["services"].values() for volume in service.get("volumes", [])]
-    mounted = {volume.split(":")[0] for volume in volumes if volume.startswith("./")}
+    mounted = {volume.split(":")[0] for volume in volumes if volume.startswith("./watch/")}
     assert mounted == {f"./watch/{path.name}" for path in (FOLDER / "watch").iterdir()}
 
 
@@ -301,34 +300,31 @@ def test_containers_are_confined(deployed: Deployed, service: str) -> None:
 
 
 @with_containers
-def test_prometheus_watches_the_containers(
-    deployed: Deployed, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The service of the Compose file; Debian's Prometheus stands in for PROMETHEUS_IMAGE."""
+def test_prometheus_watches_the_containers(deployed: Deployed, base: str, tmp_path: Path) -> None:
+    """Debian's Prometheus stands in for PROMETHEUS_IMAGE; GRAFANA_IMAGE only says that it is there."""
     for name in ("prometheus", "promtool"):
         if not (found := shutil.which(name)):
             pytest.skip("prometheus is not installed (Debian: apt install prometheus)")
         shutil.copy(found, tmp_path)
-    (tmp_path / "Dockerfile").write_text(
-        f"FROM {base}\nCOPY prometheus promtool /bin/\nRUN mkdir /prometheus && chown 65534:65534 /prometheus\n"
-    )
-    image = f"{PROJECT}/prometheus"
-    docker("build", "--quiet", "--tag", image, str(tmp_path))
-    (port,) = free_ports(1)
-    for name, value in deployed.environment.items() | {
-        ("PROMETHEUS_IMAGE", image),
-        ("PROMETHEUS_PORT", str(port)),
-    }:
-        monkeypatch.setenv(name, value)
-    compose = engine.Engine.find()
-    compose.run(["cpu", "watch"], settings(images.read_lock()), "up", "-d", "--no-deps", "prometheus")
-    containers.until(lambda: containers.listens(port), 30)
-    url = f"http://127.0.0.1:{port}"
-    assert smoke.watched(url) == "Prometheus hears gateway, triton"
-    ready = smoke.ask(f"{url}/api/v1/query?query=gateway_model_ready")["data"]["result"]
+    stand_ins = {
+        "prometheus": "COPY prometheus promtool /bin/\nRUN mkdir /prometheus && chown 65534:65534 /prometheus",
+        "grafana": "RUN mkdir /srv/api && echo {} >/srv/api/health\nCMD python3 -m http.server 3000 -d /srv",
+    }
+    ports = free_ports(len(stand_ins))
+    environment = deployed.environment | {"WATCH": "1"}
+    for (name, commands), port in zip(stand_ins.items(), ports, strict=True):
+        (tmp_path / "Dockerfile").write_text(f"FROM {base}\n{commands}\n")
+        image = f"{PROJECT}/{name}"
+        docker("build", "--quiet", "--tag", image, str(tmp_path))
+        environment |= {f"{name.upper()}_IMAGE": image, f"{name.upper()}_PORT": str(port)}
+    done = Deployed(environment, deployed.gateway).make("deploy")
+    assert done.returncode == 0, done.stderr
+    assert "Prometheus hears gateway, triton" in done.stdout
+    assert "Prometheus http://localhost:{}  Grafana http://localhost:{}".format(*ports) in done.stdout
+    url = f"http://127.0.0.1:{ports[0]}/api/v1"
+    ready = smoke.ask(f"{url}/query?query=gateway_model_ready")["data"]["result"]
     assert {one["metric"]["model"]: one["value"][1] for one in ready} == {"minilm": "1", "minilm-rerank": "1"}
-    groups = smoke.ask(f"{url}/api/v1/rules")["data"]["groups"]
-    assert {group["name"] for group in groups} == {"alerts", "ratios"}
+    assert {group["name"] for group in smoke.ask(f"{url}/rules")["data"]["groups"]} == {"alerts", "ratios"}
     assert deployed.inspect("prometheus", "{{.Config.User}}") == "65534:65534"
     assert deployed.inspect("prometheus", "{{.HostConfig.ReadonlyRootfs}}") == "true"
     containers.until(lambda: deployed.inspect("prometheus", "{{.State.Health.Status}}") == "healthy", 60)

@@ -116,8 +116,7 @@ def converse(engine: Engine, target: str) -> None:
         print(f"Triton    HTTP {http}  gRPC {grpc}  metrics {metrics}/metrics", flush=True)
     if is_watched():
         prometheus, grafana = url(engine, target, "prometheus", 9090), url(engine, target, "grafana", 3000)
-        print(f"  {watched(prometheus)}")
-        ask(f"{grafana}/api/health")
+        print(f"  {watched(prometheus, grafana)}")
         print(f"Prometheus {prometheus}  Grafana {grafana}", flush=True)
 
 

@@ -18,8 +18,8 @@ TOLERANCE = 1e-3
 """How far a number may move when a text comes in another batch, on engines that do not keep its bits."""
 
 
-SCRAPE_SECONDS = 60
-"""Until then Prometheus has found and asked everything that there is."""
+WATCH_SECONDS = 60
+"""Until then Grafana runs, and Prometheus has found and asked everything that there is."""
 
 
 def smoke(embed: str, rerank: str) -> list[str]:
@@ -37,34 +37,49 @@ def smoke(embed: str, rerank: str) -> list[str]:
     return lines
 
 
-def watched(prometheus: str) -> str:
-    """A line about what Prometheus hears; raises DeployError where it does not hear gateway and Triton."""
-    deadline = time.monotonic() + SCRAPE_SECONDS
+def watched(prometheus: str, grafana: str) -> str:
+    """A line about what Prometheus hears; raises DeployError where that is not all, or Grafana is not there."""
+    deadline = time.monotonic() + WATCH_SECONDS
     while True:
-        series = ask(f"{prometheus}/api/v1/query?query=up")["data"]["result"]
-        hears = {one["metric"]["job"] for one in series if one["value"][1] == "1"}
-        if hears >= {"gateway", "triton"}:
-            return f"Prometheus hears {', '.join(sorted(hears))}"
+        try:
+            ask_watcher(f"{grafana}/api/health")
+            series = ask_watcher(f"{prometheus}/api/v1/query?query=up")["data"]["result"]
+            hears = ", ".join(sorted({one["metric"]["job"] for one in series if one["value"][1] == "1"}))
+            if "gateway" in hears and "triton" in hears:
+                return f"Prometheus hears {hears}"
+            problem = f"Prometheus hears {hears or 'nothing'}: see {prometheus}/targets"
+        except DeployError as error:
+            problem = str(error)
         if time.monotonic() > deadline:
-            heard = ", ".join(sorted(hears)) or "nothing"
-            raise DeployError(f"Prometheus hears {heard} after {SCRAPE_SECONDS} s: see {prometheus}/targets")
+            raise DeployError(f"the stack serves but is not watched within {WATCH_SECONDS} s: {problem}")
         time.sleep(1)
 
 
 def ask(url: str, content: object = None) -> Any:
-    """The JSON answer to a GET, or to a POST of `content`; raises DeployError when it is an error."""
+    """The gateway's JSON answer to a GET, or to a POST of `content`; raises DeployError when it is an error."""
     body = None if content is None else json.dumps(content).encode()
     request = urllib.request.Request(url, body)  # noqa: S310
     if keys := os.environ.get("GATEWAY_API_KEYS", "").split():
         request.add_header("Authorization", f"Bearer {keys[0]}")
+    return _answer(request)
+
+
+def ask_watcher(url: str) -> Any:
+    """The JSON answer of Prometheus or Grafana, which get no key of the gateway's."""
+    return _answer(urllib.request.Request(url))  # noqa: S310
+
+
+def _answer(request: urllib.request.Request) -> Any:
     try:
         with urllib.request.urlopen(request, timeout=120) as answer:  # noqa: S310
             return json.load(answer)
     except urllib.error.HTTPError as error:
         with error:
-            raise DeployError(f"{url} answers {error.code}: {error.read().decode(errors='replace')}") from None
+            raise DeployError(
+                f"{request.full_url} answers {error.code}: {error.read().decode(errors='replace')}"
+            ) from None
     except OSError as error:
-        raise DeployError(f"{url} does not answer: {error}") from None
+        raise DeployError(f"{request.full_url} does not answer: {error}") from None
 
 
 def _check_embeddings(url: str, model: str, dimensions: int) -> None:
