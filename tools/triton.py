@@ -41,6 +41,8 @@ STUB_NUMPY2 = Path(__file__).with_name("stub_numpy2.py")
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 SEGMENT_PREFIX = "triton-embeddings"
 READY_SECONDS = 300
+WATCH_SECONDS = 0.5
+"""Between two looks at the processes of the models: one that is dead in both has died."""
 PR_SET_PDEATHSIG = 1
 NOISE = "CudaDriverHelper|unable to create stream|text_format.cc"
 """Errors that Triton logs on every healthy machine without a GPU."""
@@ -68,6 +70,7 @@ class EmbeddedTriton:
         self._segments = f"{SEGMENT_PREFIX}-{os.getpid()}-"
         self._process: asyncio.subprocess.Process | None = None
         self._log = log
+        self._is_broken = False
 
     async def run(self, stop: asyncio.Event, ready: contextlib.AbstractAsyncContextManager[None]) -> None:
         """Runs Triton until `stop` is set, within `ready` once it answers; raises ServerError when it cannot."""
@@ -131,17 +134,29 @@ class EmbeddedTriton:
             ready.cancel()
 
     async def wait(self) -> str:
-        """Waits until Triton exits and says why it did."""
+        """Waits until Triton or the process of a model exits, and says which and why.
+
+        Triton 2.51 neither starts such a process again nor stops saying that the model is ready.
+        """
         assert self._process is not None
-        status = await self._process.wait()
-        return self._cause_of_death(f"tritonserver exited with status {status}; start it again")
+        exited = asyncio.create_task(self._process.wait())
+        names: dict[int, str] = {}
+        dead: set[int] = set()
+        while not exited.done():
+            await asyncio.wait((exited,), timeout=WATCH_SECONDS)
+            # A process that Triton itself has ended is a zombie for a moment too.
+            before, dead = dead, zombies(self._process.pid, names)
+            if lost := [names.get(pid, "a model") for pid in sorted(before & dead)]:
+                self._is_broken = True
+                return self._cause_of_death(f"the process of {' and of '.join(lost)} died; start the server again")
+        return self._cause_of_death(f"tritonserver exited with status {exited.result()}; start it again")
 
     async def stop(self) -> None:
         """Lets running requests finish, stops Triton and removes what it may have left."""
         process = self._process
         if process is None:
             return
-        if process.returncode is None:
+        if process.returncode is None and not self._is_broken:  # it would wait for what can never be answered
             process.send_signal(signal.SIGTERM)
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(process.wait(), DRAIN_SECONDS + 10)
@@ -189,6 +204,19 @@ class EmbeddedTriton:
         if self._log is None:
             return headline
         return "\n  ".join([headline, *causes(self._log), f"the whole log is in {self._log}"])
+
+
+def zombies(parent: int, names: dict[int, str]) -> set[int]:
+    """The dead children of `parent` that it has not taken note of; `names` keeps the models of those that live."""
+    found = set()
+    for children in Path(f"/proc/{parent}/task").glob("*/children"):
+        with contextlib.suppress(OSError, IndexError):  # threads and processes come and go
+            for child in map(int, children.read_text().split()):
+                if Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                    found.add(child)
+                else:  # python_stub ... <model>_<instance>_<device> DEFAULT
+                    names[child] = Path(f"/proc/{child}/cmdline").read_text().split("\0")[-3].rsplit("_", 2)[0]
+    return found
 
 
 def causes(log: Path) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
 import time
 from collections.abc import Collection
 from http import HTTPStatus
@@ -14,12 +16,15 @@ from aiohttp.typedefs import Handler
 from tools.shim import keys, openapi
 from tools.shim.body import json_object, read
 from tools.shim.dialects import ROUTES
-from tools.shim.errors import ErrorDialect, as_gateway_error, as_response, own_error
-from tools.shim.gateway import Gateway, Result
+from tools.shim.errors import ErrorDialect, as_gateway_error, as_response, bad_request, own_error, slow_body
+from tools.shim.gateway import Gateway, Lanes, Result
 from tools.shim.routes import Get, Post
 from tools.shim.upstream import Upstream
 
 MAX_BODY_BYTES = 16 * 2**20
+
+TIMEOUT_HEADER = "X-Request-Timeout"
+"""Seconds after which the caller wants no answer."""
 
 log = logging.getLogger(__name__)
 
@@ -27,9 +32,9 @@ log = logging.getLogger(__name__)
 def make_app(upstream: Upstream, timeout: float, accepted: Collection[bytes] = ()) -> web.Application:
     """The gateway as an aiohttp application over an upstream that the caller opens and closes.
 
-    Where keys are `accepted`, calls need one of them.
+    A call may take `timeout` seconds, or fewer where it says so. Where keys are `accepted`, it needs one of them.
     """
-    gateway = Gateway(upstream, timeout)
+    gateway = Gateway(upstream, Lanes())
     app = web.Application(middlewares=[errors], client_max_size=MAX_BODY_BYTES)
     posts: dict[str, list[Post]] = {}
     for route in ROUTES:
@@ -38,14 +43,14 @@ def make_app(upstream: Upstream, timeout: float, accepted: Collection[bytes] = (
         else:
             app.router.add_get(route.path, get_handler(gateway, route, accepted))
     for path, routes in posts.items():
-        app.router.add_post(path, post_handler(gateway, routes, accepted))
+        app.router.add_post(path, post_handler(gateway, timeout, routes, accepted))
     document = orjson.dumps(openapi.document())
     app.router.add_get("/openapi.json", lambda _: as_json(document))
     return app
 
 
-def post_handler(gateway: Gateway, routes: list[Post], accepted: Collection[bytes]) -> Handler:
-    """Answers the one of `routes` whose key the body has, else the first."""
+def post_handler(gateway: Gateway, timeout: float, routes: list[Post], accepted: Collection[bytes]) -> Handler:
+    """Answers the one of `routes` whose key the body has, else the first, within the call's deadline."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
         started = time.perf_counter()
@@ -53,11 +58,12 @@ def post_handler(gateway: Gateway, routes: list[Post], accepted: Collection[byte
         try:
             if accepted:
                 keys.check(accepted, request.headers.get("Authorization", ""))
-            content = json_object(await request.read())
+            own = gateway.within(seconds_of(request, timeout))
+            content = json_object(await body_of(request, own.seconds))
             route = next((one for one in routes if one.key in content), route)
             call: object = read(route.body, content)
             parsed = time.perf_counter()
-            reply = await route.answer(gateway, call)
+            reply = await asyncio.wait_for(route.answer(own, call), own.seconds)
             answered = time.perf_counter()
             response = answer(reply.content)
             if reply.result is not None:
@@ -87,6 +93,30 @@ def get_handler(gateway: Gateway, route: Get, accepted: Collection[bytes]) -> Ha
             return failed(request, error, route.error)
 
     return handle
+
+
+def seconds_of(request: web.Request, timeout: float) -> float:
+    """What the call may take: `timeout`, or fewer seconds where its header says so."""
+    header = request.headers.get(TIMEOUT_HEADER)
+    if header is None:
+        return timeout
+    try:
+        seconds = float(header)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise bad_request(f"{TIMEOUT_HEADER} must be a number of seconds above 0, not {header!r}")
+    return min(seconds, timeout)
+
+
+async def body_of(request: web.Request, seconds: float) -> bytes:
+    """The whole body; raises GatewayError 408 where it is not there in time."""
+    if request.content.is_eof():  # as it is of the usual call, whose body came with its headers
+        return await request.read()
+    try:
+        return await asyncio.wait_for(request.read(), seconds)
+    except asyncio.TimeoutError:
+        raise slow_body() from None
 
 
 def answer(content: object) -> web.Response:

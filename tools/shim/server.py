@@ -10,6 +10,9 @@ from aiohttp import web
 from tools.shim.app import make_app
 from tools.shim.upstream import Upstream
 
+IDLE_SECONDS = 75
+"""How long a connection may be without a whole request, longer than proxies keep one: slow headers end with it too."""
+
 DRAIN_SECONDS = 30.0
 """How long calls under way may take to finish when the gateway is told to stop."""
 
@@ -29,7 +32,13 @@ async def listening(
     """
     async with Upstream(triton, models) as upstream:
         app = make_app(upstream, timeout, accepted)
-        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=DRAIN_SECONDS)
+        runner = web.AppRunner(
+            app,
+            access_log=None,
+            handler_cancellation=True,
+            keepalive_timeout=IDLE_SECONDS,
+            shutdown_timeout=DRAIN_SECONDS,
+        )
         await runner.setup()
         try:
             for port in ports:

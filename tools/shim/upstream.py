@@ -19,7 +19,7 @@ from tritonclient.grpc import InferInput, InferRequestedOutput
 from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from tools.shim.errors import unknown_model
+from tools.shim.errors import not_ready, unknown_model
 
 Task = Literal["embed", "rerank"]
 
@@ -92,7 +92,10 @@ class Upstream:
         """The served models in the order they were named; the first of a task is its default."""
         for name in self._names:
             if name not in self._models:
-                self._models[name] = await self._describe(name)
+                try:
+                    self._models[name] = await self._describe(name)
+                except InferenceServerException as error:
+                    raise not_ready(f"Triton cannot say what {name} is: {error.message()}") from None
         return list(self._models.values())
 
     async def model(self, task: Task, name: str | None) -> ServedModel:
