@@ -53,17 +53,16 @@ def post_handler(gateway: Gateway, timeout: float, routes: list[Post], accepted:
     """Answers the one of `routes` whose key the body has, else the first, within the call's deadline."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
-        started = time.perf_counter()
         route = routes[0]
-        try:
-            if accepted:
-                keys.check(accepted, request.headers.get("Authorization", ""))
-            own = gateway.within(seconds_of(request, timeout))
-            content = json_object(await body_of(request, own.seconds))
+
+        async def served(own: Gateway) -> web.Response:
+            nonlocal route
+            started = time.perf_counter()
+            content = json_object(await request.read())
             route = next((one for one in routes if one.key in content), route)
             call: object = read(route.body, content)
             parsed = time.perf_counter()
-            reply = await asyncio.wait_for(route.answer(own, call), own.seconds)
+            reply = await route.answer(own, call)
             answered = time.perf_counter()
             response = answer(reply.content)
             if reply.result is not None:
@@ -75,6 +74,15 @@ def post_handler(gateway: Gateway, timeout: float, routes: list[Post], accepted:
                 }
                 add_headers(response, reply.result, stages)
             return response
+
+        try:
+            if accepted:
+                keys.check(accepted, request.headers.get("Authorization", ""))
+            seconds = seconds_of(request, timeout)
+            return await asyncio.wait_for(served(gateway.within(seconds)), seconds)
+        except asyncio.TimeoutError as error:
+            late = error if request.content.is_eof() else slow_body()
+            return failed(request, late, route.error)
         except Exception as error:
             return failed(request, error, route.error)
 
@@ -107,16 +115,6 @@ def seconds_of(request: web.Request, timeout: float) -> float:
     if not 0 < seconds < math.inf:
         raise bad_request(f"{TIMEOUT_HEADER} must be a number of seconds above 0, not {header!r}")
     return min(seconds, timeout)
-
-
-async def body_of(request: web.Request, seconds: float) -> bytes:
-    """The whole body; raises GatewayError 408 where it is not there in time."""
-    if request.content.is_eof():  # as it is of the usual call, whose body came with its headers
-        return await request.read()
-    try:
-        return await asyncio.wait_for(request.read(), seconds)
-    except asyncio.TimeoutError:
-        raise slow_body() from None
 
 
 def answer(content: object) -> web.Response:

@@ -11,7 +11,7 @@ from tools.shim.app import make_app
 from tools.shim.upstream import Upstream
 
 IDLE_SECONDS = 75
-"""How long a connection may be without a whole request, longer than proxies keep one: slow headers end with it too."""
+"""How long a connection may go without a whole request's headers: longer than proxies keep theirs open."""
 
 DRAIN_SECONDS = 30.0
 """How long calls under way may take to finish when the gateway is told to stop."""
