@@ -47,6 +47,8 @@ class Stack:
     work_folder: Path
     options: list[str] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
+    wrapper: list[str] = field(default_factory=list)
+    """What runs the command: `wrapper` python -m tools.serve ..."""
     ports: dict[str, int] = field(default_factory=lambda: dict(zip(PORTS, free_ports(len(PORTS)), strict=True)))
 
     def start(self) -> Stack:
@@ -63,7 +65,7 @@ class Stack:
         command = [sys.executable, "-m", "tools.serve", "--work-folder", str(self.work_folder), *ports]
         with self._output("output").open("wb") as output, self._output("errors").open("wb") as errors:
             self.process = subprocess.Popen(
-                [*command, *self.options],
+                [*self.wrapper, *command, *self.options],
                 cwd=ROOT,
                 env=os.environ | self.environment,
                 stdout=output,

@@ -110,7 +110,10 @@ class EmbeddedTriton:
             backends = _assemble_backends(self._work_folder)
             log = self._log.open("wb") if self._log else contextlib.nullcontext()
         except OSError as error:
-            raise ServerError(f"cannot write {error.filename}: {error.strerror}; make it writable") from None
+            place = error.filename or self._work_folder
+            raise ServerError(
+                f"cannot write {place}: {error.strerror}; mend that or name another --work-folder"
+            ) from None
         with log as output:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command(backends),
@@ -141,7 +144,7 @@ class EmbeddedTriton:
         assert self._process is not None
         exited = asyncio.create_task(self._process.wait())
         names: dict[int, str] = {}
-        dead: set[int] = set()
+        dead = zombies(self._process.pid, names)
         while not exited.done():
             await asyncio.wait((exited,), timeout=WATCH_SECONDS)
             # A process that Triton itself has ended is a zombie for a moment too.

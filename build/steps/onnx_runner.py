@@ -113,8 +113,7 @@ class TritonPythonModel:
             try:
                 compiled = core.compile_model(path, "CPU", settings | {hints.performance_mode: mode})
             except RuntimeError as error:
-                cause = " ".join(str(error).split())[-200:]
-                raise ValueError(f"{path} cannot be run, build the family again: {cause}") from None
+                raise ValueError(f"{path} cannot be run, build the family again: {_cause(error)}") from None
             streams = compiled.get_property(properties.streams.num)
             return [compiled.create_infer_request() for _ in range(2 * streams)]
 
@@ -142,7 +141,7 @@ class TritonPythonModel:
         for batch, outcome in self._run_all(list(_micro_batches(items, self._token_budget))):
             for i, item in enumerate(batch):
                 if isinstance(outcome, RuntimeError):
-                    failures.update((request, str(outcome)) for request, _ in item.places)
+                    failures.update((request, _cause(outcome)) for request, _ in item.places)
                 else:
                     results.update((place, outcome[i]) for place in item.places)
         return [
@@ -226,6 +225,11 @@ class TritonPythonModel:
         return pb_utils.InferenceResponse(
             [pb_utils.Tensor(name, _stack([row[name] for row in rows])) for name in self._outputs]
         )
+
+
+def _cause(error: RuntimeError) -> str:
+    """The end of the engine's message, in one line; before it come the places in its sources."""
+    return " ".join(str(error).split())[-200:]
 
 
 def _targets(entries: list[dict[str, Any]], kind: str) -> dict[str, str]:

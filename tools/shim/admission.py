@@ -16,14 +16,14 @@ from dataclasses import dataclass, field
 from tools.shim.errors import overloaded
 from tools.shim.schedule import Tensors
 
-ALWAYS_TOKENS = 2**16
-"""Tokens that may queue however slow the server is."""
+UNMEASURED_TOKENS = 2**18
+"""Tokens that may queue before the lane's rate is known."""
 
 BYTES_PER_TOKEN = 4
 """Of UTF-8, about; corrected by what Triton counts."""
 
-MEASURED_SECONDS = 5.0
-"""Of work, that a rate is taken over."""
+MEASURED_SECONDS = (0.5, 5.0)
+"""Of work, that a rate is taken over: at least, at most."""
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Lane:
     @property
     def rate(self) -> float:
         """Tokens a second that Triton answers when the lane is full; 0 until that has been seen."""
-        return self.counted / self.busy if self.busy else 0.0
+        return self.counted / self.busy if self.busy > MEASURED_SECONDS[0] else 0.0
 
     @contextmanager
     def admitted(self, tokens: float, seconds: float) -> Iterator[Place]:
@@ -69,7 +69,7 @@ class Lane:
         """
         if self.slots.locked():
             ahead, rate = self.tokens * self.correction, self.rate
-            most = min(max(ALWAYS_TOKENS, rate * self.seconds), rate * seconds or math.inf)
+            most = rate * min(self.seconds, seconds) or UNMEASURED_TOKENS
             if ahead >= most:
                 wait = max(1, math.ceil((ahead - most) / rate)) if rate else 1
                 raise overloaded(f"{ahead:.0f} tokens are ahead of this call: try again in {wait} s", wait)
@@ -97,9 +97,9 @@ class Lane:
     def _note(self, counted: int) -> None:
         """Takes the time since the last request ended into the rate, where the lane was full all the while."""
         now, full = time.monotonic(), self.slots.locked()
-        if full and self.was_full:
+        if full and self.was_full and counted:
             self.busy += now - self.noted
             self.counted += counted
-        if self.busy > MEASURED_SECONDS:
+        if self.busy > MEASURED_SECONDS[1]:
             self.busy, self.counted = self.busy / 2, self.counted / 2
         self.noted, self.was_full = now, full

@@ -16,7 +16,15 @@ from aiohttp.typedefs import Handler
 from tools.shim import keys, openapi
 from tools.shim.body import json_object, read
 from tools.shim.dialects import ROUTES
-from tools.shim.errors import ErrorDialect, as_gateway_error, as_response, bad_request, own_error, slow_body
+from tools.shim.errors import (
+    ErrorDialect,
+    as_gateway_error,
+    as_response,
+    bad_request,
+    compressed,
+    own_error,
+    slow_body,
+)
 from tools.shim.gateway import Gateway, Lanes, Result
 from tools.shim.routes import Get, Post
 from tools.shim.upstream import Upstream
@@ -78,6 +86,8 @@ def post_handler(gateway: Gateway, timeout: float, routes: list[Post], accepted:
         try:
             if accepted:
                 keys.check(accepted, request.headers.get("Authorization", ""))
+            if request.headers.get("Content-Encoding", "identity") != "identity":
+                raise compressed()
             seconds = seconds_of(request, timeout)
             return await asyncio.wait_for(served(gateway.within(seconds)), seconds)
         except asyncio.TimeoutError as error:

@@ -51,6 +51,11 @@ def too_long(message: str) -> GatewayError:
     return GatewayError(HTTPStatus.UNPROCESSABLE_ENTITY, "too_long", message)
 
 
+def compressed() -> GatewayError:
+    """415: the body is compressed, and a small one may unpack to any size."""
+    return GatewayError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "compressed", "send the body without Content-Encoding")
+
+
 def unauthorized(message: str) -> GatewayError:
     """401: no key, or not one of ours."""
     return GatewayError(HTTPStatus.UNAUTHORIZED, "unauthorized", message)
@@ -84,6 +89,8 @@ def as_gateway_error(error: Exception) -> GatewayError:
             return error
         case web.HTTPRequestEntityTooLarge():
             return too_large("the body is over the limit: send fewer texts a call")
+        case web.RequestPayloadError():
+            return bad_request("the body broke off or is not what its headers say")
         case web.HTTPNotFound():
             return GatewayError(HTTPStatus.NOT_FOUND, "not_found", "there is no such route")
         case web.HTTPMethodNotAllowed():

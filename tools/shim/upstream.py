@@ -117,12 +117,16 @@ class Upstream:
             tensor = InferInput(tensor_name, [len(values), 1], "BYTES")
             encoded = np.array([value.encode() for value in values], np.object_)
             inputs.append(tensor.set_data_from_numpy(encoded[:, None]))
-        result = await self._client.infer(
-            name,
-            inputs,
-            outputs=[InferRequestedOutput(output) for output in outputs] or None,
-            client_timeout=timeout,
-        )
+        try:
+            result = await self._client.infer(
+                name,
+                inputs,
+                outputs=[InferRequestedOutput(output) for output in outputs] or None,
+                client_timeout=timeout,
+            )
+        except InferenceServerException:
+            self._answered.pop(name, None)  # what it answered before proves nothing any more
+            raise
         self._answered[name] = time.monotonic()
         tensors = {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
         for output, array in tensors.items():
