@@ -99,6 +99,11 @@ class Stack:
         (found,) = (process for process in self.tree() if process.name() == "tritonserver")
         return found
 
+    def step(self, name: str) -> psutil.Process:
+        """The process of one model."""
+        (found,) = (process for process in self.tree() if any(f"{name}_0" in word for word in process.cmdline()))
+        return found
+
     def segments(self) -> list[Path]:
         """Its shared-memory segments."""
         return sorted(Path("/dev/shm").glob(f"triton-embeddings-{self.process.pid}-*"))
@@ -209,6 +214,14 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     yield running
     assert running.stop() == 0
     assert not running.segments()
+
+
+@pytest.fixture
+def own_stack(tmp_path: Path) -> Iterator[Stack]:
+    """A stack that the test may damage."""
+    running = Stack(tmp_path / "stack").start()
+    yield running
+    running.stop()
 
 
 @dataclass(frozen=True)
