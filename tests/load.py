@@ -1,4 +1,4 @@
-"""Load on a stack while something happens to it, and Triton and the gateway as two commands, as containers run them."""
+"""Load on a stack while something happens to it; Triton and the gateway as two commands, as in containers."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -35,7 +36,7 @@ def until(is_true: Callable[[], bool], seconds: float = 60) -> float:
 
 
 class Load:
-    """Clients that send one text after another; every answer is compared with what the text gave before, bit by bit."""
+    """Clients that send one text after another; every answer must have the bits that the text gave before."""
 
     def __init__(self, stack: Stack, clients: int = 8) -> None:
         self._stack = stack
@@ -146,7 +147,7 @@ class Split(Stack):
             return probe.connect_ex(("127.0.0.1", self.ports[port])) == 0
 
     def _run(self, name: str, *words: str) -> None:
-        with self._output(name).open("wb") as errors:
+        with self._output(name).open("ab") as errors:
             self.commands[name] = subprocess.Popen(
                 [sys.executable, *words, *self.options],
                 cwd=ROOT,
@@ -157,7 +158,9 @@ class Split(Stack):
 
 
 def reset(connection: socket.socket) -> None:
-    """Closes a connection with RST."""
+    """Closes a connection with RST, unless it is closed."""
+    if connection.fileno() < 0:
+        return
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()
 
@@ -171,11 +174,16 @@ class Proxy:
         self.room: int | None = None
         """Bytes that the target may still answer on all connections together; None is any number."""
         self._listener = socket.create_server(("127.0.0.1", self.port))
+        self._ends: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
-        """Accepts no more."""
+        """Accepts no more and breaks what there is."""
+        self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        for end in self._ends:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
     def _accept(self) -> None:
         while True:
@@ -184,11 +192,12 @@ class Proxy:
             except OSError:
                 return
             target = socket.create_connection(("127.0.0.1", self._target))
+            self._ends += (client, target)
             for pair in ((client, target, False), (target, client, True)):
                 threading.Thread(target=self._pass_on, args=pair, daemon=True).start()
 
     def _pass_on(self, source: socket.socket, sink: socket.socket, is_answer: bool) -> None:
-        try:
+        with suppress(OSError):  # it was broken at another end
             while data := source.recv(1 << 16):
                 if is_answer and self.room is not None:
                     data = data[: self.room]
@@ -196,7 +205,6 @@ class Proxy:
                     if not data:
                         break
                 sink.sendall(data)
-        except OSError:
-            pass  # it was broken at the other end
         for end in (source, sink):
-            reset(end)
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)

@@ -63,8 +63,13 @@ class Item:
     """(request, row) of every place that wants its result: more than one when rows repeat."""
 
 
-Outcome: TypeAlias = "list[dict[str, Array]] | RuntimeError"
-"""Each item's outputs, by name, or what the engine raised."""
+Failure: TypeAlias = "RuntimeError | MemoryError"
+"""What the engine raises, and NumPy where its results do not fit."""
+
+FAILURES = (RuntimeError, MemoryError)
+
+Outcome: TypeAlias = "list[dict[str, Array]] | Failure"
+"""Each item's outputs, by name, or what was raised."""
 
 
 class TokenMetrics:
@@ -140,7 +145,7 @@ class TritonPythonModel:
         failures: dict[int, str] = {}
         for batch, outcome in self._run_all(list(_micro_batches(items, self._token_budget))):
             for i, item in enumerate(batch):
-                if isinstance(outcome, RuntimeError):
+                if isinstance(outcome, FAILURES):
                     failures.update((request, _cause(outcome)) for request, _ in item.places)
                 else:
                     results.update((place, outcome[i]) for place in item.places)
@@ -192,7 +197,7 @@ class TritonPythonModel:
             try:
                 free[-1].start_async(self._feeds(batch), share_inputs=True)
                 running.append((batch, free.pop()))
-            except RuntimeError as error:
+            except FAILURES as error:
                 yield batch, error
         for batch, request in running:
             yield batch, self._outcome(batch, request)
@@ -208,16 +213,16 @@ class TritonPythonModel:
 
     def _outcome(self, batch: list[Item], request: ov.InferRequest) -> Outcome:
         """Waits for a micro-batch: each item's outputs, or the engine's error."""
-        try:
-            request.wait()
-        except RuntimeError as error:
-            return error
         ends = np.cumsum([item.length for item in batch])[:-1]
         outputs: dict[str, Any] = {}
-        for name in self._outputs:
-            # The engine's own memory, which the next micro-batch overwrites.
-            values = request.get_tensor(name).data.copy()
-            outputs[name] = np.split(values, ends) if name in self._scattered else values
+        try:
+            request.wait()
+            for name in self._outputs:
+                # The engine's own memory, which the next micro-batch overwrites.
+                values = request.get_tensor(name).data.copy()
+                outputs[name] = np.split(values, ends) if name in self._scattered else values
+        except FAILURES as error:
+            return error
         return [{name: values[i] for name, values in outputs.items()} for i in range(len(batch))]
 
     def _response(self, rows: list[dict[str, Array]]) -> Any:
@@ -227,7 +232,7 @@ class TritonPythonModel:
         )
 
 
-def _cause(error: RuntimeError) -> str:
+def _cause(error: Failure) -> str:
     """The end of the engine's message, in one line; before it come the places in its sources."""
     return " ".join(str(error).split())[-200:]
 

@@ -105,7 +105,10 @@ def as_gateway_error(error: Exception) -> GatewayError:
 
 
 def _from_triton(error: InferenceServerException) -> GatewayError:
-    message = re.sub(r"^(\[[^]]*] )?(in ensemble '[^']*', )?", "", error.message() or "")
+    # A step's exception comes with its Python trace, which is no answer.
+    message, _, _ = re.sub(r"^(\[[^]]*] )?(in ensemble '[^']*', )?", "", error.message() or "").partition(
+        "\n\nAt:"
+    )
     match (error.status() or "").removeprefix("StatusCode."):
         case "INVALID_ARGUMENT":
             return bad_request(message)

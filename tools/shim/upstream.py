@@ -29,7 +29,8 @@ PROBE_SECONDS = 5.0
 CHANNEL = [
     # A restarted Triton is found again within a second instead of gRPC's two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # What an attempt may take, handshake included.
+    ("grpc.min_reconnect_backoff_ms", 2000),
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
@@ -124,7 +125,7 @@ class Upstream:
                 outputs=[InferRequestedOutput(output) for output in outputs] or None,
                 client_timeout=timeout,
             )
-        except InferenceServerException:
+        except BaseException:  # a deadline that passed comes as CancelledError
             self._answered.pop(name, None)  # what it answered before proves nothing any more
             raise
         self._answered[name] = time.monotonic()
