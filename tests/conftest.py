@@ -76,10 +76,14 @@ class Stack:
         """What the process has written to stdout."""
         return self._output("output").read_text()
 
-    def errors(self) -> str:
-        """What the process wrote to stderr, once it has ended."""
-        self.process.wait(60)
+    def said(self) -> str:
+        """What the process has written to stderr."""
         return self._output("errors").read_text()
+
+    def errors(self) -> str:
+        """The same, once it has ended."""
+        self.process.wait(60)
+        return self.said()
 
     def stop(self) -> int:
         """Sends SIGTERM and returns the exit status."""

@@ -134,7 +134,7 @@ class Split(Stack):
         for process in self.commands.values():
             process.wait(60)
 
-    def said(self, name: str) -> str:
+    def log(self, name: str) -> str:
         """What a command wrote to stderr."""
         return self._output(name).read_text()
 
@@ -184,6 +184,7 @@ class Proxy:
         for end in self._ends:
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+            end.close()
 
     def _accept(self) -> None:
         while True:
