@@ -424,6 +424,17 @@ def test_headers_that_do_not_end(split: Split, tmp_path: Path) -> None:
         gateway.end()
 
 
+def test_a_shape_that_overflows_ends_triton(tmp_path: Path) -> None:
+    """Over v2 HTTP, Triton 2.51 does not survive it; the command ends with the cause, as always then."""
+    stack = Stack(tmp_path / "stack").start()
+    tensor = {"name": "text", "datatype": "FP32", "shape": [2**31, 2**31], "data": [1.0]}
+    with pytest.raises(OSError, match=r"closed|reset"):
+        stack.post("http", "/v2/models/minilm/infer", {"inputs": [tensor]})
+    assert "tritonserver exited with status -" in stack.errors()
+    assert stack.process.returncode == 1
+    assert not stack.segments()
+
+
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 
 
