@@ -473,6 +473,15 @@ def test_only_monotonic_clocks_decide() -> None:
     assert not [name for name, source in sources.items() if re.search(r"time\.time\(|datetime", source)]
 
 
+def test_a_short_soak(tmp_path: Path) -> None:
+    """`make soak` for a quarter of a minute instead of an hour."""
+    command = [sys.executable, "-m", "tools.soak", "--seconds", "15", "--work-folder", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(done.stdout)
+    assert {call.split()[0] for call in report["calls"]} >= {"short", "large", "rerank", "bad"}
+
+
 def test_two_servers_on_the_same_ports(stack: Stack, tmp_path: Path) -> None:
     """The second one says so and the first one notices nothing."""
     with Load(stack, 2) as load:
