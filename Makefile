@@ -3,7 +3,7 @@ VENV := .venv/bin
 TARGET ?= cpu
 export TARGET RUNTIME WATCH
 
-.PHONY: help setup build serve deploy undeploy logs smoke pin test lint bench bench-peers lock clean
+.PHONY: help setup build serve deploy undeploy logs smoke pin test lint bench bench-peers soak lock clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -50,6 +50,9 @@ bench: build .venv/bench.lock ## Measure beside the raw engine, and bring the RE
 bench-peers: build .venv/bench.lock ## Measure sentence-transformers, infinity and a home-made gateway beside it
 	@$(VENV)/python -m tools.bench.peers $(ARGS)
 	@$(VENV)/python -m tools.bench.report
+
+soak: build .venv/test.lock ## An hour of mixed load: memory, files and threads must stay flat (ARGS="--seconds 60")
+	@$(VENV)/python -m tools.soak $(ARGS)
 
 RESOLVE = -q --universal --python-version 3.10 --generate-hashes
 lock: ## Resolve the dependencies of pyproject.toml anew (needs uv)

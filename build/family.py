@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -89,18 +90,24 @@ def build(entry: CatalogEntry, target: Target, model_repository: Path, cache: Pa
     if _is_current(model_repository, entry.name, inputs):
         return False
     checkpoint = obtain(entry, cache / "checkpoints")
-    aside = cache / "building" / entry.name
+    # In the repository, which may be a file system of its own: folders are renamed into their place.
+    aside = model_repository / ".building" / entry.name
     shutil.rmtree(aside, ignore_errors=True)
-    for model in models(entry, checkpoint, target):
-        write(model, aside / model.config.name)
-    record = {
-        "inputs": inputs,
-        "downloaded": checkpoint.downloaded,
-        "outputs": _hashes(aside),
-        "tolerance": entry.tolerance,
-    }
-    (aside / entry.name / RECORD).write_text(json.dumps(record, indent=2) + "\n")
-    _put_in_place(aside, model_repository)
+    try:
+        for model in models(entry, checkpoint, target):
+            write(model, aside / model.config.name)
+        record = {
+            "inputs": inputs,
+            "downloaded": checkpoint.downloaded,
+            "outputs": _hashes(aside),
+            "tolerance": entry.tolerance,
+        }
+        (aside / entry.name / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        _put_in_place(aside, model_repository)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another build is there
+            aside.parent.rmdir()
     return True
 
 

@@ -47,6 +47,8 @@ class Stack:
     work_folder: Path
     options: list[str] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
+    wrapper: list[str] = field(default_factory=list)
+    """What runs the command: `wrapper` python -m tools.serve ..."""
     ports: dict[str, int] = field(default_factory=lambda: dict(zip(PORTS, free_ports(len(PORTS)), strict=True)))
 
     def start(self) -> Stack:
@@ -63,7 +65,7 @@ class Stack:
         command = [sys.executable, "-m", "tools.serve", "--work-folder", str(self.work_folder), *ports]
         with self._output("output").open("wb") as output, self._output("errors").open("wb") as errors:
             self.process = subprocess.Popen(
-                [*command, *self.options],
+                [*self.wrapper, *command, *self.options],
                 cwd=ROOT,
                 env=os.environ | self.environment,
                 stdout=output,
@@ -74,10 +76,14 @@ class Stack:
         """What the process has written to stdout."""
         return self._output("output").read_text()
 
-    def errors(self) -> str:
-        """What the process wrote to stderr, once it has ended."""
-        self.process.wait(60)
+    def said(self) -> str:
+        """What the process has written to stderr."""
         return self._output("errors").read_text()
+
+    def errors(self) -> str:
+        """The same, once it has ended."""
+        self.process.wait(60)
+        return self.said()
 
     def stop(self) -> int:
         """Sends SIGTERM and returns the exit status."""
@@ -95,6 +101,11 @@ class Stack:
     def triton(self) -> psutil.Process:
         """The tritonserver process."""
         (found,) = (process for process in self.tree() if process.name() == "tritonserver")
+        return found
+
+    def step(self, name: str) -> psutil.Process:
+        """The process of one model."""
+        (found,) = (process for process in self.tree() if any(f"{name}_0" in word for word in process.cmdline()))
         return found
 
     def segments(self) -> list[Path]:
@@ -207,6 +218,14 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     yield running
     assert running.stop() == 0
     assert not running.segments()
+
+
+@pytest.fixture
+def own_stack(tmp_path: Path) -> Iterator[Stack]:
+    """A stack that the test may damage."""
+    running = Stack(tmp_path / "stack").start()
+    yield running
+    running.stop()
 
 
 @dataclass(frozen=True)

@@ -151,9 +151,10 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def until(condition: Callable[[], bool], seconds: float) -> None:
-    """Waits until `condition()` holds."""
-    deadline = time.monotonic() + seconds
+def until(condition: Callable[[], bool], seconds: float = 60) -> float:
+    """Waits until `condition()` holds; returns how long that took."""
+    started = time.monotonic()
     while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.1)
+        assert time.monotonic() - started < seconds, f"not within {seconds} s"
+        time.sleep(0.02)
+    return time.monotonic() - started

@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import socket
 import urllib.request
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import numpy as np
 import pytest
-from conftest import Stack, send
+from conftest import Answer, Stack, send
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 EMBED = "/embed"
 RERANK = "/rerank"
@@ -23,6 +28,11 @@ CASES: dict[str, tuple[str, object, int, str, str]] = {
     "NaN": (EMBED, b'{"texts": NaN}', 400, "bad_request", "not valid JSON"),
     "lone surrogate": (EMBED, b'{"texts": ["\\ud800"]}', 400, "bad_request", "surrogate"),
     "deeply nested": (EMBED, b"[" * 100_000, 400, "bad_request", "not valid JSON"),
+    "deep inside": (EMBED, b'{"texts": ' + b"[" * 900 + b"]" * 900 + b"}", 400, "bad_request", "not a list"),
+    "Infinity": (EMBED, b'{"texts": [Infinity]}', 400, "bad_request", "not valid JSON"),
+    "a number past all bounds": (EMBED, b'{"texts": [1e999]}', 400, "bad_request", "not valid JSON"),
+    "UTF-16": (EMBED, '{"texts": ["a"]}'.encode("utf-16"), 400, "bad_request", "not valid JSON"),
+    "a byte order mark": (EMBED, '{"texts": ["a"]}'.encode("utf-8-sig"), 400, "bad_request", "not valid JSON"),
     "a list": (EMBED, ["a"], 400, "bad_request", "JSON object"),
     "no texts": (EMBED, {}, 400, "bad_request", "'texts' is missing"),
     "texts a string": (EMBED, {"texts": "a"}, 400, "bad_request", "texts must be a list"),
@@ -39,6 +49,8 @@ CASES: dict[str, tuple[str, object, int, str, str]] = {
     "unknown model": (EMBED, {"texts": ["a"], "model": "none"}, 404, "unknown_model", "has: minilm"),
     "reranker asked to embed": (EMBED, {"texts": ["a"], "model": "minilm-rerank"}, 404, "unknown_model", "minilm"),
     "10,000 texts": (EMBED, {"texts": ["a"] * 10_000}, 413, "too_large", "at most 2048"),
+    "1,000,000 texts": (EMBED, {"texts": ["a"] * 1_000_000}, 413, "too_large", "at most 2048"),
+    "100 MB": (EMBED, b'{"texts": ["' + b"a" * 100_000_000, 413, "too_large", "fewer texts"),
     "body over the limit": (EMBED, {"texts": ["a" * BODY_LIMIT]}, 413, "too_large", "fewer texts"),
     "unknown route": ("/embeddings-of", {"texts": ["a"]}, 404, "not_found", "no such route"),
     "no query": (RERANK, {"documents": ["a"]}, 400, "bad_request", "'query' is missing"),
@@ -102,10 +114,93 @@ def test_any_content_type_is_read_as_json(stack: Stack) -> None:
     assert send(request).status == 200
 
 
-def test_a_malformed_http_request_is_refused(stack: Stack) -> None:
+def with_header(stack: Stack, name: str, value: str, body: bytes = b'{"texts": ["a"]}') -> Answer:
+    return send(urllib.request.Request(stack.url("embed", EMBED), body, {name: value}))
+
+
+def test_the_last_of_two_equal_keys_counts(stack: Stack) -> None:
+    answer = stack.post("embed", EMBED, b'{"texts": ["the first"], "texts": ["the last"]}')
+    assert (np.array(answer.json()["embeddings"], np.float32) == stack.embed(["the last"])).all()
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "nonsense"])
+def test_compressed_bodies_are_refused(stack: Stack, encoding: str) -> None:
+    """Two megabytes may unpack to two gigabytes."""
+    bomb = zlib.compress(b'{"texts": ["' + bytes(100_000_000), 1)
+    answer = with_header(stack, "Content-Encoding", encoding, bomb)
+    assert (answer.status, answer.json()["type"]) == (415, "compressed")
+    assert with_header(stack, "Content-Encoding", "identity").status == 200
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "soon", "1s", ""])
+def test_a_deadline_that_is_none(stack: Stack, seconds: str) -> None:
+    answer = with_header(stack, "X-Request-Timeout", seconds)
+    assert (answer.status, answer.json()["type"]) == (400, "bad_request")
+    assert "X-Request-Timeout must be a number of seconds above 0" in answer.json()["error"]
+
+
+def test_a_deadline_that_is_kept(stack: Stack) -> None:
+    assert with_header(stack, "X-Request-Timeout", "20.5").status == 200
+    answer = with_header(stack, "X-Request-Timeout", "1e-6")
+    assert (answer.status, answer.json()["type"]) == (504, "timeout")
+
+
+MALFORMED = [
+    b"nonsense\r\n\r\n",
+    b"POST /embed HTTP/1.1\r\nHost: a\r\nContent-Length: -5\r\n\r\n",
+    b"POST /embed HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef",
+    b"POST /embed HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    b"POST /embed HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n\r\n",
+    b"POST /embed HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 100_000 + b"\r\n\r\n",
+]
+
+
+@pytest.mark.parametrize("sent", MALFORMED)
+def test_a_malformed_http_request_is_refused(stack: Stack, sent: bytes) -> None:
+    """And leaves no line on the terminal."""
     with socket.create_connection(("127.0.0.1", stack.ports["embed"]), timeout=30) as connection:
-        connection.sendall(b"nonsense\r\n\r\n")
+        connection.sendall(sent)
         assert b" 400 " in connection.recv(4096).splitlines()[0]
+    assert stack.said() == ""
+
+
+# name: (text, whether it can be embedded)
+POISON: dict[str, tuple[str, bool]] = {
+    "special tokens": ("[CLS] [SEP] [PAD] [MASK]", True),
+    "an overflow of fp16": ("importance of trees", True),
+    "another": ("import numpy as np", True),
+    "right to left": ("\u202e\u05e9\u05dc\u05d5\u05dd \u0645\u0631\u062d\u0628\u0627", True),
+    "zero width": ("\u200b\u200c\u200d\ufeff" * 100, False),
+    "10,000 combining marks": ("e" + "\u0301" * 10_000, True),
+    "combining marks alone": ("\u0301" * 10_000, False),
+    "control characters": ("".join(map(chr, range(1, 32))), False),
+    "private use": ("\ue000\uf8ff\U0010fffd", False),
+    "emoji": ("\U0001f468\u200d\U0001f469\u200d\U0001f467" * 100, True),
+    "one word of 100,000 letters": ("w" * 100_000, True),
+    "an unknown script": ("\U00012000\U00012001" * 50, True),
+    "white space between": ("a" + " \t\n\u3000" * 10_000 + "b", True),
+    "JSON": ('{"texts": ["a"]}', True),
+    "a template": ("{query} {0} %s ${HOME} <|im_end|></s>", True),
+}
+
+
+@pytest.mark.parametrize("name", POISON)
+def test_poison(stack: Stack, name: str) -> None:
+    """Embedded, or refused with a sentence; its neighbours in the batch are what they are alone."""
+    text, is_text = POISON[name]
+    neighbours = ["a neighbour", "and another one, somewhat longer"]
+    with ThreadPoolExecutor(3) as clients:
+        alone = clients.submit(stack.post, "embed", EMBED, {"texts": [text]})
+        apart = np.concatenate(list(clients.map(lambda one: stack.embed([one]), neighbours)))
+    assert (apart == stack.embed(neighbours)).all()
+    answer = alone.result()
+    if is_text:
+        (vector,) = np.array(answer.json()["embeddings"], np.float32)
+        assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-3)
+        assert (stack.embed([text, *neighbours])[0] == vector).all()
+    else:
+        assert (answer.status, answer.json()["type"]) == (400, "bad_request")
+        assert "empty" in answer.json()["error"]
 
 
 @pytest.mark.parametrize(
@@ -136,3 +231,51 @@ def test_a_bad_text_does_not_fail_its_neighbours(stack: Stack) -> None:
             clients.map(lambda body: stack.post("http", "/v2/models/minilm/infer", body), [bad, good] * 40)
         )
     assert [answer.status for answer in answers] == [400, 200] * 40
+
+
+DTYPES = ["BYTES", "FP32", "INT32", "INT64", "BOOL", "UINT8", "FP16", "nonsense", None]
+TENSORS = st.fixed_dictionaries(
+    {
+        "name": st.sampled_from(["text", "prompt_name", "query", "passage", "input_ids", "nonsense", "", None]),
+        "datatype": st.sampled_from(DTYPES),
+        "shape": st.lists(st.integers(-2, 70) | st.sampled_from([0, 1, 10_000]), max_size=4) | st.none(),
+        "data": st.recursive(
+            st.text(max_size=20) | st.integers() | st.booleans() | st.none() | st.floats(),
+            lambda inner: st.lists(inner, max_size=5),
+            max_leaves=10,
+        ),
+    },
+    optional={
+        "parameters": st.dictionaries(st.sampled_from(["binary_data_size", "classification"]), st.integers())
+    },
+)
+BODIES = st.fixed_dictionaries(
+    {"inputs": st.lists(TENSORS, max_size=3) | st.none()},
+    optional={
+        "id": st.text(max_size=5) | st.integers(),
+        "parameters": st.dictionaries(st.sampled_from(["priority", "timeout", "sequence_id", "x"]), st.integers()),
+        "outputs": st.lists(
+            st.fixed_dictionaries({"name": st.sampled_from(["embeddings", "nonsense", ""])}), max_size=2
+        ),
+    },
+)
+
+
+@given(BODIES, st.sampled_from(["minilm", "minilm-rerank", "minilm-tokenizer"]))
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_v2_infer_answers_whatever_it_is_sent(stack: Stack, body: dict[str, Any], model: str) -> None:
+    """The ensembles, and the step that reads callers' text; Triton stays ready.
+
+    All but shapes that overflow, see test_faults.py.
+    """
+    answer = stack.post("http", f"/v2/models/{model}/infer", body)
+    assert answer.status in (200, 400, 500)
+    assert (answer.status == 200) == ("error" not in answer.json())
+    assert stack.get("http", f"/v2/models/{model}/ready").status == 200
+
+
+def test_a_huge_batch_is_refused(stack: Stack) -> None:
+    tensor = {"name": "text", "datatype": "BYTES", "shape": [100_000, 1], "data": ["a"] * 100_000}
+    answer = stack.post("http", "/v2/models/minilm/infer", {"inputs": [tensor]})
+    assert answer.status == 400
+    assert "batch-size must be <= 64" in answer.json()["error"]

@@ -6,11 +6,8 @@ import asyncio
 import json
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import aiohttp
 import numpy as np
 import pytest
 from conftest import Reference, Stack
@@ -19,7 +16,6 @@ from hypothesis import strategies as st
 
 from tools.shim import schedule
 from tools.shim.body import MAX_TEXTS
-from tools.shim.gateway import MAX_TEXTS_IN_FLIGHT
 
 
 def test_order_and_count_of_a_large_call(stack: Stack, reference: Reference) -> None:
@@ -59,29 +55,6 @@ def test_healthy(stack: Stack) -> None:
     assert (answer.status, answer.json()) == (200, {"status": "ready", "models": ["minilm", "minilm-rerank"]})
 
 
-@pytest.fixture
-def own_stack(tmp_path: Path) -> Iterator[Stack]:
-    """A stack that the test may damage."""
-    running = Stack(tmp_path).start()
-    yield running
-    running.stop()
-
-
-def test_health_names_a_model_whose_process_died(own_stack: Stack) -> None:
-    """Triton says ready all the while: only an answer proves that a model answers."""
-    (pooling,) = (p for p in own_stack.tree() if any("minilm-pooling" in word for word in p.cmdline()))
-    pooling.kill()
-    time.sleep(5)  # as long as the last good answer counts
-    answer = own_stack.get("embed", "/health")
-    assert own_stack.get("http", "/v2/models/minilm/ready").status == 200
-    assert answer.status == 503
-    assert answer.headers["Retry-After"] == "1"
-    assert answer.json()["type"] == "not_ready"
-    assert "minilm: " in answer.json()["error"]
-    call = own_stack.post("embed", "/embed", {"texts": ["a"]})
-    assert (call.status, call.json()["type"]) == (503, "not_ready")
-
-
 def test_a_deadline(tmp_path: Path, reference: Reference) -> None:
     stack = Stack(tmp_path, ["--timeout", "0.05"]).start()
     try:
@@ -89,26 +62,6 @@ def test_a_deadline(tmp_path: Path, reference: Reference) -> None:
         assert (answer.status, answer.json()["type"]) == (504, "timeout")
     finally:
         assert stack.stop() == 0
-
-
-def test_too_much_in_flight_is_turned_away(own_stack: Stack) -> None:
-    texts = [f"number {i} of many" for i in range(MAX_TEXTS)]
-
-    async def calls(count: int) -> list[tuple[int, str | None, Any]]:
-        async def call(session: aiohttp.ClientSession) -> tuple[int, str | None, Any]:
-            async with session.post(own_stack.url("embed", "/embed"), json={"texts": texts}) as answer:
-                return answer.status, answer.headers.get("Retry-After"), await answer.json()
-
-        async with aiohttp.ClientSession() as session:
-            return await asyncio.gather(*(call(session) for _ in range(count)))
-
-    most = MAX_TEXTS_IN_FLIGHT // MAX_TEXTS
-    answers = asyncio.run(calls(most + 2))
-    turned_away = [answer for answer in answers if answer[0] == 429]
-    assert len(turned_away) == 2
-    assert all((retry, body["type"]) == ("1", "overloaded") for _, retry, body in turned_away)
-    assert all(len(body["embeddings"]) == MAX_TEXTS for status, _, body in answers if status == 200)
-    assert own_stack.embed(["and again"]).shape == (1, 384)
 
 
 def test_the_work_of_a_client_that_goes_away_is_dropped(own_stack: Stack) -> None:
@@ -127,12 +80,52 @@ def test_the_work_of_a_client_that_goes_away_is_dropped(own_stack: Stack) -> Non
 
 @given(st.lists(st.text(max_size=50), min_size=1), st.integers(1, 64))
 def test_splitting_keeps_every_text_once(texts: list[str], max_texts: int) -> None:
-    requests = schedule.split([text.replace("\ud800", "") for text in texts], max_texts)
+    requests = schedule.split([len(text.encode()) for text in texts], max_texts)
     assert sorted(i for request in requests for i in request) == list(range(len(texts)))
     assert all(0 < len(request) <= max_texts for request in requests)
 
 
 @given(st.lists(st.integers(1, 20_000), min_size=1, max_size=60))
 def test_requests_stay_within_their_size(sizes: list[int]) -> None:
-    for request in schedule.split(["x" * size for size in sizes], 64):
+    for request in schedule.split(sizes, 64):
         assert len(request) == 1 or sum(sizes[i] for i in request) <= schedule.REQUEST_BYTES
+
+
+@given(st.lists(st.integers(1, 20_000), min_size=1, max_size=200), st.integers(1, 64), st.integers(1, 8))
+def test_answers_come_back_in_order(sizes: list[int], max_texts: int, at_once: int) -> None:
+    """Whatever order the requests are answered in."""
+    under_way = most = 0
+
+    async def infer(indices: list[int]) -> schedule.Tensors:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        for _ in range(len(indices) % 5):
+            await asyncio.sleep(0)
+        under_way -= 1
+        return {"index": np.array(indices)[:, None]}
+
+    tensors = asyncio.run(schedule.run(schedule.split(sizes, max_texts), infer, at_once))
+    assert tensors["index"][:, 0].tolist() == list(range(len(sizes)))
+    assert most <= at_once
+
+
+@given(st.lists(st.integers(1, 20_000), min_size=9, max_size=60), st.integers(0, 8))
+def test_a_call_is_answered_whole_or_not_at_all(sizes: list[int], failing: int) -> None:
+    """The first request that fails ends the rest."""
+    ended: list[bool] = []
+
+    async def infer(indices: list[int]) -> schedule.Tensors:
+        try:
+            await asyncio.sleep(0 if failing in indices else 60)
+            raise ValueError("it fails")
+        finally:
+            ended.append(True)
+
+    async def main() -> None:
+        requests = [[i] for i in range(len(sizes))]
+        with pytest.raises(ValueError, match="it fails"):
+            await schedule.run(requests, infer, len(requests))
+
+    asyncio.run(main())
+    assert len(ended) == len(sizes)

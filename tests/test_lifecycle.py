@@ -58,12 +58,18 @@ def test_the_greeting_shows_calls_that_work(tmp_path: Path) -> None:
 def test_sigterm_answers_what_is_under_way(tmp_path: Path, reference: Reference) -> None:
     stack = Stack(tmp_path).start()
     processes = stack.tree()
-    with ThreadPoolExecutor(8) as clients:
-        calls = [clients.submit(stack.embed, reference.texts[i::8]) for i in range(8)]
-        time.sleep(0.5)
+    expected = stack.embed(reference.texts)
+    own = psutil.Process(stack.process.pid)
+    with ThreadPoolExecutor(64) as clients:
+        calls = [clients.submit(stack.embed, reference.texts[i::48]) for i in range(48)]
+        calls += [clients.submit(stack.embed, reference.texts[i : i + 1]) for i in range(16)]
+        while sum(one.laddr[1] == stack.ports["embed"] for one in own.net_connections("tcp")) <= 64:
+            time.sleep(0.01)
+        time.sleep(0.2)
         stack.process.send_signal(signal.SIGTERM)
-        shapes = [call.result().shape for call in calls]
-    assert shapes == [(30, 384)] * 8
+        vectors = [call.result() for call in calls]
+    assert all((vectors[i] == expected[i::48]).all() for i in range(48))
+    assert all((vectors[48 + i] == expected[i]).all() for i in range(16))
     assert stack.process.wait(60) == 0
     assert_nothing_left(stack, processes)
 

@@ -54,3 +54,16 @@ def test_commands_and_links_exist() -> None:
     assert re.findall(r"^make (\w+) +#", README, re.MULTILINE) == ["serve", "test"]
     for link in re.findall(r"\]\(([^)]+)\)", README):
         assert (ROOT / link).exists()
+
+
+def test_every_promise_has_its_test() -> None:
+    page = (ROOT / "tools" / "shim" / "PROMISES.md").read_text()
+    named = re.findall(r"(tests/test_\w+\.py)::(\w+)", page)
+    assert len(named) > 40
+    assert [name for file, name in named if f"\ndef {name}(" not in (ROOT / file).read_text()] == []
+    rows = [line for line in page.splitlines() if line.startswith("|") and not re.match(r"\|[-|]+$", line)]
+    tables = [line for line in rows if line.endswith("| test |")]
+    assert len(tables) == 3
+    faults = (ROOT / "tests" / "test_faults.py").read_text()
+    promised = {name for file, name in named if file == "tests/test_faults.py"}
+    assert set(re.findall(r"^def (test_\w+)", faults, re.MULTILINE)) <= promised

@@ -17,7 +17,7 @@ import shutil
 import signal
 import sys
 import sysconfig
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -37,11 +37,14 @@ from tools.command import (
     server_arguments,
     switches,
 )
+from tools.stubs import Stubs
 
 STUB_NUMPY2 = Path(__file__).with_name("stub_numpy2.py")
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 SEGMENT_PREFIX = "triton-embeddings"
 READY_SECONDS = 300
+WATCH_SECONDS = 5.0
+"""Between two looks for models that were loaded since."""
 PR_SET_PDEATHSIG = 1
 NOISE = "CudaDriverHelper|unable to create stream|text_format.cc"
 """Errors that Triton logs on every healthy machine without a GPU."""
@@ -109,7 +112,10 @@ class EmbeddedTriton:
             backends = _assemble_backends(self._work_folder)
             log = self._log.open("wb") if self._log else contextlib.nullcontext()
         except OSError as error:
-            raise ServerError(f"cannot write {error.filename}: {error.strerror}; make it writable") from None
+            place = error.filename or self._work_folder
+            raise ServerError(
+                f"cannot write {place}: {error.strerror}; mend that or name another --work-folder"
+            ) from None
         with log as output:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command(backends),
@@ -133,33 +139,23 @@ class EmbeddedTriton:
             ready.cancel()
 
     async def wait(self) -> str:
-        """Waits until Triton exits and says why it did."""
-        assert self._process is not None
-        status = await self._process.wait()
-        return self._cause_of_death(f"tritonserver exited with status {status}; start it again")
+        """Waits until Triton or the process of a model dies, and says which and why.
 
-    @contextlib.asynccontextmanager
-    async def crashing_with_its_steps(self) -> AsyncIterator[None]:
-        """Kills Triton when the process of one of its steps has died.
-
-        Triton would go on, say that it is ready and fail every call. Dead, it is missed: its callers ask elsewhere
-        and whoever has started it starts it again.
+        Triton is killed with its first model: callers of a server that is gone ask elsewhere or try again, but
+        Triton would answer each of their calls with an error.
         """
         assert self._process is not None
-        loop = asyncio.get_running_loop()
-        with contextlib.ExitStack() as watched:
-            for pid in _children(self._process.pid):
-                fd = os.pidfd_open(pid)
-                watched.callback(os.close, fd)
-                watched.callback(loop.remove_reader, fd)
-                loop.add_reader(fd, self._crash, fd)
-            yield
-
-    def _crash(self, fd: int) -> None:
-        assert self._process is not None
-        asyncio.get_running_loop().remove_reader(fd)
-        print("the process of a step has died, so Triton is killed", file=sys.stderr, flush=True)
-        self._process.kill()
+        exited = asyncio.create_task(self._process.wait())
+        with Stubs(self._process.pid) as stubs:
+            while not exited.done() and not stubs.lost.done():
+                await asyncio.wait(
+                    (exited, stubs.lost), timeout=WATCH_SECONDS, return_when=asyncio.FIRST_COMPLETED
+                )
+                stubs.look()
+            if stubs.lost.done():
+                self._process.kill()
+                return self._cause_of_death(f"the process of {stubs.lost.result()} died; start the server again")
+        return self._cause_of_death(f"tritonserver exited with status {exited.result()}; start it again")
 
     async def stop(self) -> None:
         """Lets running requests finish, stops Triton and removes what it may have left."""
@@ -299,14 +295,6 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _children(pid: int) -> Iterator[int]:
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it has ended since
-            # pid (name) state parent ...; the name may hold anything.
-            if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
-                yield int(stat.parent.name)
-
-
 def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -325,7 +313,7 @@ async def serve(options: argparse.Namespace, stop: asyncio.Event) -> None:
     triton = EmbeddedTriton(
         options.repository, options.models, options.host, ports, options.work_folder, None, switches(options)
     )
-    await triton.run(stop, triton.crashing_with_its_steps())
+    await triton.run(stop, contextlib.nullcontext())
 
 
 if __name__ == "__main__":

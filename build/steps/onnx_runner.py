@@ -74,8 +74,13 @@ class Item:
     """(request, row) of every place that wants its result: more than one when rows repeat."""
 
 
-Outcome: TypeAlias = "list[dict[str, Array]] | RuntimeError"
-"""Each item's outputs, by name, or what the engine raised."""
+Failure: TypeAlias = "RuntimeError | MemoryError"
+"""What the engine raises, and NumPy where its results do not fit."""
+
+FAILURES = (RuntimeError, MemoryError)
+
+Outcome: TypeAlias = "list[dict[str, Array]] | Failure"
+"""Each item's outputs, by name, or what was raised."""
 
 
 class TokenMetrics:
@@ -127,8 +132,7 @@ class TritonPythonModel:
             try:
                 compiled = core.compile_model(path, "CPU", settings | {hints.performance_mode: mode})
             except RuntimeError as error:
-                cause = " ".join(str(error).split())[-200:]
-                raise ValueError(f"{path} cannot be run, build the family again: {cause}") from None
+                raise ValueError(f"{path} cannot be run, build the family again: {_cause(error)}") from None
             streams = compiled.get_property(properties.streams.num)
             return [compiled.create_infer_request() for _ in range(2 * streams)]
 
@@ -160,8 +164,8 @@ class TritonPythonModel:
         with self._infer_range:
             for batch, outcome in self._run_all(list(_micro_batches(items, self._token_budget))):
                 for i, item in enumerate(batch):
-                    if isinstance(outcome, RuntimeError):
-                        failures.update((request, str(outcome)) for request, _ in item.places)
+                    if isinstance(outcome, FAILURES):
+                        failures.update((request, _cause(outcome)) for request, _ in item.places)
                     else:
                         results.update((place, outcome[i]) for place in item.places)
         return [
@@ -212,7 +216,7 @@ class TritonPythonModel:
             try:
                 free[-1].start_async(self._feeds(batch), share_inputs=True)
                 running.append((batch, free.pop()))
-            except RuntimeError as error:
+            except FAILURES as error:
                 yield batch, error
         for batch, request in running:
             yield batch, self._outcome(batch, request)
@@ -228,16 +232,16 @@ class TritonPythonModel:
 
     def _outcome(self, batch: list[Item], request: ov.InferRequest) -> Outcome:
         """Waits for a micro-batch: each item's outputs, or the engine's error."""
-        try:
-            request.wait()
-        except RuntimeError as error:
-            return error
         ends = np.cumsum([item.length for item in batch])[:-1]
         outputs: dict[str, Any] = {}
-        for name in self._outputs:
-            # The engine's own memory, which the next micro-batch overwrites.
-            values = request.get_tensor(name).data.copy()
-            outputs[name] = np.split(values, ends) if name in self._scattered else values
+        try:
+            request.wait()
+            for name in self._outputs:
+                # The engine's own memory, which the next micro-batch overwrites.
+                values = request.get_tensor(name).data.copy()
+                outputs[name] = np.split(values, ends) if name in self._scattered else values
+        except FAILURES as error:
+            return error
         return [{name: values[i] for name, values in outputs.items()} for i in range(len(batch))]
 
     def _response(self, rows: list[dict[str, Array]]) -> Any:
@@ -245,6 +249,11 @@ class TritonPythonModel:
         return pb_utils.InferenceResponse(
             [pb_utils.Tensor(name, _stack([row[name] for row in rows])) for name in self._outputs]
         )
+
+
+def _cause(error: Failure) -> str:
+    """The end of the engine's message, in one line; before it come the places in its sources."""
+    return " ".join(str(error).split())[-200:]
 
 
 def _targets(entries: list[dict[str, Any]], kind: str) -> dict[str, str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
 import time
 from collections.abc import Collection
 from http import HTTPStatus
@@ -14,8 +16,16 @@ from aiohttp.typedefs import Handler, Middleware
 from tools.shim import keys, openapi, tracing
 from tools.shim.body import json_object, read
 from tools.shim.dialects import ROUTES
-from tools.shim.errors import ErrorDialect, as_gateway_error, as_response, bad_request, own_error
-from tools.shim.gateway import Gateway, Result
+from tools.shim.errors import (
+    ErrorDialect,
+    as_gateway_error,
+    as_response,
+    bad_request,
+    compressed,
+    own_error,
+    slow_body,
+)
+from tools.shim.gateway import Gateway, Lanes, Result
 from tools.shim.metrics import Metrics
 from tools.shim.routes import Get, Post
 from tools.shim.upstream import Upstream
@@ -29,6 +39,8 @@ NO_ROUTE = "none"
 """The route of requests for paths that there are not: what callers make up must not become a label."""
 
 ERROR_TYPE = web.ResponseKey("error_type", str)
+TIMEOUT_HEADER = "X-Request-Timeout"
+"""Seconds after which the caller wants no answer."""
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +48,9 @@ log = logging.getLogger(__name__)
 def make_app(upstream: Upstream, timeout: float, accepted: Collection[bytes] = ()) -> web.Application:
     """The gateway as an aiohttp application over an upstream that the caller opens and closes.
 
-    Where keys are `accepted`, calls need one of them.
+    A call may take `timeout` seconds, or fewer where it says so. Where keys are `accepted`, it needs one of them.
     """
-    gateway = Gateway(upstream, timeout)
+    gateway = Gateway(upstream, Lanes())
     metrics = Metrics(upstream)
     app = web.Application(middlewares=[observer(metrics), errors], client_max_size=MAX_BODY_BYTES)
     posts: dict[str, list[Post]] = {}
@@ -48,27 +60,29 @@ def make_app(upstream: Upstream, timeout: float, accepted: Collection[bytes] = (
         else:
             app.router.add_get(route.path, get_handler(gateway, route, accepted))
     for path, routes in posts.items():
-        app.router.add_post(path, post_handler(gateway, routes, accepted, metrics))
+        app.router.add_post(path, post_handler(gateway, timeout, routes, accepted, metrics))
     app.router.add_get("/metrics", metrics.expose)
     document = orjson.dumps(openapi.document())
     app.router.add_get("/openapi.json", lambda _: as_json(document))
     return app
 
 
-def post_handler(gateway: Gateway, routes: list[Post], accepted: Collection[bytes], metrics: Metrics) -> Handler:
-    """Answers the one of `routes` whose key the body has, else the first."""
+def post_handler(
+    gateway: Gateway, timeout: float, routes: list[Post], accepted: Collection[bytes], metrics: Metrics
+) -> Handler:
+    """Answers the one of `routes` whose key the body has, else the first, within the call's deadline."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
-        started = time.perf_counter()
         route = routes[0]
-        try:
-            if accepted:
-                keys.check(accepted, request.headers.get("Authorization", ""))
+
+        async def served(own: Gateway) -> web.Response:
+            nonlocal route
+            started = time.perf_counter()
             content = json_object(await request.read())
             route = next((one for one in routes if one.key in content), route)
             call: object = read(route.body, content)
             parsed = time.perf_counter()
-            reply = await route.answer(gateway, call)
+            reply = await route.answer(own, call)
             answered = time.perf_counter()
             response = answer(reply.content)
             if reply.result is not None:
@@ -81,6 +95,17 @@ def post_handler(gateway: Gateway, routes: list[Post], accepted: Collection[byte
                 add_headers(response, reply.result, stages)
                 metrics.count_result(reply.result, stages)
             return response
+
+        try:
+            if accepted:
+                keys.check(accepted, request.headers.get("Authorization", ""))
+            if request.headers.get("Content-Encoding", "identity") != "identity":
+                raise compressed()
+            seconds = seconds_of(request, timeout)
+            return await asyncio.wait_for(served(gateway.within(seconds)), seconds)
+        except asyncio.TimeoutError as error:
+            late = error if request.content.is_eof() else slow_body()
+            return failed(request, late, route.error)
         except Exception as error:
             return failed(request, error, route.error)
 
@@ -107,6 +132,20 @@ def read_flag(name: str, value: str) -> bool:
     if value not in ("0", "1"):
         raise bad_request(f"{name} is 0 or 1, not {value!r}")
     return value == "1"
+
+
+def seconds_of(request: web.Request, timeout: float) -> float:
+    """What the call may take: `timeout`, or fewer seconds where its header says so."""
+    header = request.headers.get(TIMEOUT_HEADER)
+    if header is None:
+        return timeout
+    try:
+        seconds = float(header)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise bad_request(f"{TIMEOUT_HEADER} must be a number of seconds above 0, not {header!r}")
+    return min(seconds, timeout)
 
 
 def answer(content: object) -> web.Response:

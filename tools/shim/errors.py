@@ -12,8 +12,6 @@ import orjson
 from aiohttp import web
 from tritonclient.utils import InferenceServerException
 
-RETRY_AFTER_SECONDS = 1
-
 DEAD_STEP = "is not healthy"
 """What Triton says of a Python backend process that has died."""
 
@@ -25,6 +23,8 @@ class GatewayError(Exception):
     status: HTTPStatus
     type: str
     message: str
+    retry_after: int = 0
+    """Seconds after which to try again; 0 where that does not help."""
 
 
 ErrorDialect = Callable[[GatewayError], tuple[int, object]]
@@ -51,24 +51,35 @@ def too_long(message: str) -> GatewayError:
     return GatewayError(HTTPStatus.UNPROCESSABLE_ENTITY, "too_long", message)
 
 
+def compressed() -> GatewayError:
+    """415: the body is compressed, and a small one may unpack to any size."""
+    return GatewayError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "compressed", "send the body without Content-Encoding")
+
+
 def unauthorized(message: str) -> GatewayError:
     """401: no key, or not one of ours."""
     return GatewayError(HTTPStatus.UNAUTHORIZED, "unauthorized", message)
 
 
-def overloaded(message: str) -> GatewayError:
-    """429: too much is in flight."""
-    return GatewayError(HTTPStatus.TOO_MANY_REQUESTS, "overloaded", message)
+def overloaded(message: str, retry_after: int) -> GatewayError:
+    """429: too much is queued; there is room again after `retry_after` seconds."""
+    return GatewayError(HTTPStatus.TOO_MANY_REQUESTS, "overloaded", message, retry_after)
 
 
 def not_ready(message: str) -> GatewayError:
     """503: Triton or a model is not there."""
-    return GatewayError(HTTPStatus.SERVICE_UNAVAILABLE, "not_ready", message)
+    return GatewayError(HTTPStatus.SERVICE_UNAVAILABLE, "not_ready", message, retry_after=1)
 
 
-def timed_out(message: str) -> GatewayError:
+def timed_out() -> GatewayError:
     """504: the deadline passed."""
+    message = "the deadline passed: send fewer texts a call, or give it more time, at most --timeout"
     return GatewayError(HTTPStatus.GATEWAY_TIMEOUT, "timeout", message)
+
+
+def slow_body() -> GatewayError:
+    """408: the deadline passed before the body was there."""
+    return GatewayError(HTTPStatus.REQUEST_TIMEOUT, "slow_body", "the body did not arrive before the deadline")
 
 
 def as_gateway_error(error: Exception) -> GatewayError:
@@ -78,6 +89,8 @@ def as_gateway_error(error: Exception) -> GatewayError:
             return error
         case web.HTTPRequestEntityTooLarge():
             return too_large("the body is over the limit: send fewer texts a call")
+        case web.RequestPayloadError():
+            return bad_request("the body broke off or is not what its headers say")
         case web.HTTPNotFound():
             return GatewayError(HTTPStatus.NOT_FOUND, "not_found", "there is no such route")
         case web.HTTPMethodNotAllowed():
@@ -85,19 +98,22 @@ def as_gateway_error(error: Exception) -> GatewayError:
             message = f"this route takes {allowed}, not {error.method}"
             return GatewayError(HTTPStatus.METHOD_NOT_ALLOWED, "method_not_allowed", message)
         case asyncio.TimeoutError():
-            return timed_out("the deadline passed: send fewer texts a call or raise --timeout")
+            return timed_out()
         case InferenceServerException():
             return _from_triton(error)
     return GatewayError(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "the gateway failed; see its log")
 
 
 def _from_triton(error: InferenceServerException) -> GatewayError:
-    message = re.sub(r"^(\[[^]]*] )?(in ensemble '[^']*', )?", "", error.message() or "")
+    # A step's exception comes with its Python trace, which is no answer.
+    message, _, _ = re.sub(r"^(\[[^]]*] )?(in ensemble '[^']*', )?", "", error.message() or "").partition(
+        "\n\nAt:"
+    )
     match (error.status() or "").removeprefix("StatusCode."):
         case "INVALID_ARGUMENT":
             return bad_request(message)
         case "DEADLINE_EXCEEDED":
-            return timed_out("the deadline passed: send fewer texts a call or raise --timeout")
+            return timed_out()
         case "UNAVAILABLE" | "NOT_FOUND" | "CANCELLED":
             return not_ready(f"Triton cannot answer now: {message}")
         case "INTERNAL" if DEAD_STEP in message:
@@ -112,11 +128,10 @@ def own_error(error: GatewayError) -> tuple[int, object]:
 
 def as_response(error: GatewayError, dialect: ErrorDialect = own_error) -> web.Response:
     """The error as JSON of a dialect, with Retry-After where trying again helps."""
-    retry = error.status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
     status, body = dialect(error)
     return web.Response(
         status=status,
         body=orjson.dumps(body),
         content_type="application/json",
-        headers={"Retry-After": str(RETRY_AFTER_SECONDS)} if retry else None,
+        headers={"Retry-After": str(error.retry_after)} if error.retry_after else None,
     )

@@ -1,27 +1,21 @@
-"""The two calls under every dialect, embed and rerank, and the limits that all callers share."""
+"""The two calls under every dialect, embed and rerank, and the lanes that all callers queue in."""
 
 from __future__ import annotations
 
-import asyncio
+import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tools.shim import schedule
-from tools.shim.errors import bad_request, overloaded, too_long
+from tools.shim.admission import BYTES_PER_TOKEN, Lane
+from tools.shim.errors import bad_request, too_long
 from tools.shim.upstream import ServedModel, Upstream
-
-MAX_TEXTS_IN_FLIGHT = 8192
-"""Texts of all calls together; a call that would pass it is turned away with 429."""
-
-REQUESTS_IN_FLIGHT = 64
-"""Triton requests of all calls together."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +55,33 @@ class Result:
         return np.argsort(-self.scores, kind="stable")
 
 
-@dataclass
+@dataclass(frozen=True)
+class Lanes:
+    """What all calls share. Many requests of few texts fill Triton's batches; of those of many, more only wait."""
+
+    short: Lane = field(default_factory=lambda: Lane(requests=64, seconds=10))
+    """Calls of one request, which somebody may be waiting for."""
+    bulk: Lane = field(default_factory=lambda: Lane(requests=4, seconds=60))
+    """Calls that are split into several."""
+
+
+@dataclass(frozen=True)
 class Gateway:
-    """Answers calls from one Triton server, within the limits above."""
+    """Answers calls from Triton, each by a deadline."""
 
     upstream: Upstream
-    timeout: float
-    """Seconds a call may take."""
-    texts_in_flight: int = 0
-    slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(REQUESTS_IN_FLIGHT))
+    lanes: Lanes
+    deadline: float = math.inf
+    """By time.monotonic()."""
+
+    def within(self, seconds: float) -> Gateway:
+        """The same for one call that may take so long."""
+        return Gateway(self.upstream, self.lanes, time.monotonic() + seconds)
+
+    @property
+    def seconds(self) -> float:
+        """Left until the deadline."""
+        return self.deadline - time.monotonic()
 
     async def embed(
         self,
@@ -123,6 +135,11 @@ class Gateway:
         started = time.perf_counter()
         places = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         distinct = list(places)
+        sizes = [len(text.encode()) for text in distinct]
+        beside = sum(len(value) for value in inputs.values() if isinstance(value, str))
+        tokens = [min(model.max_tokens, 2 + (beside + size) // BYTES_PER_TOKEN) for size in sizes]
+        requests = schedule.split(sizes, model.max_batch_size)
+        lane = self.lanes.short if len(requests) == 1 else self.lanes.bulk
         first = 0.0
 
         async def infer(indices: list[int]) -> dict[str, npt.NDArray[Any]]:
@@ -132,11 +149,14 @@ class Gateway:
                 name: [value] * len(indices) if isinstance(value, str) else [distinct[i] for i in indices]
                 for name, value in inputs.items()
             }
-            return await self.upstream.infer(step or model.name, own, self.timeout, outputs)
+            return await self.upstream.infer(step or model.name, own, self.seconds, outputs)
 
-        with self._admitted(len(texts)):
-            requests = schedule.split(distinct, model.max_batch_size)
-            tensors = await asyncio.wait_for(schedule.run(requests, infer, self.slots), self.timeout)
+        with lane.admitted(sum(tokens), self.seconds) as place:
+            tensors = await schedule.run(
+                requests,
+                lambda indices: lane.run(place, sum(tokens[i] for i in indices), partial(infer, indices)),
+                lane.requests,
+            )
         if len(distinct) < len(texts):
             rows = [places[text] for text in texts]
             tensors = {name: tensor[rows] for name, tensor in tensors.items()}
@@ -144,16 +164,6 @@ class Gateway:
             i = int(tensors["truncated"].argmax())
             raise too_long(f"text {i} is longer than the {model.max_tokens} tokens that {model.name} reads")
         return Result(model, tensors, first - started, time.perf_counter() - first)
-
-    @contextmanager
-    def _admitted(self, texts: int) -> Iterator[None]:
-        if self.texts_in_flight + texts > MAX_TEXTS_IN_FLIGHT:
-            raise overloaded(f"{self.texts_in_flight} texts are in flight: try again in a second")
-        self.texts_in_flight += texts
-        try:
-            yield
-        finally:
-            self.texts_in_flight -= texts
 
 
 def text_inputs(model: ServedModel, texts: list[str], prompt: str | None) -> dict[str, str | list[str]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import numpy as np
@@ -17,19 +16,15 @@ import numpy.typing as npt
 REQUEST_BYTES = 8192
 """UTF-8 bytes of text in one request, about 2000 tokens; a longer text travels alone."""
 
-REQUESTS_PER_CALL = 4
-"""Requests of one call that may be under way: enough to keep every step of the ensemble busy."""
-
 Tensors = dict[str, npt.NDArray[Any]]
 Infer = Callable[[list[int]], Awaitable[Tensors]]
 
 
-def split(texts: Sequence[str], max_texts: int) -> list[list[int]]:
-    """Indices of `texts` by length, cut into requests of at most `max_texts` texts and REQUEST_BYTES bytes."""
-    sizes = [len(text.encode()) for text in texts]
+def split(sizes: Sequence[int], max_texts: int) -> list[list[int]]:
+    """Indices of texts by their `sizes` in bytes, cut into requests of at most `max_texts` and REQUEST_BYTES."""
     requests: list[list[int]] = []
     room = 0
-    for i in sorted(range(len(texts)), key=sizes.__getitem__):
+    for i in sorted(range(len(sizes)), key=sizes.__getitem__):
         if not requests or sizes[i] > room or len(requests[-1]) == max_texts:
             requests.append([])
             room = REQUEST_BYTES
@@ -38,26 +33,22 @@ def split(texts: Sequence[str], max_texts: int) -> list[list[int]]:
     return requests
 
 
-async def run(requests: list[list[int]], infer: Infer, slots: AbstractAsyncContextManager[Any]) -> Tensors:
+async def run(requests: list[list[int]], infer: Infer, at_once: int) -> Tensors:
     """Calls `infer` for every request, longest texts first, and returns the rows in the order of the call.
 
-    At most REQUESTS_PER_CALL run at once, each holding one of the `slots` that all calls share. The first
-    error, or the caller's going away, cancels the rest.
+    At most `at_once` run together. The first error, or the caller's going away, cancels the rest.
     """
     if len(requests) == 1:  # the usual call, which needs no tasks of its own
-        async with slots:
-            answer = await infer(requests[0])
-        return in_order(requests, [answer])
+        return in_order(requests, [await infer(requests[0])])
     waiting = list(range(len(requests)))
     answers: list[Tensors] = [{}] * len(requests)
 
     async def worker() -> None:
         while waiting:
             i = waiting.pop()
-            async with slots:
-                answers[i] = await infer(requests[i])
+            answers[i] = await infer(requests[i])
 
-    workers = [asyncio.create_task(worker()) for _ in range(min(REQUESTS_PER_CALL, len(requests)))]
+    workers = [asyncio.create_task(worker()) for _ in range(min(at_once, len(requests)))]
     try:
         await asyncio.gather(*workers)
     finally:

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from tools.shim.app import make_app
 from tools.shim.upstream import Upstream
 
+IDLE_SECONDS = 75
+"""How long a connection may go without a whole request's headers: longer than proxies keep theirs open."""
+
 DRAIN_SECONDS = 30.0
 """How long calls under way may take to finish when the gateway is told to stop."""
+
+
+def is_ours(record: logging.LogRecord) -> bool:
+    """Whether a failure is not that of a caller who does not speak HTTP, who gets a 400 and no line of the log."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError | web.RequestPayloadError))
 
 
 @asynccontextmanager
@@ -27,9 +37,17 @@ async def listening(
 
     Listens on every one of `ports`; `triton` is the address of its gRPC.
     """
+    logging.getLogger("aiohttp.server").addFilter(is_ours)
     async with Upstream(triton, models) as upstream:
         app = make_app(upstream, timeout, accepted)
-        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=DRAIN_SECONDS)
+        runner = web.AppRunner(
+            app,
+            access_log=None,
+            auto_decompress=False,
+            handler_cancellation=True,
+            keepalive_timeout=IDLE_SECONDS,
+            shutdown_timeout=DRAIN_SECONDS,
+        )
         await runner.setup()
         try:
             for port in ports:

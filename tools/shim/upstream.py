@@ -20,7 +20,7 @@ from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from tools.shim import tracing
-from tools.shim.errors import unknown_model
+from tools.shim.errors import not_ready, unknown_model
 
 Task = Literal["embed", "rerank"]
 
@@ -55,7 +55,8 @@ CHANNEL = [
     ("grpc.per_rpc_retry_buffer_size", 64 * 2**20),
     # A restarted Triton is found again within a second instead of gRPC's two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # What an attempt may take, handshake included.
+    ("grpc.min_reconnect_backoff_ms", 2000),
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
@@ -118,7 +119,10 @@ class Upstream:
         """The served models in the order they were named; the first of a task is its default."""
         for name in self._names:
             if name not in self._models:
-                self._models[name] = await self._describe(name)
+                try:
+                    self._models[name] = await self._describe(name)
+                except InferenceServerException as error:
+                    raise not_ready(f"Triton cannot say what {name} is: {error.message()}") from None
         return list(self._models.values())
 
     async def model(self, task: Task, name: str | None) -> ServedModel:
@@ -141,14 +145,18 @@ class Upstream:
             tensor = InferInput(tensor_name, [len(values), 1], "BYTES")
             encoded = np.array([value.encode() for value in values], np.object_)
             inputs.append(tensor.set_data_from_numpy(encoded[:, None]))
-        result = await self._client.infer(
-            name,
-            inputs,
-            outputs=[InferRequestedOutput(output) for output in outputs] or None,
-            client_timeout=timeout,
-            request_id=origin.request_id,
-            headers=origin.trace,
-        )
+        try:
+            result = await self._client.infer(
+                name,
+                inputs,
+                outputs=[InferRequestedOutput(output) for output in outputs] or None,
+                client_timeout=timeout,
+                request_id=origin.request_id,
+                headers=origin.trace,
+            )
+        except BaseException:  # a deadline that passed comes as CancelledError
+            self._answered.pop(name, None)  # what it answered before proves nothing any more
+            raise
         self._answered[name] = time.monotonic()
         tensors = {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
         for output, array in tensors.items():

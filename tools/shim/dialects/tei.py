@@ -14,7 +14,7 @@ import orjson
 
 from tools.shim.body import MAX_TEXTS, Positive, Text, Vector
 from tools.shim.errors import GatewayError, bad_request
-from tools.shim.gateway import MAX_TEXTS_IN_FLIGHT, Gateway, unit_length
+from tools.shim.gateway import Gateway, unit_length
 from tools.shim.routes import Get, Post, Reply
 
 Side = Literal["Left", "left", "Right", "right"]
@@ -152,7 +152,7 @@ async def info(gateway: Gateway) -> Reply:
         "model_sha": model.facts.get("revision"),
         "model_dtype": DTYPES.get(model.facts.get("precision", "")),
         "model_type": kind,
-        "max_concurrent_requests": MAX_TEXTS_IN_FLIGHT,
+        "max_concurrent_requests": gateway.lanes.short.requests,
         "max_input_length": model.max_tokens,
         "max_batch_requests": model.max_batch_size,
         "max_client_batch_size": MAX_TEXTS,
