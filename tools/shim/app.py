@@ -26,13 +26,10 @@ from tools.shim.errors import (
     slow_body,
 )
 from tools.shim.gateway import Gateway, Lanes, Result
-from tools.shim.routes import Get, Post
+from tools.shim.routes import TIMEOUT_HEADER, Get, Post
 from tools.shim.upstream import Upstream
 
 MAX_BODY_BYTES = 16 * 2**20
-
-TIMEOUT_HEADER = "X-Request-Timeout"
-"""Seconds after which the caller wants no answer."""
 
 log = logging.getLogger(__name__)
 
