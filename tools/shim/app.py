@@ -27,7 +27,7 @@ from tools.shim.errors import (
 )
 from tools.shim.gateway import Gateway, Lanes, Result
 from tools.shim.metrics import Metrics
-from tools.shim.routes import Get, Post
+from tools.shim.routes import TIMEOUT_HEADER, Get, Post
 from tools.shim.upstream import Upstream
 
 MAX_BODY_BYTES = 16 * 2**20
@@ -39,8 +39,6 @@ NO_ROUTE = "none"
 """The route of requests for paths that there are not: what callers make up must not become a label."""
 
 ERROR_TYPE = web.ResponseKey("error_type", str)
-TIMEOUT_HEADER = "X-Request-Timeout"
-"""Seconds after which the caller wants no answer."""
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -23,8 +23,8 @@ class GatewayError(Exception):
     status: HTTPStatus
     type: str
     message: str
-    retry_after: int = 0
-    """Seconds after which to try again; 0 where that does not help."""
+    headers: Mapping[str, str] | None = None
+    """What the answer says besides."""
 
 
 ErrorDialect = Callable[[GatewayError], tuple[int, object]]
@@ -63,12 +63,12 @@ def unauthorized(message: str) -> GatewayError:
 
 def overloaded(message: str, retry_after: int) -> GatewayError:
     """429: too much is queued; there is room again after `retry_after` seconds."""
-    return GatewayError(HTTPStatus.TOO_MANY_REQUESTS, "overloaded", message, retry_after)
+    return GatewayError(HTTPStatus.TOO_MANY_REQUESTS, "overloaded", message, {"Retry-After": str(retry_after)})
 
 
 def not_ready(message: str) -> GatewayError:
     """503: Triton or a model is not there."""
-    return GatewayError(HTTPStatus.SERVICE_UNAVAILABLE, "not_ready", message, retry_after=1)
+    return GatewayError(HTTPStatus.SERVICE_UNAVAILABLE, "not_ready", message, {"Retry-After": "1"})
 
 
 def timed_out() -> GatewayError:
@@ -96,7 +96,7 @@ def as_gateway_error(error: Exception) -> GatewayError:
         case web.HTTPMethodNotAllowed():
             allowed = ", ".join(sorted(error.allowed_methods))
             message = f"this route takes {allowed}, not {error.method}"
-            return GatewayError(HTTPStatus.METHOD_NOT_ALLOWED, "method_not_allowed", message)
+            return GatewayError(HTTPStatus.METHOD_NOT_ALLOWED, "method_not_allowed", message, {"Allow": allowed})
         case asyncio.TimeoutError():
             return timed_out()
         case InferenceServerException():
@@ -127,11 +127,11 @@ def own_error(error: GatewayError) -> tuple[int, object]:
 
 
 def as_response(error: GatewayError, dialect: ErrorDialect = own_error) -> web.Response:
-    """The error as JSON of a dialect, with Retry-After where trying again helps."""
+    """The error as JSON of a dialect."""
     status, body = dialect(error)
     return web.Response(
         status=status,
         body=orjson.dumps(body),
         content_type="application/json",
-        headers={"Retry-After": str(error.retry_after)} if error.retry_after else None,
+        headers=error.headers,
     )

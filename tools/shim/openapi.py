@@ -9,13 +9,20 @@ import orjson
 
 from tools.shim.body import schema
 from tools.shim.dialects import ROUTES
-from tools.shim.routes import Get, Post
+from tools.shim.routes import TIMEOUT_HEADER, Get, Post
 
 REQUEST_ID = {"description": "The caller's own, or a new one.", "schema": {"type": "string"}}
 HEADERS = {
     "X-Token-Count": {"description": "Tokens of all texts.", "schema": {"type": "string"}},
     "X-Truncated": {"description": "How many texts were cut to fit.", "schema": {"type": "string"}},
     "Server-Timing": {"description": "Milliseconds of each stage.", "schema": {"type": "string"}},
+}
+
+TIMEOUT = {
+    "name": TIMEOUT_HEADER,
+    "in": "header",
+    "description": "Seconds after which the caller wants no answer, at most the server's own --timeout.",
+    "schema": {"type": "number", "exclusiveMinimum": 0},
 }
 
 FILE = Path(__file__).with_suffix(".json")
@@ -61,6 +68,7 @@ def operation(routes: list[Post | Get]) -> dict[str, Any]:
     if flags:
         content["parameters"] = [{"name": flag, "in": "query", "schema": {"enum": ["0", "1"]}} for flag in flags]
     if bodies:
+        content["parameters"] = [TIMEOUT]
         content["responses"]["200"]["headers"] |= HEADERS
         content["requestBody"] = {"required": True, "content": {"application/json": {"schema": one_of(bodies)}}}
     return content

@@ -9,6 +9,9 @@ from typing import Any
 from tools.shim.errors import ErrorDialect, own_error
 from tools.shim.gateway import Gateway, Result
 
+TIMEOUT_HEADER = "X-Request-Timeout"
+"""Seconds after which the caller wants no answer."""
+
 
 @dataclass(frozen=True)
 class Reply:
