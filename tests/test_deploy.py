@@ -397,7 +397,7 @@ def test_a_replica_that_dies_takes_no_call_along(base: str, tmp_path: Path) -> N
         with Load(service.gateway, statuses=[200]) as load:
             load.answers()
             containers.until(
-                lambda: all(float(python(replica, TEXTS).stdout) > 50 for replica in (one, other)), 60
+                lambda: all(float(python(replica, TEXTS).stdout or 0) > 50 for replica in (one, other)), 60
             )
             assert python(one, KILL_TRITON).returncode in (0, 137)
             load.answers()

@@ -172,10 +172,12 @@ def test_names_and_labels_meet(rendered: dict[str, list[Manifest]], overlay: str
     target = of_kind(manifests, "HorizontalPodAutoscaler")["triton"]["spec"]["scaleTargetRef"]
     assert target == {"apiVersion": "apps/v1", "kind": "Deployment", "name": "triton"}
     assert "replicas" not in deployments["triton"]["spec"]
-    monitor = of_kind(manifests, "ServiceMonitor")["triton"]["spec"]
-    service = of_kind(manifests, "Service")["triton"]
-    assert monitor["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
-    assert {end["port"] for end in monitor["endpoints"]} <= {port["name"] for port in service["spec"]["ports"]}
+    monitors, services = of_kind(manifests, "ServiceMonitor"), of_kind(manifests, "Service")
+    assert monitors.keys() == services.keys()
+    for name, service in services.items():
+        monitor = monitors[name]["spec"]
+        assert monitor["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+        assert {end["port"] for end in monitor["endpoints"]} <= {port["name"] for port in service["spec"]["ports"]}
     # Every claim exists, and every claim that exists is used.
     volumes = [volume for pod in pods(manifests) for volume in pod["volumes"] if "persistentVolumeClaim" in volume]
     claims = {volume["persistentVolumeClaim"]["claimName"] for volume in volumes}
@@ -260,7 +262,10 @@ def test_the_autoscaler_reads_what_the_adapter_makes_of_what_triton_has(
     for overlay in OVERLAYS:
         (metric,) = of_kind(rendered[overlay], "HorizontalPodAutoscaler")["triton"]["spec"]["metrics"]
         assert metric["pods"]["metric"]["name"] == rule["name"]["as"]
-    (monitor,) = of_kind(rendered["cpu"], "ServiceMonitor")["triton"]["spec"]["endpoints"]
+    monitors = of_kind(rendered["cpu"], "ServiceMonitor")
+    (gateway,) = monitors["shim"]["spec"]["endpoints"]
+    assert "gateway_model_ready" in stack.get(gateway["port"], gateway["path"]).body.decode()
+    (monitor,) = monitors["triton"]["spec"]["endpoints"]
     metrics = stack.get("metrics", monitor["path"]).body.decode()
     names = set(re.findall(r"nv_\w+", rule["seriesQuery"] + rule["metricsQuery"]))
     assert names == {"nv_inference_queue_duration_us", "nv_inference_compute_infer_duration_us"}
