@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import socket
 import subprocess
@@ -17,8 +18,9 @@ from statistics import median
 
 import psutil
 import pytest
-from conftest import ROOT, TINY, Answer, Stack, free_ports, send
+from conftest import ROOT, TINY, Answer, Reference, Stack, free_ports, send
 from load import GONE, Load, Proxy, Split, reset, until
+from tokenizers import Tokenizer
 
 from build import family, make
 from build.target import Target
@@ -181,6 +183,45 @@ class Slow(TritonPythonModel):
 
 TritonPythonModel = Slow
 """
+
+
+FAMILIES = ("bert-cls", "qwen3-embedding", "gemma3", "xlm-roberta")
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Models whose tokenizers are of different kinds."""
+    folder = tmp_path_factory.mktemp("families")
+    for name in FAMILIES:
+        assert family.build(make.known_entry(str(TINY / name)), Target(), folder / "repository", folder / "cache")
+    running = Stack(folder / "work", ["--repository", str(folder / "repository"), "--models", *FAMILIES]).start()
+    yield running
+    assert running.stop() == 0
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_long_text_has_the_tokens_of_the_whole(families: Stack, reference: Reference, name: str) -> None:
+    """Though mostly only its start is tokenized; the reference reads all of it."""
+    tokenizer = Tokenizer.from_file(str(TINY / name / "tokenizer.json"))
+    tokenizer.no_padding()
+    parameters = families.get("http", f"/v2/models/{name}-tokenizer/config").json()["parameters"]
+    tokenizer.enable_truncation(int(parameters["max_tokens"]["string_value"]))
+    draw = random.Random(0)
+    texts = [
+        *(" ".join(draw.choices(reference.texts, k=200)) for _ in range(3)),
+        *("".join(draw.choices(reference.texts, k=200)).replace(" ", "") for _ in range(3)),
+        *("".join(draw.choices("abcde \n\u00e9\u4e2d\u0301\U0001f468", k=30_000)) for _ in range(5)),
+        "\u4e2d\u6587" * 15_000,
+        "a" * 30_000,
+        "a" + " " * 30_000 + "b",
+        "aab" * 10_000,
+    ]
+    for text in texts:
+        assert len(text) > 40 * int(parameters["max_tokens"]["string_value"])
+        outputs = families.infer(f"{name}-tokenizer", text=[text])
+        expected = tokenizer.encode(text)
+        assert outputs["input_ids"][0].tolist() == expected.ids
+        assert outputs["truncated"].item() == bool(expected.overflowing)
 
 
 def test_a_slow_model(tmp_path: Path) -> None:
