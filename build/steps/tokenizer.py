@@ -48,6 +48,9 @@ with suppress(ImportError):
 
     TOKENIZE = nvtx.annotate("tokenize", domain="steps")
 
+HEAD_CHARACTERS = 32
+"""Of a text that has more for each token of the window, so many are tokenized first: mostly they overflow it."""
+
 INPUT_TYPES = {"query": "query", "passage": "document"}
 """NIM's `input_type` -> prompt name."""
 
@@ -86,6 +89,7 @@ class TritonPythonModel:
         )
         room = int(parameters["max_tokens"]) - len(self._prefix) - len(self._suffix)
         self._tokenizer.enable_truncation(room, strategy="longest_first")
+        self._head_size = HEAD_CHARACTERS * room
         names = {item["name"] for item in config["input"]}
         self._read: Callable[[Any], list[Any]] = self._read_texts
         if "passage" in names:
@@ -127,10 +131,24 @@ class TritonPythonModel:
             if name and name not in self._prompts:
                 known = ", ".join(sorted(self._prompts))
                 raise BadRequestError(f"prompt_name {name!r} is unknown: this model has {known}")
-        return [self._prompts.get(name, "") + text for name, text in zip(names, texts, strict=True)]
+        return [self._prompts.get(name, "") + self._head(text) for name, text in zip(names, texts, strict=True)]
 
     def _read_pairs(self, request: Any) -> list[tuple[str, str]]:
-        return list(zip(_strings(request, "query"), _strings(request, "passage"), strict=True))
+        passages = [self._head(text) for text in _strings(request, "passage")]
+        return list(zip(_strings(request, "query"), passages, strict=True))
+
+    def _head(self, text: str) -> str:
+        """As much of a text as decides its row: one of megabytes would keep all others waiting for seconds.
+
+        The head must have three times the tokens of a row: where it is cut, they may be others than in the whole.
+        """
+        size = self._head_size
+        while len(text) > size:
+            head = text[:size]
+            if len(self._tokenizer.encode(head).overflowing) > 2:
+                return head
+            size *= 8
+        return text
 
     def _read_bodies(self, request: Any) -> list[str]:
         """Each pair between the template's ends."""

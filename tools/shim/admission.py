@@ -65,13 +65,13 @@ class Lane:
     def admitted(self, tokens: float, seconds: float) -> Iterator[Place]:
         """A place for a call of any size that has `seconds` left; raises GatewayError 429 where there is none.
 
-        There is none while the work ahead would take longer than the lane allows or than the call has.
+        There is none while the work ahead would take longer than the lane allows, or leave the call too little.
         """
         if self.slots.locked():
-            ahead, rate = self.tokens * self.correction, self.rate
-            most = rate * min(self.seconds, seconds) or UNMEASURED_TOKENS
+            ahead, own, rate = self.tokens * self.correction, tokens * self.correction, self.rate
+            most = min(rate * self.seconds, rate * seconds - own) if rate else UNMEASURED_TOKENS
             if ahead >= most:
-                wait = max(1, math.ceil((ahead - most) / rate)) if rate else 1
+                wait = max(1, math.ceil((ahead - max(most, 0)) / rate)) if rate else 1
                 raise overloaded(f"{ahead:.0f} tokens are ahead of this call: try again in {wait} s", wait)
         place = Place(tokens)
         self.tokens += tokens
