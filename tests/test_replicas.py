@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import psutil
 import pytest
 from conftest import ROOT, Reference, Stack, free_ports
 from load import Load
+from tritonclient.utils import InferenceServerException
 
 from tools import alive
 
@@ -222,6 +223,10 @@ def test_connections_are_renewed_and_lose_nothing(tmp_path: Path, texts: list[st
         assert replica.stop() == 0
 
 
+def failures(stack: Stack) -> int:
+    return int(stack.statistics("minilm")["inference_stats"]["fail"]["count"])
+
+
 def test_alive(tmp_path: Path, texts: list[str]) -> None:
     """With `make serve`'s own Triton, which survives the death of a step."""
     own = Stack(tmp_path).start()
@@ -232,8 +237,17 @@ def test_alive(tmp_path: Path, texts: list[str]) -> None:
             for _ in range(3):
                 assert alive.main(probe) == 0
         assert not load.wrong
-        psutil.Process(own.triton().pid).children()[0].kill()
+        steps = psutil.Process(own.triton().pid).children()
+        next(step for step in steps if "minilm-tokenizer" in " ".join(step.cmdline())).kill()
         containers.until(lambda: alive.main(probe) == 1, 10)
+        # What Triton itself answers is not sent again: a call of the gateway fails as often as one without it.
+        counts = []
+        for call in (lambda: None, lambda: own.infer("minilm", text=["now"]), lambda: own.embed(["now"])):
+            with suppress(InferenceServerException, AssertionError):
+                call()
+            time.sleep(1)
+            counts.append(failures(own))
+        assert counts[2] - counts[1] == counts[1] - counts[0] > 0
         own.triton().suspend()
         assert alive.main(probe) == 1
         own.triton().resume()
