@@ -21,7 +21,7 @@ from types import TracebackType
 import numpy as np
 import psutil
 from conftest import ROOT, Stack, free_ports
-from containers import until
+from containers import listens, until
 
 GONE = 0
 """In place of a status: the connection was refused or broke."""
@@ -114,7 +114,7 @@ class Split(Stack):
         address = f"127.0.0.1:{triton or self.ports['grpc']}"
         run = f"import sys; {code}; from tools.shim.__main__ import main; sys.exit(main(sys.argv[1:]))"
         self._run("gateway", "-c", run, "--triton", address, *self._ports(0, 2))
-        until(lambda: self._listens("embed"))
+        until(lambda: listens(self.ports["embed"]))
 
     def tritonserver(self) -> psutil.Process:
         """The server's own process."""
@@ -135,10 +135,6 @@ class Split(Stack):
     def _ports(self, first: int, last: int | None = None) -> list[str]:
         names = list(self.ports)[first:last]
         return [word for name in names for word in (f"--{name}-port", str(self.ports[name]))]
-
-    def _listens(self, port: str) -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.ports[port])) == 0
 
     def _run(self, name: str, *words: str) -> None:
         with self._output(name).open("ab") as errors:

@@ -288,6 +288,11 @@ def test_smoke(deployed: Deployed) -> None:
 
 
 @with_containers
+def test_the_liveness_probe_runs_in_the_container(deployed: Deployed) -> None:
+    docker("exec", deployed.container("triton"), "python3", "-m", "tools.alive")
+
+
+@with_containers
 @pytest.mark.parametrize("service", ["triton", "shim"])
 def test_containers_are_confined(deployed: Deployed, service: str) -> None:
     assert deployed.inspect(service, "{{.Config.User}}") == "10001:10001"

@@ -7,13 +7,14 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import ROOT, Reference, Stack
+from load import Split
 
 from tools.shim import gpu
 from tools.shim.metrics import OWN_ERRORS
@@ -104,32 +105,32 @@ def test_a_caller_that_goes_away_is_counted(stack: Stack, change: Callable[..., 
     assert samples(stack)["gateway_calls_in_flight"] == 0
 
 
-@pytest.fixture
-def own_stack(tmp_path: Path) -> Iterator[Stack]:
-    """A stack that the test may damage."""
-    running = Stack(tmp_path).start()
-    yield running
-    running.stop()
+def test_a_dead_process_is_seen_without_a_caller(tmp_path: Path) -> None:
+    """With the supervisor stopped, which would not let Triton survive the death of a step."""
+    own = Split(tmp_path).start()
+    supervisor, triton = own.commands["triton"], own.tritonserver()
 
-
-def test_a_dead_process_is_seen_without_a_caller(own_stack: Stack) -> None:
     def ready() -> dict[str, float]:
         names = {name: f'gateway_model_ready{{model="{name}"}}' for name in ("minilm", "minilm-rerank")}
-        found = samples(own_stack)
+        found = samples(own)
         return {name: found[series] for name, series in names.items()}
 
-    assert ready() == {"minilm": 1, "minilm-rerank": 1}
-    (scoring,) = (p for p in own_stack.tree() if any("rerank-scoring" in word for word in p.cmdline()))
-    scoring.kill()
-    time.sleep(5)  # as long as the last good answer counts
-    assert ready() == {"minilm": 1, "minilm-rerank": 0}
-    assert own_stack.get("http", "/v2/health/ready").status == 200
-    own_stack.triton().send_signal(signal.SIGSTOP)  # nothing answers any more, and nothing refuses either
-    time.sleep(5)
-    started = time.monotonic()
-    assert ready() == {"minilm": 0, "minilm-rerank": 0}
-    assert time.monotonic() - started < 9  # Prometheus waits ten seconds
-    own_stack.triton().send_signal(signal.SIGCONT)
+    try:
+        assert ready() == {"minilm": 1, "minilm-rerank": 1}
+        supervisor.send_signal(signal.SIGSTOP)
+        next(step for step in triton.children() if "minilm-rerank-scoring" in " ".join(step.cmdline())).kill()
+        time.sleep(5)  # as long as the last good answer counts
+        assert ready() == {"minilm": 1, "minilm-rerank": 0}
+        assert own.get("http", "/v2/health/ready").status == 200
+        triton.suspend()  # nothing answers any more, and nothing refuses either
+        time.sleep(5)
+        started = time.monotonic()
+        assert ready() == {"minilm": 0, "minilm-rerank": 0}
+        assert time.monotonic() - started < 9  # Prometheus waits ten seconds
+    finally:
+        triton.resume()
+        supervisor.send_signal(signal.SIGCONT)
+        own.end()
 
 
 def test_gpus(stack: Stack) -> None:

@@ -48,6 +48,14 @@ class Prometheus:
 
     port: int
 
+    def ready(self) -> bool:
+        """Whether it answers queries, which it does later than it listens."""
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{self.port}/-/ready", timeout=30).close()
+        except OSError:
+            return False
+        return True
+
     def get(self, path: str, **parameters: str) -> Any:
         url = f"http://127.0.0.1:{self.port}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
         with urllib.request.urlopen(url, timeout=30) as answer:
@@ -93,7 +101,7 @@ def prometheus(
     with (folder / "log").open("wb") as log, subprocess.Popen(command, stderr=log) as server:
         try:
             running = Prometheus(port)
-            containers.until(lambda: containers.listens(port), 30)
+            containers.until(running.ready, 30)
             # The test says which ones have none.
             with calls(stack), suppress(AssertionError):
                 containers.until(lambda: not without_data(running), 60)
@@ -119,8 +127,10 @@ def calls(stack: Stack) -> Iterator[None]:
 
     with ThreadPoolExecutor(2) as callers:
         running = [callers.submit(call) for call in (embed, rerank)]
-        yield
-        done.set()
+        try:
+            yield
+        finally:
+            done.set()
     for call in running:
         call.result()
 

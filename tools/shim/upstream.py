@@ -30,8 +30,9 @@ PROBE_SECONDS = 5.0
 SERVICE_CONFIG = {
     # Each call goes to the next Triton, where the address names several; a connection would stick to one.
     "loadBalancingConfig": [{"round_robin": {}}],
-    # A Triton that goes away takes its calls along. Computing a text again is safe, so each is sent once more
-    # within its deadline, when a load balancer has had the time to notice; every other error is the caller's.
+    # A Triton that goes away takes its calls along, and while it stops, it says of every model that it has none.
+    # Computing a text again is safe, so each is sent once more within its deadline, when a load balancer has had
+    # the time to notice; every other error is the caller's.
     "methodConfig": [
         {
             "name": [{"service": "inference.GRPCInferenceService", "method": "ModelInfer"}],
@@ -40,7 +41,7 @@ SERVICE_CONFIG = {
                 "initialBackoff": "0.5s",
                 "maxBackoff": "0.5s",
                 "backoffMultiplier": 1,
-                "retryableStatusCodes": ["UNAVAILABLE"],
+                "retryableStatusCodes": ["UNAVAILABLE", "NOT_FOUND"],
             },
         }
     ],
