@@ -60,13 +60,15 @@ def test_sigterm_answers_what_is_under_way(tmp_path: Path, reference: Reference)
     processes = stack.tree()
     expected = stack.embed(reference.texts)
     own = psutil.Process(stack.process.pid)
+    stack.triton().send_signal(signal.SIGSTOP)  # or the first would be answered before the last one comes
     with ThreadPoolExecutor(64) as clients:
         calls = [clients.submit(stack.embed, reference.texts[i::48]) for i in range(48)]
         calls += [clients.submit(stack.embed, reference.texts[i : i + 1]) for i in range(16)]
         while sum(one.laddr[1] == stack.ports["embed"] for one in own.net_connections("tcp")) <= 64:
             time.sleep(0.01)
-        time.sleep(0.2)
+        time.sleep(0.5)  # the gateway has read them all
         stack.process.send_signal(signal.SIGTERM)
+        stack.triton().send_signal(signal.SIGCONT)
         vectors = [call.result() for call in calls]
     assert all((vectors[i] == expected[i::48]).all() for i in range(48))
     assert all((vectors[48 + i] == expected[i]).all() for i in range(16))
