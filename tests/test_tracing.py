@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -96,24 +97,31 @@ def traced_stack(collector: tuple[str, Spans], tmp_path_factory: pytest.TempPath
     assert running.stop() == 0
 
 
+def parents(spans: list[dict[str, Any]]) -> dict[str, str]:
+    """Each span's name and that of the one it belongs to; an id where that is none of them."""
+    by_id = {span["spanId"]: span["name"] for span in spans}
+    return {span["name"]: by_id.get(span["parentSpanId"], span["parentSpanId"]) for span in spans}
+
+
 def test_spans_join_the_callers_trace(traced_stack: Stack, collector: tuple[str, Spans]) -> None:
     """Every step of the ensemble, under the caller's own span, with the request's id."""
     _, spans = collector
     assert embed(traced_stack, "not traced", {}).status == 200
-    answer = embed(traced_stack, "traced", {"traceparent": TRACEPARENT, "X-Request-Id": "order-66"})
-    assert answer.status == 200
-    containers.until(lambda: any(span["name"] == "InferRequest" for span in spans()), 30)
+    steps = ["minilm-tokenizer", "minilm-encoder", "minilm-pooling"]
+    expected = {"InferRequest": PARENT, "minilm": "InferRequest", **dict.fromkeys(steps, "minilm")}
+
+    def arrived() -> bool:
+        """Whether a call's spans have come: Triton loses some where the machine is busy, until the next call."""
+        before = len(spans())
+        headers = {"traceparent": TRACEPARENT, "X-Request-Id": "order-66"}
+        assert embed(traced_stack, "traced", headers).status == 200
+        time.sleep(1)
+        return expected.items() <= parents(spans()[before:]).items()
+
+    containers.until(arrived, 60)
     found = spans()
     assert {span["traceId"] for span in found} == {TRACE}
     assert {span["service"] for span in found} == {"triton"}
-    by_id = {span["spanId"]: span["name"] for span in found}
-    parents = {span["name"]: by_id.get(span["parentSpanId"], span["parentSpanId"]) for span in found}
-    steps = ["minilm-tokenizer", "minilm-encoder", "minilm-pooling"]
-    assert {name: parents[name] for name in ("InferRequest", "minilm", *steps)} == {
-        "InferRequest": PARENT,
-        "minilm": "InferRequest",
-        **dict.fromkeys(steps, "minilm"),
-    }
     ids = {
         item["value"]["stringValue"]
         for span in found
