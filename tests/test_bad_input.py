@@ -143,7 +143,8 @@ def test_a_deadline_that_is_none(stack: Stack, seconds: str) -> None:
 def test_a_deadline_that_is_kept(stack: Stack) -> None:
     assert with_header(stack, "X-Request-Timeout", "20.5").status == 200
     answer = with_header(stack, "X-Request-Timeout", "1e-6")
-    assert (answer.status, answer.json()["type"]) == (504, "timeout")
+    # By when the body may be there, or not.
+    assert (answer.status, answer.json()["type"]) in ((504, "timeout"), (408, "slow_body"))
 
 
 MALFORMED = [
