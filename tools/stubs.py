@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -17,14 +18,23 @@ STATE, EXIT_CODE = 0, 49
 """Fields of /proc/PID/stat, counted from behind the process's name, which may hold anything."""
 
 
+@dataclass(frozen=True)
+class Death:
+    """How a stub ended."""
+
+    model: str
+    killed: bool
+    """By a signal. Else it ended itself, as one also does that misses its Triton."""
+
+
 class Stubs:
     """The stubs of one tritonserver. Use it as a context manager."""
 
     def __init__(self, tritonserver: int) -> None:
         self._tritonserver = tritonserver
         self._watched: dict[int, int] = {}
-        self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        """The model of the first stub that died, other than because Triton ended it."""
+        self.lost: asyncio.Future[Death] = asyncio.get_running_loop().create_future()
+        """Of the first stub that died, other than because Triton ended it."""
 
     def __enter__(self) -> Stubs:
         self.look()
@@ -47,8 +57,9 @@ class Stubs:
 
     def _ended(self, pid: int, model: str) -> None:
         self._forget(pid)
-        if has_died(pid) and not self.lost.done():
-            self.lost.set_result(model)
+        status = exit_status(pid)
+        if status and not self.lost.done():
+            self.lost.set_result(Death(model, os.WIFSIGNALED(status)))
 
     def _forget(self, pid: int) -> None:
         fd = self._watched.pop(pid)
@@ -68,10 +79,10 @@ def model_of(stub: int) -> str:
     return Path(f"/proc/{stub}/cmdline").read_text().split("\0")[-3].rsplit("_", 2)[0]
 
 
-def has_died(stub: int) -> bool:
-    """Whether a process that has ended did so by a signal or with an error, and Triton has not noticed."""
+def exit_status(stub: int) -> int:
+    """With what a process has ended, as wait(2) gives it; 0 too where Triton has noticed, which then ended it."""
     try:
         fields = Path(f"/proc/{stub}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return False
-    return fields[STATE] == ZOMBIE and fields[EXIT_CODE] != "0"
+        return 0
+    return int(fields[EXIT_CODE]) if fields[STATE] == ZOMBIE else 0

@@ -45,6 +45,8 @@ SEGMENT_PREFIX = "triton-embeddings"
 READY_SECONDS = 300
 WATCH_SECONDS = 5.0
 """Between two looks for models that were loaded since."""
+DYING_SECONDS = 5.0
+"""That a Triton may take to die: it writes its stack first, and its stubs may be gone before it."""
 PR_SET_PDEATHSIG = 1
 NOISE = "CudaDriverHelper|unable to create stream|text_format.cc"
 """Errors that Triton logs on every healthy machine without a GPU."""
@@ -153,8 +155,12 @@ class EmbeddedTriton:
                 )
                 stubs.look()
             if stubs.lost.done():
-                self._process.kill()
-                return self._cause_of_death(f"the process of {stubs.lost.result()} died; start the server again")
+                death = stubs.lost.result()
+                if not death.killed:
+                    await asyncio.wait((exited,), timeout=DYING_SECONDS)
+                if not exited.done():
+                    self._process.kill()
+                    return self._cause_of_death(f"the process of {death.model} died; start the server again")
         return self._cause_of_death(f"tritonserver exited with status {exited.result()}; start it again")
 
     async def stop(self) -> None:
