@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +22,8 @@ import pytest
 from hypothesis import settings
 from tritonclient.grpc import InferenceServerClient, InferInput
 
+from tools.bench.server import PORTS, free_ports
+
 ROOT = Path(__file__).parent.parent
 REFERENCE = Path(__file__).parent / "reference"
 TINY = REFERENCE / "tiny"
@@ -31,8 +31,6 @@ TINY = REFERENCE / "tiny"
 # `--hypothesis-profile default`.
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
-
-PORTS = ("embed", "rerank", "http", "grpc", "metrics")
 
 
 @dataclass
@@ -68,15 +66,24 @@ class Stack:
 
     def launch(self) -> None:
         """Starts the process only."""
-        ports = [word for name in PORTS for word in (f"--{name}-port", str(self.ports[name]))]
-        command = [sys.executable, "-m", "tools.serve", "--work-folder", str(self.work_folder), *ports]
-        with self._output("output").open("wb") as output, self._output("errors").open("wb") as errors:
-            self.process = subprocess.Popen(
-                [*self.wrapper, *command, *self.options],
+        self.process = self.run("-m", "tools.serve", *self.work_options(), *self.port_options(*PORTS))
+
+    def work_options(self) -> list[str]:
+        return ["--work-folder", str(self.work_folder)]
+
+    def port_options(self, *names: str) -> list[str]:
+        return [word for name in names for word in (f"--{name}-port", str(self.ports[name]))]
+
+    def run(self, *words: str, prefix: str = "") -> subprocess.Popen[bytes]:
+        """Starts Python with these words and the stack's options; what it writes goes to files of that prefix."""
+        output, errors = self._output(f"{prefix}output"), self._output(f"{prefix}errors")
+        with output.open("wb") as stdout, errors.open("wb") as stderr:
+            return subprocess.Popen(
+                [*self.wrapper, sys.executable, *words, *self.options],
                 cwd=ROOT,
                 env=os.environ | self.environment,
-                stdout=output,
-                stderr=errors,
+                stdout=stdout,
+                stderr=stderr,
             )
 
     def greeting(self) -> str:
@@ -172,23 +179,6 @@ def send(request: urllib.request.Request) -> Answer:
     except urllib.error.HTTPError as error:
         with error:
             return Answer(error.code, dict(error.headers), error.read())
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on now, below those that the system gives to connections."""
-    sockets: list[socket.socket] = []
-    while len(sockets) < count:
-        one = socket.socket()
-        try:
-            one.bind(("127.0.0.1", random.randrange(10_000, 32_768)))
-        except OSError:
-            one.close()
-            continue
-        sockets.append(one)
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def cosines(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

@@ -10,7 +10,6 @@ import argparse
 import asyncio
 import json
 import random
-import socket
 import subprocess
 import sys
 import time
@@ -22,9 +21,9 @@ from typing import Any
 import aiohttp
 import psutil
 
+from tools.bench.server import PORTS, free_ports
 from tools.command import ROOT
 
-PORTS = ("embed", "rerank", "http", "grpc", "metrics")
 LIMITS = {"memory_mb": (1.05, 16), "shm_mb": (1.0, 16), "files": (1.0, 16), "threads": (1.0, 4)}
 """What is watched -> by how much, as a factor and besides, the end may be over the first half's most."""
 WARM_UP_CALLS = 20
@@ -38,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--clients", type=int, default=16, help="calls at once (default: %(default)s)")
     parser.add_argument("--work-folder", type=Path, default=ROOT / ".cache", help="Triton's log")
     options = parser.parse_args(arguments)
-    ports = dict(zip(PORTS, free_ports(), strict=True))
+    ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
     words = [word for name, port in ports.items() for word in (f"--{name}-port", str(port))]
     command = [sys.executable, "-m", "tools.serve", "--work-folder", str(options.work_folder), *words]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as stack:
@@ -144,15 +143,6 @@ def sample(pid: int) -> dict[str, float]:
         "files": sum(process.num_fds() for process in tree),
         "threads": sum(process.num_threads() for process in tree),
     }
-
-
-def free_ports() -> list[int]:
-    """Ports that nothing listens on now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in PORTS]
-    ports: list[int] = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -151,9 +152,17 @@ def command(words: Sequence[str], ready: str, environment: dict[str, str] | None
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
+    """Ports that nothing listens on now, below those that the system gives to connections."""
+    sockets: list[socket.socket] = []
+    while len(sockets) < count:
+        one = socket.socket()
+        try:
+            one.bind(("127.0.0.1", random.randrange(10_000, 32_768)))
+        except OSError:
+            one.close()
+            continue
+        sockets.append(one)
+    ports: list[int] = [one.getsockname()[1] for one in sockets]
     for one in sockets:
         one.close()
     return ports
