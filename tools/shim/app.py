@@ -27,6 +27,7 @@ from tools.shim.errors import (
 )
 from tools.shim.gateway import Gateway, Lanes, Result
 from tools.shim.metrics import Metrics
+from tools.shim.pages import add_pages
 from tools.shim.routes import TIMEOUT_HEADER, Get, Post
 from tools.shim.upstream import Upstream
 
@@ -62,6 +63,7 @@ def make_app(upstream: Upstream, timeout: float, accepted: Collection[bytes] = (
     app.router.add_get("/metrics", metrics.expose)
     document = orjson.dumps(openapi.document())
     app.router.add_get("/openapi.json", lambda _: as_json(document))
+    add_pages(app)
     return app
 
 
