@@ -25,6 +25,8 @@ TIMEOUT = {
     "schema": {"type": "number", "exclusiveMinimum": 0},
 }
 
+PAGES = {"/": "Shows what is served, to people.", "/docs": "Shows every route, to people."}
+
 FILE = Path(__file__).with_suffix(".json")
 
 
@@ -34,6 +36,11 @@ def document() -> dict[str, Any]:
     for route in ROUTES:
         method = "post" if isinstance(route, Post) else "get"
         paths.setdefault(route.path, {}).setdefault(method, []).append(route)
+    described = {
+        path: {method: operation(routes) for method, routes in methods.items()} for path, methods in paths.items()
+    }
+    for path, summary in PAGES.items():
+        described.setdefault(path, {})["get"] = page(summary)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -41,10 +48,7 @@ def document() -> dict[str, Any]:
             "version": "1",
             "description": "Embeddings and reranking in the dialects of clients that exist.",
         },
-        "paths": {
-            path: {method: operation(routes) for method, routes in methods.items()}
-            for path, methods in paths.items()
-        },
+        "paths": described,
         "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
         "security": [{}, {"key": []}],
     }
@@ -72,6 +76,12 @@ def operation(routes: list[Post | Get]) -> dict[str, Any]:
         content["responses"]["200"]["headers"] |= HEADERS
         content["requestBody"] = {"required": True, "content": {"application/json": {"schema": one_of(bodies)}}}
     return content
+
+
+def page(summary: str) -> dict[str, Any]:
+    """What a page for people is."""
+    content = {"text/html": {"schema": {"type": "string"}}}
+    return {"summary": summary, "security": [], "responses": {"200": {"description": "HTML", "content": content}}}
 
 
 def one_of(schemas: list[dict[str, Any]]) -> dict[str, Any]:
