@@ -60,6 +60,11 @@ LOGITS: dict[str, tuple[Logit, dict[str, str] | None]] = {
 }
 """Architecture of a reranker -> its logit, and the template around query and passage if it has one."""
 
+SCALES_BY_BATCH = (
+    "its graph is quantised dynamically, so a text's result depends a little on what it is computed beside; "
+    "for the same bits in any batch take an fp32 or fp16 graph"
+)
+
 RECORD = "build.json"
 """What a family was built from and into, kept in the folder of its first ensemble."""
 
@@ -94,12 +99,14 @@ def build(entry: CatalogEntry, target: Target, model_repository: Path, cache: Pa
     aside = model_repository / ".building" / entry.name
     shutil.rmtree(aside, ignore_errors=True)
     try:
-        for model in models(entry, checkpoint, target):
+        parts = models(entry, checkpoint, target)
+        for model in parts:
             write(model, aside / model.config.name)
         record = {
             "inputs": inputs,
             "downloaded": checkpoint.downloaded,
             "outputs": _hashes(aside),
+            "facts": {key: item.string_value for key, item in parts[0].config.parameters.items()},
             "tolerance": entry.tolerance,
         }
         (aside / entry.name / RECORD).write_text(json.dumps(record, indent=2) + "\n")
@@ -135,6 +142,9 @@ def models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> list[
         family = replace(family, facts={**family.facts, "precision": target.precision})
     else:
         adopted = Adopted.of(checkpoint, exported, entry.tasks[0])
+        if adopted.scales_by_batch:
+            family = replace(family, facts={**family.facts, "quantisation": "dynamic"})
+            print(f"{entry.name}: {SCALES_BY_BATCH}", flush=True)
         # What is written around the old graph; inside it keeps its own precision.
         family = replace(family, target=replace(target, precision="fp32"))
         if adopted.gives != "last_hidden_state":

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,6 +15,7 @@ import pytest
 from conftest import REFERENCE, ROOT, TINY, Precision, Stack, cosines
 from engines import Array, OnnxRuntime, OpenVino, feeds, requests, states_fed, token_ids
 from onnx import TensorProto, helper
+from onnxruntime.quantization import QuantType, quantize_dynamic
 from test_families import PASSAGES, QUERIES, TEXTS, expected
 
 from build import make
@@ -57,6 +59,8 @@ def adopted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in [*EMBEDDERS, RERANKER]:
         build(checkpoint(name, folder), repository)
     build(folder / "nomic-bert", repository, "--name", "nomic-half", "--dimensions", "24")
+    quantised()(folder / "bert-cls")
+    build(folder / "bert-cls", repository, "--name", "bert-int8")
     return repository
 
 
@@ -65,7 +69,7 @@ def served(
     request: pytest.FixtureRequest, adopted: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Precision]:
     """All of them in one server, in fp32 and then in bf16."""
-    names = ["minilm", *EMBEDDERS, "nomic-half", RERANKER]
+    names = ["minilm", *EMBEDDERS, "nomic-half", "bert-int8", RERANKER]
     folder = tmp_path_factory.mktemp(f"adoption-{request.param}")
     options = ["--repository", str(adopted), "--models", *names]
     stack = Stack(folder, options, {"ENCODER_PRECISION": request.param}).start()
@@ -107,6 +111,11 @@ def test_pooled_vectors_are_cut_and_of_unit_length_again(served: Precision) -> N
     assert half.shape == (len(TEXTS), 24)
     assert cosines(half, whole[:, :24]).min() >= 0.999999
     np.testing.assert_allclose(np.linalg.norm(half, axis=1), 1, atol=1e-5)
+
+
+def test_int8_vectors_are_close_to_the_reference(served: Precision) -> None:
+    """The same model in fp32, whose weights were rounded by onnxruntime's own tool."""
+    assert cosines(served.stack.embed(TEXTS, "bert-int8"), expected("bert-cls")["embeddings"]).min() >= 0.995
 
 
 def test_scores_equal_the_reference(served: Precision) -> None:
@@ -154,6 +163,77 @@ def answer(
     assert not states[feed["input_ids"] < 0].any()
     head = engine(repository / f"{name}-pooling" / "1" / "model.onnx")
     return head(last_hidden_state=states_fed(runtime, states), **feed)
+
+
+def all_inside(folder: Path) -> None:
+    """FP16 weights in the model file, as in `model_fp16.onnx`."""
+    model = onnx.load(graph_of(folder))
+    onnx.save(model, graph_of(folder))
+
+
+def position_table(folder: Path) -> None:
+    shutil.copy(EXPORTED / "bert-cls-buffers" / "model.onnx", graph_of(folder))
+
+
+def quantised(**options: Any) -> Callable[[Path], None]:
+    """INT8 weights, and values rounded to INT8 by the largest of a batch, as optimum's `quantize` leaves them."""
+
+    def change(folder: Path) -> None:
+        whole = graph_of(folder).replace(folder / "whole.onnx")
+        quantize_dynamic(whole, folder / "model.onnx", **options)
+        whole.unlink()
+
+    return change
+
+
+@pytest.mark.parametrize("engine", [OnnxRuntime, OpenVino])
+@pytest.mark.parametrize(
+    ("name", "change", "dtype", "least"),
+    [
+        ("xlm-roberta", all_inside, TensorProto.FLOAT16, 0.999),
+        ("bert-cls", position_table, TensorProto.INT64, 0.99999),
+        ("bert-cls", quantised(), TensorProto.INT8, 0.995),
+        ("bert-cls", quantised(weight_type=QuantType.QUInt8), TensorProto.UINT8, 0.995),
+        ("nomic-bert", quantised(per_channel=True, reduce_range=True), TensorProto.INT8, 0.99),
+        ("qwen3-embedding", quantised(), TensorProto.INT8, 0.98),
+    ],
+)
+def test_weights_keep_their_types(
+    name: str,
+    change: Callable[[Path], None],
+    dtype: int,
+    least: float,
+    engine: type[OnnxRuntime] | type[OpenVino],
+    tmp_path: Path,
+) -> None:
+    """Large ones of the model file too, which are moved out of it."""
+    folder = checkpoint(name, tmp_path)
+    change(folder)
+    build(folder, tmp_path / "repository")
+    path = tmp_path / "repository" / f"{name}-encoder" / "1" / "model.onnx"
+    graph = onnx.load(path, load_external_data=False).graph
+    moved = {tensor.data_type for tensor in graph.initializer if tensor.data_location == TensorProto.EXTERNAL}
+    assert dtype in moved
+    for texts, batch in requests(token_ids(name)):
+        (feed,) = feeds("python", batch)
+        vectors = answer(tmp_path / "repository", name, "python", engine, feed)["embeddings"]
+        assert cosines(vectors, expected(name)["embeddings"][texts]).min() >= least
+
+
+def test_a_dynamically_quantised_graph_is_named_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its values are rounded by the largest of a batch: a text has not the same bits in every batch."""
+    folder = checkpoint("bert-cls", tmp_path)
+    build(folder, tmp_path / "repository")
+    assert "quantised dynamically" not in capsys.readouterr().out
+    assert "quantisation" not in record(tmp_path / "repository", "bert-cls")["facts"]
+    quantised()(folder)
+    build(folder, tmp_path / "repository")
+    assert "bert-cls: its graph is quantised dynamically" in capsys.readouterr().out
+    assert record(tmp_path / "repository", "bert-cls")["facts"]["quantisation"] == "dynamic"
+
+
+def record(repository: Path, name: str) -> Any:
+    return json.loads((repository / name / "build.json").read_text())
 
 
 @pytest.mark.parametrize("engine", [OnnxRuntime, OpenVino])

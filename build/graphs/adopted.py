@@ -11,9 +11,9 @@ each of the graph's own inputs, INT32 or INT64 as it declares them:
         input_ids, the segment that pairs carry taken off; attention_mask, 1 where a cell holds a token;
         token_type_ids, that segment; position_ids, the column;
         past_key_values.N.key and .value [B, heads, 0, width], FP32, FP16 or BF16: nothing came before
-Behind, its output is gathered back and cast. In between it keeps its precision, its operators and, but for the
-oldest two, its opset. Outputs that are not used go, with the nodes that only they need. Weights in other files are
-copied unread, as those files are; large ones inside the model file are moved out of it.
+Behind, its output is gathered back and cast. In between it keeps its weights' types, its operators and, but for
+the oldest two, its opset. Outputs that are not used go, with the nodes that only they need. Weights in other files
+are copied unread, as those files are; large ones inside the model file are moved out of it.
 
 Raises BuildError for other inputs, outputs, opsets and operators than these, naming them. Padding is computed, as
 the graph was made to: our own graphs are faster where there is one for the architecture.
@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -75,13 +76,18 @@ class Adopted:
     """What becomes of it: `last_hidden_state`, `embeddings` or `score`."""
     width: int | None
     """H of hidden states and of embeddings, where it can be known."""
+    scales_by_batch: bool = False
+    """Whether it rounds a batch's values to INT8 by the largest of them (dynamic quantisation), so that a text's
+    result depends a little on its neighbours."""
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, path: Path, task: str) -> Adopted:
         """Reads what the graph takes and gives; BuildError names what cannot be fed, kept or run."""
         model = read_onnx(path)
-        _check_operators(path, model)
+        used = _operators(model)
+        _check_operators(path, model, used)
         _check_inputs(path, model)
+        adopted = partial(cls, checkpoint, path, scales_by_batch=("", "DynamicQuantizeLinear") in used)
         shapes = {value.name: _shape(value) for value in model.graph.output}
 
         def first(names: Iterable[str], rank: int) -> str:
@@ -95,7 +101,7 @@ class Adopted:
                 )
             if (labels := shapes[output][1] or len(checkpoint.field("id2label"))) != 1:
                 raise BuildError(f"{path} gives logits of {labels} labels; a reranker has one")
-            return cls(checkpoint, path, output, "score", 1)
+            return adopted(output, "score", 1)
 
         has_modules = (checkpoint.folder / "modules.json").exists()
         tokens, pooled = first(TOKENS, 3), first(POOLED, 2)
@@ -103,10 +109,10 @@ class Adopted:
             hidden_size = checkpoint.hidden_size
             if (declared := shapes[tokens][2]) not in (0, hidden_size):
                 raise BuildError(f"{path} gives {tokens} of {declared} values, but config.json says {hidden_size}")
-            return cls(checkpoint, path, tokens, "last_hidden_state", hidden_size)
+            return adopted(tokens, "last_hidden_state", hidden_size)
         if pooled:
             width = shapes[pooled][1] or (Pooling.of(checkpoint).width if has_modules else None)
-            return cls(checkpoint, path, pooled, "embeddings", width)
+            return adopted(pooled, "embeddings", width)
         raise BuildError(
             f"{path} gives {', '.join(shapes)}; of an embedding model's graph "
             f"{' or '.join(TOKENS)} [B, S, H] or {POOLED[0]} [B, D] can be used"
@@ -164,7 +170,7 @@ class Adopted:
             # Unlike where a type packs several values into a byte.
             size = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize * math.prod(tensor.dims)
             if INLINE < len(tensor.raw_data) == size:
-                g.weight(tensor.name, numpy_helper.to_array(tensor))
+                g.own_weight(tensor.name, numpy_helper.to_array(tensor))
             else:
                 others.append(tensor)
         return others
@@ -254,14 +260,19 @@ def _converted(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
     return converted
 
 
-def _check_operators(path: Path, model: onnx.ModelProto) -> None:
-    if (version := _opset(model)) not in (*OLDER, *OPSETS):
-        known = f"opsets {OLDER[0]} to {OPSETS[-1]} can be adopted"
-        raise BuildError(f"{path} is of opset {version}; {known}: {AGAIN}")
+def _operators(model: onnx.ModelProto) -> set[tuple[str, str]]:
+    """(domain, name) of every operator that the model runs; ONNX's own have "" for their domain."""
     functions = {(function.domain, function.name) for function in model.functions}
     bodies = (node for function in model.functions for node in function.node)
     used = {(node.domain, node.op_type) for node in nodes([*model.graph.node, *bodies])} - functions
-    if foreign := sorted(".".join(name) for name in used if name[0] not in ONNX_DOMAINS):
+    return {("" if domain in ONNX_DOMAINS else domain, name) for domain, name in used}
+
+
+def _check_operators(path: Path, model: onnx.ModelProto, used: set[tuple[str, str]]) -> None:
+    if (version := _opset(model)) not in (*OLDER, *OPSETS):
+        known = f"opsets {OLDER[0]} to {OPSETS[-1]} can be adopted"
+        raise BuildError(f"{path} is of opset {version}; {known}: {AGAIN}")
+    if foreign := sorted(".".join(name) for name in used if name[0]):
         # OpenVINO takes some of ONNX Runtime's own operators and gives wrong numbers, without a word.
         raise BuildError(
             f"{path} has the operators {', '.join(foreign)}, which are not ONNX's own and which OpenVINO does not "

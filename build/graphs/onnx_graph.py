@@ -129,6 +129,10 @@ class OnnxGraph:
         """A checkpoint tensor in the precision of the graph."""
         return self._weight(name, array, self.dtype)
 
+    def own_weight(self, name: str, array: Array) -> str:
+        """A tensor of another graph in its own type, which that graph's nodes ask for."""
+        return self._weight(name, array, array.dtype)
+
     def _weight(self, name: str, array: Array, dtype: np.dtype[Any]) -> str:
         # Written to the data file now, so that the caller may let go of it.
         if self._data is None:

@@ -4,18 +4,21 @@ It writes a folder per checkpoint beside it, with the graph alone: configuration
 answer are those of the checkpoint. It needs torch, onnx, onnxscript, transformers and sentence-transformers, of
 which nothing else in this repository may need any but onnx. To run it:
 
-    python tests/reference/onnx/make_onnx.py
+    python tests/reference/onnx/make_onnx.py [NAME ...]
 
     bert-cls            last_hidden_state and pooler_output; opset 11, weights in the file
     xlm-roberta         FP16; token_embeddings and sentence_embedding; opset 14, weights and constants in two files
     qwen3-embedding     position_ids and an empty cache in, the cache out; opset 17
     nomic-bert          sentence_embedding alone; INT32, from torch's newer exporter, opset 18
     bert-cross-encoder  logits; from torch's newer exporter, weights in a file that is named as ours are
+    bert-cls-buffers    bert-cls from torch's newer exporter, a table of position ids among the weights
+    bert-cls-fixed      bert-cls for one text of 7 tokens and no other
 """
 
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,8 +78,10 @@ def old_exporter(path: Path, graph: Graph, feeds: dict[str, Any], outputs: list[
     )
 
 
-def new_exporter(path: Path, graph: Graph, feeds: dict[str, Any], outputs: list[str], external: bool) -> None:
-    dims = {0: torch.export.Dim(BATCH), 1: torch.export.Dim(SEQUENCE)}
+def new_exporter(
+    path: Path, graph: Graph, feeds: dict[str, Any], outputs: list[str], external: bool, fixed: bool = False
+) -> None:
+    dims = None if fixed else {0: torch.export.Dim(BATCH), 1: torch.export.Dim(SEQUENCE)}
     torch.onnx.export(
         graph,
         tuple(feeds.values()),
@@ -84,7 +89,7 @@ def new_exporter(path: Path, graph: Graph, feeds: dict[str, Any], outputs: list[
         dynamo=True,
         input_names=list(feeds),
         output_names=outputs,
-        dynamic_shapes=(tuple(dims for _ in feeds),),
+        dynamic_shapes=None if fixed else (tuple(dims for _ in feeds),),
         opset_version=18,
         external_data=external,
         verbose=False,
@@ -186,10 +191,34 @@ def bert_cross_encoder(path: Path) -> None:
     new_exporter(path, Graph(transformer("bert-cross-encoder"), forward), feeds, ["logits"], True)
 
 
+def bert_cls_buffers(path: Path) -> None:
+    def forward(model: Any, *tensors: torch.Tensor) -> Any:
+        return model(**dict(zip(feeds, tensors, strict=True))).last_hidden_state
+
+    feeds = example(["input_ids", "attention_mask", "token_type_ids"], torch.int64)
+    model = transformer("bert-cls")
+    # Longer than the checkpoint's own, as those of published models are: it is cut to the text's length.
+    model.embeddings.register_buffer("position_ids", torch.arange(512).expand(1, -1).contiguous(), persistent=True)
+    new_exporter(path, Graph(model, forward), feeds, ["last_hidden_state"], False)
+
+
+def bert_cls_fixed(path: Path) -> None:
+    def forward(model: Any, *tensors: torch.Tensor) -> Any:
+        return model(**dict(zip(feeds, tensors, strict=True))).last_hidden_state
+
+    feeds = example(["input_ids", "attention_mask", "token_type_ids"], torch.int64)
+    feeds = {name: tensor[:1] for name, tensor in feeds.items()}
+    new_exporter(path, Graph(transformer("bert-cls"), forward), feeds, ["last_hidden_state"], False, fixed=True)
+
+
+MAKERS = (bert_cls, xlm_roberta, qwen3_embedding, nomic_bert, bert_cross_encoder, bert_cls_buffers, bert_cls_fixed)
+
+
 def main() -> None:
     torch.set_num_threads(1)
-    for make in (bert_cls, xlm_roberta, qwen3_embedding, nomic_bert, bert_cross_encoder):
-        folder = HERE / make.__name__.replace("_", "-")
+    makers = {make.__name__.replace("_", "-"): make for make in MAKERS}
+    for name in sys.argv[1:] or makers:
+        make, folder = makers[name], HERE / name
         shutil.rmtree(folder, ignore_errors=True)
         path = folder / "onnx" / "model.onnx" if make is xlm_roberta else folder / "model.onnx"
         path.parent.mkdir(parents=True)
