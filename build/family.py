@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from build import hub, repository
 from build.catalog import CatalogEntry, Hub, Wheel
 from build.checkpoint import Checkpoint, obtain
 from build.errors import BuildError
-from build.files import GRAPHS, sha256
+from build.files import GRAPHS, SHARDS, WEIGHTS, sha256
 from build.graphs.adopted import Adopted
 from build.graphs.bert import write_bert
 from build.graphs.gemma3 import write_gemma3
@@ -94,7 +94,11 @@ def build(entry: CatalogEntry, target: Target, model_repository: Path, cache: Pa
     inputs = _inputs(entry, target)
     if _is_current(model_repository, entry.name, inputs):
         return False
-    checkpoint = obtain(entry, cache / "checkpoints")
+    names = _names(entry)
+    exported = None
+    if isinstance(entry.source, Hub):
+        exported = graph_to_adopt(entry, Checkpoint(hub.describe(entry.source)), names)
+    checkpoint = obtain(entry, cache / "checkpoints", exported)
     # In the repository, which may be a file system of its own: folders are renamed into their place.
     aside = model_repository / ".building" / entry.name
     shutil.rmtree(aside, ignore_errors=True)
@@ -111,6 +115,11 @@ def build(entry: CatalogEntry, target: Target, model_repository: Path, cache: Pa
         }
         (aside / entry.name / RECORD).write_text(json.dumps(record, indent=2) + "\n")
         _put_in_place(aside, model_repository)
+    except BuildError as error:
+        beside = [name for name in (*GRAPHS, *sorted(names)) if name in names and name.endswith(".onnx")]
+        if beside and graph_to_adopt(entry, checkpoint, names) is None:
+            raise BuildError(f"{error}; its exported graph can be taken instead: --onnx {beside[0]}") from None
+        raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
         with contextlib.suppress(OSError):  # another build is there
@@ -120,13 +129,13 @@ def build(entry: CatalogEntry, target: Target, model_repository: Path, cache: Pa
 
 def models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> list[Model]:
     """Every model of the family, the ensembles that callers use first."""
-    model_type = str(checkpoint.config.get("model_type"))
-    exported = graph_to_adopt(entry, checkpoint)
-    if exported is None and model_type not in ENCODERS:
+    exported = graph_to_adopt(entry, checkpoint, _files(checkpoint.folder))
+    if exported is None and entry.output is not None:
         raise BuildError(
-            f"{checkpoint.folder / 'config.json'} has model_type {model_type!r}; graphs are written for "
-            f"{', '.join(ENCODERS)}, and others are adopted from {' or '.join(GRAPHS)}"
+            f"{entry.name} is built from its weights, which have no output to choose: add --onnx FILE"
         )
+    if "embed" not in entry.tasks and (entry.pooling, entry.normalise) != (None, None):
+        raise BuildError(f"{entry.name} is a reranker, which is not pooled: leave --pooling and --normalise out")
     max_tokens = checkpoint.max_tokens if entry.max_tokens is None else entry.max_tokens
     if not 0 < max_tokens <= checkpoint.max_tokens:
         raise BuildError(
@@ -138,10 +147,10 @@ def models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> list[
         texts = min(texts, max(1, entry.batching.tokens // max_tokens))
     family = repository.Family(entry.name, target, checkpoint.hidden_size, max_tokens, texts, _facts(entry))
     if exported is None:
-        write_encoder = written(ENCODERS[model_type], checkpoint)
+        write_encoder = written(ENCODERS[checkpoint.config["model_type"]], checkpoint)
         family = replace(family, facts={**family.facts, "precision": target.precision})
     else:
-        adopted = Adopted.of(checkpoint, exported, entry.tasks[0])
+        adopted = Adopted.of(entry, checkpoint, checkpoint.folder / exported)
         if adopted.scales_by_batch:
             family = replace(family, facts={**family.facts, "quantisation": "dynamic"})
             print(f"{entry.name}: {SCALES_BY_BATCH}", flush=True)
@@ -161,30 +170,52 @@ def written(page: Callable[[OnnxGraph, Checkpoint], None], checkpoint: Checkpoin
     return lambda g: page(g, checkpoint)
 
 
-def graph_to_adopt(entry: CatalogEntry, checkpoint: Checkpoint) -> Path | None:
-    """The exported graph of the checkpoint, where ours cannot be written from its architecture and weights."""
-    if isinstance(entry.source, Hub) and entry.source.onnx is not None:
-        return checkpoint.folder / entry.source.onnx
-    can_write = checkpoint.has_weights and checkpoint.config.get("model_type") in ENCODERS
-    return None if can_write else checkpoint.onnx_path
+def graph_to_adopt(entry: CatalogEntry, checkpoint: Checkpoint, names: Collection[str]) -> str | None:
+    """The exported graph among the `names` of the checkpoint's files that is built from, None for our own.
+
+    It is the one that is asked for, or stands in where ours cannot be written from architecture and weights.
+    Raises BuildError where there is neither.
+    """
+    exported = sorted(name for name in names if name.endswith(".onnx"))
+    there_are = f"; it has {', '.join(exported)}" if exported else ""
+    if entry.onnx is not None:
+        if entry.onnx not in names:
+            raise BuildError(f"the checkpoint has no {entry.onnx}{there_are}")
+        return entry.onnx
+    model_type = checkpoint.config.get("model_type")
+    if model_type in ENCODERS and (WEIGHTS in names or SHARDS in names):
+        return None
+    if usual := next((name for name in GRAPHS if name in names), None):
+        return usual
+    if model_type in ENCODERS and not exported:
+        return None  # that there are no weights is said where they are read
+    raise BuildError(
+        f"{checkpoint.folder / 'config.json'} has model_type {model_type!r}; graphs are written for "
+        f"{', '.join(ENCODERS)} from safetensors, and others are adopted from {' or '.join(GRAPHS)}, or the file "
+        f"that --onnx names{there_are}"
+    )
 
 
 def embedding_models(entry: CatalogEntry, checkpoint: Checkpoint, family: Family, encoder: Model) -> list[Model]:
     """The family of an embedding model; where it also reranks, it does so as a bi-encoder."""
-    width = Pooling.of(checkpoint).width
-    dimensions = width if entry.dimensions is None else entry.dimensions
-    if not 0 < dimensions <= width:
-        raise BuildError(f"{dimensions} dimensions were asked for, but {checkpoint.folder} gives 1 to {width}")
+    pooling = Pooling.of(checkpoint, entry.pooling, entry.normalise)
+    dimensions = pooling.width if entry.dimensions is None else entry.dimensions
+    if not 0 < dimensions <= pooling.width:
+        raise BuildError(
+            f"{dimensions} dimensions were asked for, but {checkpoint.folder} gives 1 to {pooling.width}"
+        )
     head = replace(family.target, precision="fp32")
-    normalise = Pooling.of(checkpoint).normalise if entry.normalise is None else entry.normalise
-    facts = {"pooling": Pooling.of(checkpoint).mode, "unit_length": "true" if normalise else "false"}
+    facts = {"pooling": pooling.mode, "unit_length": "true" if pooling.normalise else "false"}
     family = replace(family, facts={**family.facts, **facts})
-    pooling = repository.pooling(family, dimensions)
     ensembles = [Model(repository.embed_ensemble(family, dimensions))]
     steps = [
         tokenizer(repository.tokenizer(family, checkpoint.prompts | entry.prompts), checkpoint),
         encoder,
-        graph(pooling, head, lambda g: write_pooling(g, checkpoint, dimensions, entry.normalise)),
+        graph(
+            repository.pooling(family, dimensions),
+            head,
+            lambda g: write_pooling(g, checkpoint, pooling, dimensions),
+        ),
     ]
     if "rerank" in entry.tasks:
         scoring = repository.cosine_scoring(family, dimensions)
@@ -219,9 +250,11 @@ def headless_models(entry: CatalogEntry, checkpoint: Checkpoint, family: Family,
     dimensions = None
     if adopted.gives == "embeddings":
         dimensions = adopted.dimensions(entry.dimensions)
+        if adopted.normalise:  # if not, they may come so all the same
+            family = replace(family, facts={**family.facts, "unit_length": "true"})
         words = repository.tokenizer(family, checkpoint.prompts | entry.prompts)
     else:
-        words = repository.pair_tokenizer(family, checkpoint.segment_offset)
+        words = repository.pair_tokenizer(family, adopted.segment_offset)
     encoder = repository.headless_encoder(family, dimensions)
     return [
         Model(repository.headless_ensemble(family, words, encoder)),
@@ -268,7 +301,11 @@ def _inputs(entry: CatalogEntry, target: Target) -> dict[str, Any]:
         "minimum_dimensions": entry.minimum_dimensions,
         "max_tokens": entry.max_tokens,
         "prompts": entry.prompts,
+        "tasks": list(entry.tasks),
+        "pooling": entry.pooling,
         "normalise": entry.normalise,
+        "onnx": entry.onnx,
+        "output": entry.output,
         "batching": asdict(entry.batching),
         "checkpoint": entry.files | _adopted_files(entry),
         "builder": _hashes(SOURCES, "**/*.py"),
@@ -292,10 +329,25 @@ def _facts(entry: CatalogEntry) -> dict[str, str]:
     return facts
 
 
+def _names(entry: CatalogEntry) -> Collection[str]:
+    """Every file of the checkpoint, before any large one is brought."""
+    if isinstance(entry.source, Path):
+        return _files(entry.source)
+    return hub.names(entry.source) if isinstance(entry.source, Hub) else entry.files
+
+
+def _files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
 def _adopted_files(entry: CatalogEntry) -> dict[str, str]:
     """Hashes of the graph that a checkpoint folder is built from, where it is, and of its weights."""
-    if not isinstance(entry.source, Path) or not (graph := graph_to_adopt(entry, Checkpoint(entry.source))):
+    if not isinstance(entry.source, Path):
         return {}
+    name = graph_to_adopt(entry, Checkpoint(entry.source), _files(entry.source))
+    if name is None:
+        return {}
+    graph = entry.source / name
     paths = [graph, *(graph.parent / name for name in data_files(read_onnx(graph)))]
     return {str(path.relative_to(entry.source)): sha256(path) for path in paths}
 

@@ -44,7 +44,7 @@ from huggingface_hub.utils import build_hf_headers
 
 from build.catalog import Hub
 from build.errors import BuildError
-from build.files import GRAPHS, SHARDS, WEIGHTS, sha256
+from build.files import SHARDS, WEIGHTS, sha256
 from build.graphs.onnx_file import data_files
 
 NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json")
@@ -65,27 +65,34 @@ def pin(source: Hub) -> Hub:
 def describe(source: Hub) -> Path:
     """The folder of the files that say what kind of checkpoint a pinned source is, without its weights."""
     with _explained(source):
-        names = _listing(source)
-        paths = [_bring(source, name) for name in DESCRIBING if name in names or name in NEEDED]
+        there = _listing(source)
+        paths = [_bring(source, name) for name in DESCRIBING if name in there or name in NEEDED]
         return paths[0].parent
 
 
-def fetch(source: Hub) -> tuple[Path, dict[str, str]]:
+def names(source: Hub) -> set[str]:
+    """Every file of a pinned source."""
+    with _explained(source):
+        return _listing(source)
+
+
+def fetch(source: Hub, exported: str | None = None) -> tuple[Path, dict[str, str]]:
     """The folder of a pinned source and the sha256 of each of its files that a build reads.
 
+    Of the transformer it brings the `exported` graph, if one is named, else the weights.
     Asks the Hub only for what its cache does not hold, and goes on with a download that was cut off. Raises
     BuildError when the checkpoint cannot be had, has no weights that are data, or is not what the Hub holds.
     """
     folder = describe(source)
     with _explained(source):
-        names = _listing(source)
-        paths = {name: folder / name for name in DESCRIBING if name in names}
+        there = _listing(source)
+        paths = {name: folder / name for name in DESCRIBING if name in there}
         modules = _json(paths["modules.json"]) if "modules.json" in paths else []
         for module in modules:
             for file in ("config.json", WEIGHTS):
-                if module.get("path") and (name := posixpath.join(module["path"], file)) in names:
+                if module.get("path") and (name := posixpath.join(module["path"], file)) in there:
                     paths[name] = _bring(source, name)
-        for name in _weights(source, names):
+        for name in [exported] if exported else _weights(source, there):
             paths[name] = _bring(source, name)
             if name.endswith(".onnx"):
                 data = [
@@ -96,17 +103,14 @@ def fetch(source: Hub) -> tuple[Path, dict[str, str]]:
     return folder, {name: _checked(path) for name, path in paths.items()}
 
 
-def _weights(source: Hub, names: Iterable[str]) -> list[str]:
-    """The files that hold the transformer: one or several of safetensors, else an exported graph."""
-    if source.onnx is not None:
-        return [source.onnx]
-    if SHARDS in names:
+def _weights(source: Hub, there: Iterable[str]) -> list[str]:
+    """The files that hold the transformer: one or several of safetensors."""
+    if SHARDS in there:
         shards = _json(_bring(source, SHARDS))["weight_map"].values()
         return [SHARDS, *sorted(set(shards))]
-    for name in (WEIGHTS, *GRAPHS):
-        if name in names:
-            return [name]
-    pickles = sorted(name for name in names if name.endswith(PICKLES))
+    if WEIGHTS in there:
+        return [WEIGHTS]
+    pickles = sorted(name for name in there if name.endswith(PICKLES))
     raise BuildError(
         f"{_name(source)} has its weights in {', '.join(pickles)} only: pickles can run code and are never read; "
         f"name a revision that has {WEIGHTS}"

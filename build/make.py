@@ -10,15 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from build import catalog, family
-from build.catalog import CatalogEntry, Hub
+from build.catalog import POOLINGS, TASKS, CatalogEntry, Hub
 from build.checkpoint import describe
 from build.errors import BuildError
+from build.files import GRAPHS
 from build.target import PRECISIONS, RUNTIMES, Target
 
 ROOT = Path(__file__).parent.parent
 MODEL_REPOSITORY = ROOT / "model_repository"
 CACHE = ROOT / ".cache"
 DEFAULT_MODEL = "minilm"
+ASKED = ("name", "dimensions", "max_tokens", "normalise", "onnx", "output")
+"""Options that take the place of what a catalog entry says."""
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 NOT_NAME = r"^[^A-Za-z0-9]|[^A-Za-z0-9._-]"
 
@@ -35,6 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
         f"Hugging Face Hub as organisation/name or organisation/name@revision (default: {DEFAULT_MODEL})",
     )
     parser.add_argument("--name", help="what the model is served as (default: its own name)")
+    parser.add_argument(
+        "--task", choices=TASKS, help="what the model is for (default: what the catalog or its files say)"
+    )
     parser.add_argument("--dimensions", type=int, help="cut embeddings to so many (Matryoshka)")
     parser.add_argument(
         "--runtime", choices=RUNTIMES, default="python", help="what executes the graphs (default: python)"
@@ -45,6 +51,23 @@ def main(arguments: list[str] | None = None) -> int:
         help="what the encoder computes in (default: the catalog's); an adopted model.onnx keeps its own",
     )
     parser.add_argument("--max-tokens", type=int, help="cut texts to so many tokens")
+    parser.add_argument(
+        "--pooling",
+        choices=POOLINGS,
+        help="how the vectors of a text's tokens become one (default: what modules.json says)",
+    )
+    parser.add_argument(
+        "--normalise",
+        action=argparse.BooleanOptionalAction,
+        help="whether embeddings get unit length (default: what modules.json says; without one, no)",
+    )
+    parser.add_argument(
+        "--onnx",
+        metavar="FILE",
+        help="adopt this exported graph of the checkpoint, such as onnx/model_fp16.onnx (default: "
+        f"{' or '.join(GRAPHS)}, where no graph can be written from the weights)",
+    )
+    parser.add_argument("--output", metavar="NAME", help="which output of that graph to take")
     parser.add_argument(
         "--repository",
         type=Path,
@@ -68,21 +91,24 @@ def main(arguments: list[str] | None = None) -> int:
 
 def entry_of(model: str, options: argparse.Namespace) -> CatalogEntry:
     """The catalog entry that `model` names, or one made for the folder or the Hub's repository that it is."""
-    asked = {"name": options.name, "dimensions": options.dimensions, "max_tokens": options.max_tokens}
-    if asked["name"] is not None and not re.fullmatch(NAME, asked["name"]):
+    asked = {name: getattr(options, name) for name in ASKED}
+    asked |= {"tasks": options.task and (options.task,), "pooling": POOLINGS.get(options.pooling)}
+    if options.name is not None and not re.fullmatch(NAME, options.name):
         raise BuildError(f"{options.name!r} cannot be served as a name: it takes letters, digits and . _ -")
-    return replace(known_entry(model), **{key: value for key, value in asked.items() if value is not None})
+    return replace(
+        known_entry(model, options.task), **{key: value for key, value in asked.items() if value is not None}
+    )
 
 
-def known_entry(model: str) -> CatalogEntry:
-    """What the catalog has, or the checkpoint's own files say."""
+def known_entry(model: str, task: str | None) -> CatalogEntry:
+    """What the catalog has, or the checkpoint's own files say, unless the `task` is given."""
     if Path(model).is_dir():
-        return describe(Path(model), re.sub(NOT_NAME, "-", Path(model).resolve().name))
+        return describe(Path(model), re.sub(NOT_NAME, "-", Path(model).resolve().name), task)
     repository, _, revision = model.partition("@")
     if repository.count("/") != 1:
         return catalog.load(model)
     name = repository.rpartition("/")[2].lower()
-    return catalog.find(repository, revision) or describe(Hub(repository, revision or "main"), name)
+    return catalog.find(repository, revision) or describe(Hub(repository, revision or "main"), name, task)
 
 
 def build_one(entry: CatalogEntry, target: Target, repository: Path) -> None:

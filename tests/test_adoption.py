@@ -438,7 +438,7 @@ def no_operator(model: onnx.ModelProto) -> None:
             "has the operators com.acme.Odd, which are not ONNX's own",
         ),
         ("qwen3-embedding", onnx_edit(no_operator), "is not valid ONNX"),
-        ("bert-cross-encoder", onnx_edit(rename_outputs), "gives my_logits, but BertForSequenceClassification is"),
+        ("bert-cross-encoder", onnx_edit(rename_outputs), "gives my_logits; of a reranker's graph logits"),
         ("bert-cross-encoder", onnx_edit(lambda m: set_dim(m.graph.output[0], 1, 3)), "gives logits of 3 labels"),
         ("bert-cross-encoder", drop("model.onnx.data"), "has weights in model.onnx.data, which is not there"),
         ("xlm-roberta", drop("embeddings.weight"), "has weights in embeddings.weight, which is not there"),

@@ -153,7 +153,7 @@ class Machine:
     def record(self) -> Any:
         return json.loads((self.repository / "tiny-qwen3" / "build.json").read_text())
 
-    def build(self, model: str = MODEL) -> subprocess.CompletedProcess[str]:
+    def build(self, model: str = MODEL, *options: str) -> subprocess.CompletedProcess[str]:
         """`python -m build.make`, as a user calls it."""
         clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
         ours = {
@@ -162,6 +162,7 @@ class Machine:
             "NO_PROXY": "127.0.0.1,localhost",
         }
         command = [sys.executable, "-W", "error", "-m", "build.make", "--repository", str(self.repository), model]
+        command += options
         return subprocess.run(
             command, cwd=ROOT, env=clean | ours | self.environment, capture_output=True, text=True, check=False
         )
@@ -389,6 +390,38 @@ def test_without_safetensors_an_exported_graph_comes_with_its_data(machine: Mach
     machine.build()
     large = [request.rpartition("/onnx/")[2] for request in machine.hub.requests if "/onnx/" in request]
     assert set(large) == {"model.onnx", "weight_data"}
+
+
+def exported(machine: Machine, *names: str) -> None:
+    """Puts graphs that torch exported into the repository, of a type that no page knows."""
+    graph = (REFERENCE / "onnx" / "qwen3-embedding" / "model.onnx").read_bytes()
+    config = json.loads(machine.hub.files["config.json"]) | {"model_type": "other"}
+    machine.hub.files |= dict.fromkeys(names, graph) | {"config.json": json.dumps(config).encode()}
+
+
+def fetched(machine: Machine) -> set[str]:
+    """The large files that were asked for."""
+    asked = {request.partition(f"{COMMIT}/")[2] for request in machine.hub.requests}
+    return {name for name in asked if name.endswith((".onnx", ".safetensors"))}
+
+
+def test_weights_that_no_page_can_use_are_left_there(machine: Machine) -> None:
+    exported(machine, "onnx/model.onnx")
+    done = machine.build()
+    assert done.returncode == 0, done.stderr
+    assert fetched(machine) == {"onnx/model.onnx"}
+
+
+def test_a_repository_of_no_known_type_and_no_usual_graph(machine: Machine) -> None:
+    del machine.hub.files["onnx/model.onnx"]
+    exported(machine, "onnx/model_fp16.onnx", "onnx/model_q4.onnx")
+    message = machine.refused()
+    assert "has model_type 'other'; graphs are written for bert," in message
+    assert "the file that --onnx names; it has onnx/model_fp16.onnx, onnx/model_q4.onnx" in message
+    assert not fetched(machine)
+    done = machine.build(MODEL, "--onnx", "onnx/model_fp16.onnx")
+    assert done.returncode == 0, done.stderr
+    assert fetched(machine) == {"onnx/model_fp16.onnx"}
 
 
 @pytest.mark.parametrize("name", catalog.names())

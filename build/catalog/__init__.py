@@ -15,6 +15,10 @@ else:
 
 FOLDER = Path(__file__).parent
 
+TASKS = ("embed", "rerank")
+POOLINGS = {"mean": "mean", "cls": "cls", "last": "lasttoken"}
+"""How the vectors of a text's tokens become one -> sentence-transformers' name for it."""
+
 TOLERANCE = {"fp32": 0.9999, "bf16": 0.99, "fp16": 0.999}
 """Where a model has no page of its own."""
 
@@ -39,8 +43,6 @@ class Hub:
     """`organisation/name`."""
     revision: str = "main"
     """A commit; of a branch or tag, a build takes the commit that it is at then."""
-    onnx: str | None = None
-    """The exported graph to take in place of weights."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,14 @@ class CatalogEntry:
     """Cut texts to so many tokens; None for the checkpoint's own window."""
     prompts: dict[str, str] = field(default_factory=dict)
     """Prompt name -> what is put before the text, over the checkpoint's own."""
+    pooling: str | None = None
+    """One of POOLINGS, in sentence-transformers' words; None for what the checkpoint's modules say."""
     normalise: bool | None = None
     """Whether embeddings get unit length; None for what the checkpoint's modules say."""
+    onnx: str | None = None
+    """The exported graph to take in place of weights, a file of the checkpoint."""
+    output: str | None = None
+    """Which output of that graph to take; None for the one of a usual name."""
     precisions: tuple[str, ...] = ("fp32", "bf16", "fp16")
     """What the encoder may compute in, the default first."""
     batching: Batching = Batching()

@@ -32,6 +32,7 @@ import onnx
 import onnx.version_converter
 from onnx import TensorProto, helper, numpy_helper
 
+from build.catalog import CatalogEntry
 from build.checkpoint import Checkpoint
 from build.errors import BuildError
 from build.graphs.onnx_file import data_files, external_tensors, nodes, read_onnx, subgraphs
@@ -76,12 +77,16 @@ class Adopted:
     """What becomes of it: `last_hidden_state`, `embeddings` or `score`."""
     width: int | None
     """H of hidden states and of embeddings, where it can be known."""
+    normalise: bool = False
+    """Whether embeddings leave with unit length, which a cut would take from them."""
+    segment_offset: int = 0
+    """What is added to the ids of a pair's second text, where the graph tells the two apart."""
     scales_by_batch: bool = False
     """Whether it rounds a batch's values to INT8 by the largest of them (dynamic quantisation), so that a text's
     result depends a little on its neighbours."""
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, path: Path, task: str) -> Adopted:
+    def of(cls, entry: CatalogEntry, checkpoint: Checkpoint, path: Path) -> Adopted:
         """Reads what the graph takes and gives; BuildError names what cannot be fed, kept or run."""
         model = read_onnx(path)
         used = _operators(model)
@@ -90,32 +95,45 @@ class Adopted:
         adopted = partial(cls, checkpoint, path, scales_by_batch=("", "DynamicQuantizeLinear") in used)
         shapes = {value.name: _shape(value) for value in model.graph.output}
 
-        def first(names: Iterable[str], rank: int) -> str:
-            return next((name for name in names if len(shapes.get(name, ())) == rank), "")
+        if entry.output is not None and entry.output not in shapes:
+            raise BuildError(f"{path} has no output {entry.output}; it gives {', '.join(shapes)}")
 
-        if task == "rerank":
+        def first(names: Iterable[str], rank: int) -> str:
+            asked = names if entry.output is None else (entry.output,)
+            return next((name for name in asked if len(shapes.get(name, ())) == rank), "")
+
+        if "embed" not in entry.tasks:
             if not (output := first(LOGITS, 2)):
                 raise BuildError(
-                    f"{path} gives {', '.join(shapes)}, but {checkpoint.architecture} is taken for a reranker, "
-                    "whose graph gives logits [B, 1]. An embedding model has a modules.json"
+                    f"{path} gives {', '.join(shapes)}; of a reranker's graph logits [B, 1] are taken: name an "
+                    "output that is like these with --output, or say --task embed if the model is no reranker"
                 )
             if (labels := shapes[output][1] or len(checkpoint.field("id2label"))) != 1:
-                raise BuildError(f"{path} gives logits of {labels} labels; a reranker has one")
-            return adopted(output, "score", 1)
+                raise BuildError(f"{path} gives {output} of {labels} labels; a reranker has one")
+            takes_segments = any(value.name == "token_type_ids" for value in model.graph.input)
+            return adopted(
+                output, "score", 1, segment_offset=checkpoint.field("vocab_size") if takes_segments else 0
+            )
 
-        has_modules = (checkpoint.folder / "modules.json").exists()
         tokens, pooled = first(TOKENS, 3), first(POOLED, 2)
-        if tokens and (has_modules or not pooled):
+        has_modules = (checkpoint.folder / "modules.json").exists()
+        if tokens and (has_modules or entry.pooling or not pooled):
             hidden_size = checkpoint.hidden_size
             if (declared := shapes[tokens][2]) not in (0, hidden_size):
                 raise BuildError(f"{path} gives {tokens} of {declared} values, but config.json says {hidden_size}")
             return adopted(tokens, "last_hidden_state", hidden_size)
         if pooled:
+            if entry.pooling:
+                raise BuildError(f"{path} gives {pooled}, which is pooled already: leave --pooling out")
+            is_normalised = has_modules and _ends_normalised(checkpoint)
+            if is_normalised and entry.normalise is False:
+                raise BuildError(f"{path} gives {pooled} of unit length already: leave --no-normalise out")
             width = shapes[pooled][1] or (Pooling.of(checkpoint).width if has_modules else None)
-            return adopted(pooled, "embeddings", width)
+            return adopted(pooled, "embeddings", width, normalise=bool(is_normalised or entry.normalise))
         raise BuildError(
-            f"{path} gives {', '.join(shapes)}; of an embedding model's graph "
-            f"{' or '.join(TOKENS)} [B, S, H] or {POOLED[0]} [B, D] can be used"
+            f"{path} gives {', '.join(shapes)}; of an embedding model's graph {' or '.join(TOKENS)} [B, S, H] or "
+            f"{POOLED[0]} [B, D] is taken: name an output that is like these with --output, or say --task rerank "
+            "if the model is a reranker"
         )
 
     def dimensions(self, asked: int | None) -> int:
@@ -131,7 +149,7 @@ class Adopted:
         """Writes the graph between its new ends into `g`, embeddings cut to `dimensions`."""
         model = _converted(self.path, read_onnx(self.path))
         r = ragged(g, *ragged_inputs(g))
-        feeds = _feeds(g, self.checkpoint, model.graph.input, r)
+        feeds = _feeds(g, self, model.graph.input, r)
         old_nodes, weights = _needed(model.graph, self.output)
         _rename(old_nodes, weights, feeds)
         g.graft(model, old_nodes, self._moved(g, model, weights))
@@ -144,19 +162,12 @@ class Adopted:
             dimensions = self.dimensions(dimensions)
             if dimensions != self.width:
                 values = g.op("Slice", values, *(g.constant([bound], np.int64) for bound in (0, dimensions, 1)))
-            if self._is_normalised:
+            if self.normalise:
                 values = normalise(g, values)
             g.output("embeddings", values, TensorProto.FLOAT, ["batch", dimensions])
         else:
             g.output("score", g.op("Sigmoid", values), TensorProto.FLOAT, ["batch", 1])
             g.output("logit", values, TensorProto.FLOAT, ["batch", 1])
-
-    @property
-    def _is_normalised(self) -> bool:
-        """Whether the embeddings have unit length, which a cut takes from them."""
-        if not (self.checkpoint.folder / "modules.json").exists():
-            return False
-        return str(self.checkpoint.json("modules.json")[-1]["type"]).endswith("Normalize")
 
     def _moved(self, g: OnnxGraph, model: onnx.ModelProto, weights: Iterable[TensorProto]) -> list[TensorProto]:
         """Copies files of weights whole, and large weights of the model file into ours; returns the others."""
@@ -176,16 +187,19 @@ class Adopted:
         return others
 
 
-def _feeds(
-    g: OnnxGraph, checkpoint: Checkpoint, inputs: Iterable[onnx.ValueInfoProto], r: Ragged
-) -> dict[str, str]:
+def _ends_normalised(checkpoint: Checkpoint) -> bool:
+    return str(checkpoint.json("modules.json")[-1]["type"]).endswith("Normalize")
+
+
+def _feeds(g: OnnxGraph, adopted: Adopted, inputs: Iterable[onnx.ValueInfoProto], r: Ragged) -> dict[str, str]:
     """Input of the old graph -> the value of ours that takes its place."""
+    checkpoint = adopted.checkpoint
     zero = g.constant(0, np.int32)
     # Some graphs tell padding by its id too; where there is none, the mask alone does.
     pad = g.constant(max(0, checkpoint.config.get("pad_token_id") or 0), np.int32)
     ids, kinds = r.token_ids, g.op("Sub", r.token_ids, r.token_ids)
-    if checkpoint.segment_offset:
-        size = g.constant(checkpoint.segment_offset, np.int32)
+    if adopted.segment_offset:
+        size = g.constant(adopted.segment_offset, np.int32)
         ids, kinds = g.op("Mod", ids, size), g.op("Div", ids, size)
 
     def rows(packed: str, empty: str) -> str:

@@ -13,7 +13,7 @@ asks for them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from onnx import TensorProto
@@ -40,8 +40,29 @@ class Pooling:
     normalise: bool
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> Pooling:
-        """Reads the modules; raises BuildError on what these graphs do not write, naming it."""
+    def of(cls, checkpoint: Checkpoint, mode: str | None = None, normalise: bool | None = None) -> Pooling:
+        """Reads the modules, `mode` and `normalise` in place of theirs where given.
+
+        Raises BuildError on what these graphs do not write, naming it, and without modules or a `mode`.
+        """
+        if (checkpoint.folder / "modules.json").exists():
+            said = cls._of_modules(checkpoint)
+        elif mode is not None:
+            said = cls(mode, (), checkpoint.hidden_size, normalise=False)
+        else:
+            raise BuildError(
+                f"the checkpoint has no modules.json (looked in {checkpoint.folder}), so nothing says how the "
+                "vectors of a text's tokens become one: say it as the model card does with --pooling mean, cls or "
+                "last, and --normalise for unit length"
+            )
+        return replace(
+            said,
+            mode=said.mode if mode is None else mode,
+            normalise=said.normalise if normalise is None else normalise,
+        )
+
+    @classmethod
+    def _of_modules(cls, checkpoint: Checkpoint) -> Pooling:
         modules = [(m["type"].rsplit(".", 1)[-1], m.get("path", "")) for m in checkpoint.json("modules.json")]
         kinds = [kind for kind, _ in modules]
         dense = tuple(path for kind, path in modules if kind == "Dense")
@@ -64,19 +85,15 @@ class Pooling:
         return cls(modes[0], dense, [checkpoint.hidden_size, *widths][-1], normalise)
 
 
-def write_pooling(g: OnnxGraph, checkpoint: Checkpoint, dimensions: int, unit_length: bool | None = None) -> None:
-    """Writes the modules of `checkpoint` behind its transformer, cut to `dimensions`.
-
-    `unit_length` overrides whether the last of them is Normalize.
-    """
-    pooling = Pooling.of(checkpoint)
+def write_pooling(g: OnnxGraph, checkpoint: Checkpoint, pooling: Pooling, dimensions: int) -> None:
+    """Writes the modules of `checkpoint` behind its transformer, cut to `dimensions`."""
     pooled = POOL[pooling.mode](g, *state_inputs(g, checkpoint.hidden_size))
     for path in pooling.dense:
         pooled = dense(g, pooled, checkpoint, path)
     if dimensions < pooling.width:
         first, end, axis = ([bound] for bound in (0, dimensions, 1))
         pooled = g.op("Slice", pooled, *(g.constant(bound, np.int64) for bound in (first, end, axis)))
-    if pooling.normalise if unit_length is None else unit_length:
+    if pooling.normalise:
         pooled = normalise(g, pooled)
     g.output("embeddings", pooled, TensorProto.FLOAT, ["batch", dimensions])
 
