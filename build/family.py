@@ -17,6 +17,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from build import hub, repository
 from build.catalog import CatalogEntry, Hub, Wheel
+from build.check import check_apart
 from build.checkpoint import Checkpoint, obtain
 from build.errors import BuildError
 from build.files import GRAPHS, SHARDS, WEIGHTS, sha256
@@ -65,6 +66,8 @@ SCALES_BY_BATCH = (
     "for the same bits in any batch take an fp32 or fp16 graph"
 )
 
+ANOTHER_EXPORT = "take another graph of the model, exported with dynamic axes for batch and sequence"
+
 RECORD = "build.json"
 """What a family was built from and into, kept in the folder of its first ensemble."""
 
@@ -106,6 +109,13 @@ def build(entry: CatalogEntry, target: Target, model_repository: Path, cache: Pa
         parts = models(entry, checkpoint, target)
         for model in parts:
             write(model, aside / model.config.name)
+        ensembles = [model.config.name for model in parts if model.config.platform == "ensemble"]
+        try:
+            check_apart(aside, ensembles)
+        except BuildError as error:
+            if graph_to_adopt(entry, checkpoint, names) is None:
+                raise
+            raise BuildError(f"{error}; {ANOTHER_EXPORT}") from None
         record = {
             "inputs": inputs,
             "downloaded": checkpoint.downloaded,

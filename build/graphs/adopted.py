@@ -305,6 +305,11 @@ def _check_inputs(path: Path, model: onnx.ModelProto) -> None:
                 raise BuildError(
                     f"{path} declares {name} {_declared(value)}; INT32 or INT64 of two dimensions is fed"
                 )
+            if shape[1]:
+                raise BuildError(
+                    f"{path} declares {name} {_declared(value)}, so it was exported for texts of {shape[1]} "
+                    "tokens alone: export it again with dynamic axes for batch and sequence"
+                )
         elif name.startswith(PAST):
             if dtype not in FLOATS or len(shape) != 4 or not (shape[1] and shape[3]):
                 raise BuildError(

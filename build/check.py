@@ -1,0 +1,318 @@
+"""Runs every graph of a family once, in the engine that will serve it: `python -m build.check FAMILY ...`.
+
+What cannot run, gives numbers that are not finite, or gives a text another result beside other texts than alone,
+ends a build with a sentence and never reaches a server. Each graph is fed as its runtime feeds it, by its
+config.pbtxt: one token; a text as long as the window, or as BUDGET allows; texts of unlike lengths together.
+
+A build runs this as a process of its own: a graph is data of somebody else's, and an engine may die of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import math
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from google.protobuf import text_format
+from tokenizers import Tokenizer
+from tritonclient.grpc.model_config_pb2 import BatchInput, DataType, ModelConfig
+from tritonclient.utils import triton_to_np_dtype
+
+from build.errors import BuildError
+
+Array: TypeAlias = npt.NDArray[Any]
+Batch: TypeAlias = "list[Array]"
+"""The ids of each text."""
+
+SECONDS = 900
+"""That a family may take; one that takes longer hangs."""
+
+BUDGET = 10**12
+"""Bytes of weights times tokens of a text that are worth a build's time: some ten seconds on two cores."""
+
+LONGEST = 2048
+"""Tokens of a text at most: what attention keeps grows with their square."""
+
+MEMORY = 3
+"""Times the bytes of its weights that an engine may need to prepare them."""
+
+MIDDLE = 48
+"""Tokens of the longest text among unlike ones."""
+
+AGREEMENT = 0.99
+"""The least cosine of a text's result alone and beside others."""
+
+AGREEMENT_QUANTISED = 0.9
+"""The same where a graph rounds by the largest value of the whole batch."""
+
+NO_TOKEN = -1
+RESULTS = ("embeddings", "score")
+TEXT = "Every graph is run once before it is served, with 12 words of this sentence over and over again. "
+
+
+class Engine(Protocol):
+    """Runs one graph."""
+
+    title: str
+
+    def __init__(self, path: Path) -> None: ...
+
+    def run(self, feed: dict[str, Array]) -> dict[str, Array]:
+        """Every output by name; raises any Exception."""
+        ...
+
+
+class OpenVino:
+    """OpenVINO on the CPU, in the precision that it prefers there, as `steps/onnx_runner.py` runs it.
+
+    Past the end of a table it reads zeros without a word, so indices into tables are outputs too and are compared.
+    """
+
+    title = "OpenVINO"
+
+    def __init__(self, path: Path) -> None:
+        import openvino
+
+        core = openvino.Core()
+        model = core.read_model(path)
+        self._rows: dict[int, int] = {}
+        for node in model.get_ordered_ops():
+            if node.get_type_name() != "Gather" or not node.input_value(0).get_partial_shape()[0].is_static:
+                continue
+            table, index, axis = (node.input_value(i) for i in range(3))
+            if index.get_node().get_type_name() != "Constant" and not axis.get_node().get_data().any():
+                self._rows[len(model.outputs)] = table.get_partial_shape()[0].get_length()
+                model.add_outputs([index])
+        self._compiled = core.compile_model(model, "CPU")
+
+    def run(self, feed: dict[str, Array]) -> dict[str, Array]:
+        """Every output by name; raises RuntimeError, and IndexError for an index past a table's end."""
+        found = self._compiled(feed)
+        for place, rows in self._rows.items():
+            if not ((indices := found[place]) < rows).all():
+                raise IndexError(f"row {indices.max()} of a table of {rows} rows is asked for")
+        return {name: np.array(value) for output, value in found.items() for name in output.names}
+
+
+class OnnxRuntime:
+    """ONNX Runtime on the CPU."""
+
+    title = "ONNX Runtime"
+
+    def __init__(self, path: Path) -> None:
+        import onnxruntime
+
+        self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        self._names = [output.name for output in self._session.get_outputs()]
+
+    def run(self, feed: dict[str, Array]) -> dict[str, Array]:
+        """Every output by name; raises what onnxruntime does."""
+        return dict(zip(self._names, self._session.run(None, feed), strict=True))
+
+
+ENGINES: dict[str, type[Engine]] = {"python": OpenVino, "openvino": OpenVino, "onnxruntime": OnnxRuntime}
+"""Triton's backend -> the engine in it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints what was not tried; returns 1 with the cause when a graph cannot be served."""
+    parser = argparse.ArgumentParser(prog="python -m build.check", description=str(__doc__).splitlines()[0])
+    parser.add_argument("families", nargs="+", metavar="FAMILY", help="ensembles to check")
+    parser.add_argument("--repository", type=Path, default=Path(__file__).parent.parent / "model_repository")
+    options = parser.parse_args(arguments)
+    done: set[str] = set()
+    try:
+        for name in options.families:
+            for note in check(options.repository, name, done):
+                print(note, flush=True)
+    except BuildError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def check_apart(repository: Path, families: Sequence[str]) -> None:
+    """Checks families in a process of its own; prints what was not tried, raises BuildError with the cause."""
+    command = [sys.executable, "-m", "build.check", *families, "--repository", str(repository.resolve())]
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise BuildError(f"the graphs of {families[0]} were still running after {SECONDS} s") from None
+    print(done.stdout, end="", flush=True)
+    if done.returncode == 1:
+        raise BuildError((done.stderr.strip().splitlines() or ["the graphs cannot be run"])[-1])
+    if done.returncode == -9:
+        print(f"{families[0]}: its graphs were not tried to the end, most likely for want of memory", flush=True)
+    elif done.returncode:
+        raise BuildError(
+            f"the graphs of {families[0]} end the engine that runs them, by signal {-done.returncode}"
+        )
+
+
+def check(repository: Path, family: str, done: set[str] | None = None) -> Iterator[str]:
+    """Runs the graphs of one ensemble in order; yields what was not tried, raises BuildError with the cause.
+
+    Models that are `done` are left out, and all others are added to them.
+    """
+    done = set() if done is None else done
+    ensemble = _config(repository, family)
+    steps = dict.fromkeys(step.model_name for step in ensemble.ensemble_scheduling.step)
+    configs = [_config(repository, name) for name in steps]
+    tokenizer = next(config for config in configs if "max_tokens" in config.parameters)
+    graphs = [config for config in configs if config.name not in done and _graph(repository, config).exists()]
+    if not graphs:
+        return
+    is_first = tokenizer.name not in done
+    done.update(steps)
+    backend = graphs[0].backend
+    engine = ENGINES.get(backend)
+    if engine is None or (engine is OnnxRuntime and not importlib.util.find_spec("onnxruntime")):
+        if is_first:
+            yield f"{family}: its graphs were not tried, for want of {backend} here"
+        return
+    weights = sum(file.stat().st_size for config in graphs for file in _graph(repository, config).parent.iterdir())
+    if MEMORY * weights > (free := _free_memory()):
+        need, there = f"{MEMORY * weights / 1e9:.0f} GB", f"{free / 1e9:.0f} GB"
+        yield f"{family}: its graphs were not tried: they may take {need} of memory, and {there} are free"
+        return
+    window = int(tokenizer.parameters["max_tokens"].string_value)
+    longest = max(1, min(window, LONGEST, BUDGET // weights))
+    batches = list(_batches(_ids(repository, tokenizer, longest), padded=backend != "python"))
+    found: list[dict[str, Array]] = [{} for _ in batches]
+    for config in graphs:
+        _run(engine, _graph(repository, config), config, batches, found)
+    _compare(family, found, AGREEMENT_QUANTISED if "quantisation" in ensemble.parameters else AGREEMENT)
+    if longest < window:
+        yield f"{family}: its graphs were tried with texts of up to {longest} of {window} tokens"
+
+
+def _run(
+    engine: type[Engine],
+    path: Path,
+    config: ModelConfig,
+    batches: Sequence[Batch],
+    found: Sequence[dict[str, Array]],
+) -> None:
+    """Runs one graph on every batch, fed with what the graphs before it have `found`, and adds what it gives."""
+    cannot = f"{config.name} cannot be run by {engine.title}"
+    try:
+        graph = engine(path)
+    except Exception as error:  # each engine has its own
+        raise BuildError(f"{cannot}: {_cause(error)}") from None
+    for batch, tensors in zip(batches, found, strict=True):
+        tokens = f"{' and '.join(str(len(row)) for row in batch)} tokens"
+        try:
+            given = graph.run(_feed(config, batch, tensors))
+        except Exception as error:
+            raise BuildError(f"{cannot} with texts of {tokens}: {_cause(error)}") from None
+        for output in config.output:
+            values = given[output.name]
+            rows = len(batch) if output.dims[:1] != [NO_TOKEN] else sum(map(len, batch))
+            size = rows * math.prod(dim for dim in output.dims if dim > 0)
+            if values.size != size:
+                raise BuildError(
+                    f"{config.name} gives {output.name} {list(values.shape)} for {tokens}, not {size}"
+                )
+            if not np.isfinite(values).all():
+                raise BuildError(f"{config.name} gives {output.name} that are not finite numbers for {tokens}")
+            tensors[output.name] = values
+
+
+def _feed(config: ModelConfig, batch: Batch, tensors: Mapping[str, Array]) -> dict[str, Array]:
+    """A batch as the runtime of `config` hands it over."""
+    lengths = np.array([len(row) for row in batch], np.int32)
+    made = {
+        BatchInput.BATCH_ITEM_SHAPE_FLATTEN: lengths,
+        BatchInput.BATCH_MAX_ELEMENT_COUNT_AS_SHAPE: np.zeros(lengths.max(), np.int32),
+    }
+    feed = {name: made[entry.kind] for entry in config.batch_input for name in entry.target_name}
+    for tensor in config.input:
+        if tensor.name == "input_ids":
+            feed[tensor.name] = np.concatenate(batch) if tensor.allow_ragged_batch else np.stack(batch)
+        elif tensor.name == "last_hidden_state":
+            states = tensors[tensor.name]
+            feed[tensor.name] = states.reshape(-1) if tensor.allow_ragged_batch else states
+        else:
+            dtype = triton_to_np_dtype(DataType.Name(tensor.data_type).removeprefix("TYPE_"))
+            feed[tensor.name] = np.ones((len(batch), *tensor.dims), dtype)
+    return feed
+
+
+def _batches(ids: Array, padded: bool) -> Iterator[Batch]:
+    """The first token alone, a text alone, both and half of that text together, and all `ids`.
+
+    Where texts of one request come `padded`, their slots without a token are there.
+    """
+    middle = ids[:MIDDLE]
+    yield [ids[:1]]
+    yield [middle]
+    unlike = [ids[:1], middle[: max(1, len(middle) // 2)], middle]
+    if padded:
+        unlike = [np.pad(row, (0, len(middle) - len(row)), constant_values=NO_TOKEN) for row in unlike]
+    yield unlike
+    yield [ids]
+
+
+def _compare(family: str, found: Sequence[Mapping[str, Array]], least: float) -> None:
+    """Raises BuildError unless two texts have, beside others, what they have alone."""
+    first, middle, together, _ = found
+    for name in RESULTS:
+        if name not in together:
+            continue
+        for alone, beside in ((first[name][0], together[name][0]), (middle[name][0], together[name][2])):
+            likeness = 1 - abs(alone[0] - beside[0]) if name == "score" else _cosine(alone, beside)
+            if likeness < least:
+                raise BuildError(
+                    f"{family} gives a text other {name} beside longer texts than alone: alike by {likeness:.4f}, "
+                    f"where {least} is the least"
+                )
+
+
+def _cosine(a: Array, b: Array) -> float:
+    """1 for equal vectors, zeros included."""
+    return 1.0 if (a == b).all() else float(a @ b / max(1e-12, float(np.linalg.norm(a) * np.linalg.norm(b))))
+
+
+def _ids(repository: Path, tokenizer: ModelConfig, count: int) -> Array:
+    """INT32 [count]: ids of a text, half of them of a pair's second one where the model tells the two apart."""
+    path = repository / tokenizer.name / "1" / "tokenizer.json"
+    ids = np.resize(np.array(Tokenizer.from_file(str(path)).encode(TEXT).ids or [0], np.int32), count)
+    ids[count // 2 :] += int(tokenizer.parameters["segment_offset"].string_value or "0")
+    return ids
+
+
+def _config(repository: Path, name: str) -> ModelConfig:
+    path = repository / name / "config.pbtxt"
+    try:
+        config: ModelConfig = text_format.Parse(path.read_text(), ModelConfig())
+        return config
+    except OSError:
+        raise BuildError(f"there is no model {name} in {repository}") from None
+
+
+def _graph(repository: Path, config: ModelConfig) -> Path:
+    return repository / str(config.name) / "1" / "model.onnx"
+
+
+def _free_memory() -> int:
+    """Bytes."""
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) * 1024
+
+
+def _cause(error: Exception) -> str:
+    """The end of the engine's message, in one line; before it come the places in its sources."""
+    return " ".join(str(error).split())[-300:]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""A build runs every graph once in its engine: what cannot serve is a sentence there, not at a server's start."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from conftest import TINY, cosines
+from engines import Array, OnnxRuntime, feeds, requests, token_ids
+from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+from test_adoption import EXPORTED, answer, build, checkpoint, edit_onnx, graph_of, set_dim
+from test_exported import refused
+from test_families import expected
+
+from build import check, make
+
+AGAIN = "take another graph of the model, exported with dynamic axes for batch and sequence"
+
+
+def of_seven_tokens(folder: Path) -> None:
+    """Exported for one text of one length, whatever its inputs declare."""
+    shutil.copy(EXPORTED / "bert-cls-fixed" / "model.onnx", graph_of(folder))
+
+    def undeclare(model: onnx.ModelProto) -> None:
+        for value in model.graph.input:
+            set_dim(value, 0, "batch")
+            set_dim(value, 1, "sequence")
+
+    edit_onnx(folder, undeclare)
+
+
+def of_sixteen_positions(folder: Path) -> None:
+    """Short texts run, those of the window do not."""
+
+    def shorten(model: onnx.ModelProto) -> None:
+        (table,) = (tensor for tensor in model.graph.initializer if "position_embeddings" in tensor.name)
+        table.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(table)[:16], table.name))
+
+    edit_onnx(folder, shorten)
+
+
+def without_mask(folder: Path) -> None:
+    """Padding is attended to, as in an export that lost its mask."""
+
+    def change(model: onnx.ModelProto) -> None:
+        for node in model.graph.node:
+            node.input[:] = ["all" if name == "attention_mask" else name for name in node.input]
+        model.graph.node.insert(0, helper.make_node("Cast", ["same"], ["all"], to=TensorProto.INT64))
+        model.graph.node.insert(0, helper.make_node("Equal", ["attention_mask", "attention_mask"], ["same"]))
+
+    edit_onnx(folder, change)
+
+
+def overflowing(folder: Path) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        (table,) = (tensor for tensor in model.graph.initializer if "word_embeddings" in tensor.name)
+        table.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(table) * np.float32(1e38), table.name))
+
+    edit_onnx(folder, change)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (of_seven_tokens, "bert-cls-encoder cannot be run by {} with texts of 1 tokens: "),
+        (of_sixteen_positions, "bert-cls-encoder cannot be run by {} with texts of 48 tokens: "),
+        (without_mask, "bert-cls gives a text other embeddings beside longer texts than alone: alike by 0."),
+        (overflowing, "bert-cls-encoder gives last_hidden_state that are not finite numbers for "),
+    ],
+)
+@pytest.mark.parametrize(("runtime", "engine"), [("python", "OpenVINO"), ("onnxruntime", "ONNX Runtime")])
+def test_a_graph_that_would_not_serve(
+    tmp_path: Path,
+    damage: Callable[[Path], None],
+    words: str,
+    runtime: str,
+    engine: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = checkpoint("bert-cls", tmp_path)
+    damage(folder)
+    message = refused(folder, capsys, "--runtime", runtime)
+    assert words.format(engine) in message
+    assert message.strip().endswith(AGAIN)
+
+
+class Texts(CalibrationDataReader):
+    """What a static quantisation measures values on."""
+
+    def __init__(self, name: str) -> None:
+        self._feeds = self._made(token_ids(name)[:20])
+
+    def get_next(self) -> dict[str, Array] | None:
+        return next(self._feeds, None)
+
+    def _made(self, texts: list[list[int]]) -> Iterator[dict[str, Array]]:
+        for ids in texts:
+            rows = {"input_ids": ids, "attention_mask": [1] * len(ids), "token_type_ids": [0] * len(ids)}
+            yield {name: np.array([row], np.int64) for name, row in rows.items()}
+
+
+def test_operators_that_one_engine_runs_and_another_does_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Static quantisation: pairs of QuantizeLinear and DequantizeLinear, which OpenVINO fails to compile here."""
+    folder = checkpoint("bert-cls", tmp_path)
+    whole = graph_of(folder).replace(folder / "whole.onnx")
+    quantize_static(whole, folder / "model.onnx", Texts("bert-cls"), quant_format=QuantFormat.QDQ)
+    whole.unlink()
+    assert "bert-cls-encoder cannot be run by OpenVINO: " in refused(folder, capsys)
+    build(folder, tmp_path / "repository", "--runtime", "onnxruntime")
+    for texts, batch in requests(token_ids("bert-cls")):
+        (feed,) = feeds("onnxruntime", batch)
+        vectors = answer(tmp_path / "repository", "bert-cls", "onnxruntime", OnnxRuntime, feed)["embeddings"]
+        assert cosines(vectors, expected("bert-cls")["embeddings"][texts]).min() >= 0.99
+
+
+def test_a_declared_length_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = checkpoint("bert-cls", tmp_path)
+    shutil.copy(EXPORTED / "bert-cls-fixed" / "model.onnx", graph_of(folder))
+    message = refused(folder, capsys)
+    assert "declares input_ids INT64 [1, 7], so it was exported for texts of 7 tokens alone" in message
+
+
+def test_an_engine_that_is_not_here_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build(TINY / "bert-cls", tmp_path, "--runtime", "tensorrt")
+    assert "bert-cls: its graphs were not tried, for want of tensorrt here\n" in capsys.readouterr().out
+
+
+def test_what_is_not_tried_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Large models are tried with shorter texts, and not where memory is short."""
+    assert make.main([str(TINY / "bert-cls"), "--repository", str(tmp_path)]) == 0
+    assert "were not tried" not in capsys.readouterr().out
+    monkeypatch.setattr(check, "BUDGET", 10_000_000)
+    (note,) = check.check(tmp_path, "bert-cls")
+    assert note.startswith("bert-cls: its graphs were tried with texts of up to ")
+    assert note.endswith(" of 64 tokens")
+    monkeypatch.setattr(check, "MEMORY", 10**9)
+    (note,) = check.check(tmp_path, "bert-cls")
+    assert "its graphs were not tried: they may take" in note
+
+
+@pytest.mark.parametrize("code", ["import os; os.kill(os.getpid(), 11)"])
+def test_an_engine_that_dies_of_a_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    interpreter = tmp_path / "python"
+    interpreter.write_text(f"#!/bin/sh\nexec {check.sys.executable} -c '{code}'\n")
+    interpreter.chmod(0o755)
+    monkeypatch.setattr(check.sys, "executable", str(interpreter))
+    with pytest.raises(check.BuildError, match="end the engine that runs them, by signal 11"):
+        check.check_apart(tmp_path, ["bert-cls"])
