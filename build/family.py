@@ -54,6 +54,9 @@ ENCODERS: dict[str, Callable[[OnnxGraph, Checkpoint], None]] = {
 }
 """`model_type` of config.json -> what writes its graph."""
 
+OWN_CODE = ("nomic_bert",)
+"""Model types whose page writes what the checkpoint's own code computes; any other with `auto_map` is refused."""
+
 LOGITS: dict[str, tuple[Logit, dict[str, str] | None]] = {
     "BertForSequenceClassification": (bert_logit, None),
     "XLMRobertaForSequenceClassification": (roberta_logit, None),
@@ -176,7 +179,13 @@ def models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> list[
 
 
 def written(page: Callable[[OnnxGraph, Checkpoint], None], checkpoint: Checkpoint) -> Callable[[OnnxGraph], None]:
-    """The architecture's page, on this checkpoint."""
+    """The architecture's page, on this checkpoint; raises BuildError where code of its own computes it."""
+    model_type = checkpoint.config["model_type"]
+    if checkpoint.config.get("auto_map") and model_type not in OWN_CODE:
+        raise BuildError(
+            f"{checkpoint.folder / 'config.json'} has auto_map: code of its own computes this checkpoint, which "
+            f"is never run, and the graph of {model_type!r} is not written for it: build it from an exported graph"
+        )
     return lambda g: page(g, checkpoint)
 
 
