@@ -100,7 +100,7 @@ def entry_of(model: str, options: argparse.Namespace) -> CatalogEntry:
     )
 
 
-def known_entry(model: str, task: str | None) -> CatalogEntry:
+def known_entry(model: str, task: str | None = None) -> CatalogEntry:
     """What the catalog has, or the checkpoint's own files say, unless the `task` is given."""
     if Path(model).is_dir():
         return describe(Path(model), re.sub(NOT_NAME, "-", Path(model).resolve().name), task)

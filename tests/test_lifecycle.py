@@ -10,12 +10,13 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT, Reference, Stack
+from conftest import ROOT, TINY, Reference, Stack
 
 from build import make
 from tools import preflight
@@ -114,6 +115,80 @@ def test_killed_outright_and_started_again(tmp_path: Path) -> None:
 def broken_repository(tmp_path: Path) -> Path:
     """A copy of the model repository, to be damaged."""
     return Path(shutil.copytree(REPOSITORY, tmp_path / "repository"))
+
+
+@pytest.fixture(scope="module")
+def two_families(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The default families and a tiny one."""
+    folder = tmp_path_factory.mktemp("two") / "repository"
+    shutil.copytree(REPOSITORY, folder)
+    assert make.main([str(TINY / "bert-cls"), "--repository", str(folder)]) == 0
+    return folder
+
+
+def cut_graph(repository: Path) -> None:
+    graph = repository / "bert-cls-encoder" / "1" / "model.onnx"
+    graph.write_bytes(graph.read_bytes()[:1000])
+
+
+def cut_tokenizer(repository: Path) -> None:
+    (repository / "bert-cls-tokenizer" / "1" / "tokenizer.json").write_text("{")
+
+
+def spoil_configuration(repository: Path) -> None:
+    (repository / "bert-cls-pooling" / "config.pbtxt").write_text("name: nonsense {")
+
+
+def another_runtime(repository: Path) -> None:
+    options = ["--runtime", "onnxruntime", "--repository", str(repository)]
+    assert make.main([str(TINY / "bert-cls"), *options]) == 0
+
+
+@pytest.mark.parametrize(
+    ("damage", "cause"),
+    [
+        (cut_graph, "bert-cls-encoder/1/model.onnx cannot be run, build the family again"),
+        (cut_tokenizer, "failed to load 'bert-cls-tokenizer' version 1"),
+        (spoil_configuration, "bert-cls-pooling/config.pbtxt"),
+        (another_runtime, "bert-cls-encoder is built for onnxruntime, which the embedded Triton does not have"),
+    ],
+)
+def test_a_family_that_cannot_be_loaded_takes_no_other_along(
+    tmp_path: Path, two_families: Path, damage: Callable[[Path], None], cause: str, reference: Reference
+) -> None:
+    """The command says which one and why, and so does the gateway, which never answers with another model."""
+    repository = Path(shutil.copytree(two_families, tmp_path / "repository"))
+    damage(repository)
+    models = ["--models", "bert-cls", "minilm", "minilm-rerank"]
+    stack = Stack(tmp_path / "work", ["--repository", str(repository), *models]).start()
+    try:
+        assert "serving minilm, minilm-rerank\n" in stack.greeting()
+        (warning,) = stack.said().splitlines()
+        assert warning.startswith("warning: bert-cls is not served: ")
+        assert cause in warning
+        assert (stack.embed(reference.texts[:1], "minilm") @ reference.embeddings[0])[0] > 0.999
+        assert stack.rerank("a query", ["a document"])["model"] == "minilm-rerank"
+        for model in ("bert-cls", None):
+            answer = stack.post("embed", "/embed", {"texts": ["a"], "model": model})
+            assert answer.status == 503
+            assert answer.json()["type"] == "not_ready"
+            assert "Triton cannot serve bert-cls: " in answer.json()["error"]
+            assert cause in answer.json()["error"]
+        health = stack.get("embed", "/health")
+        assert health.status == 503
+        assert health.json()["error"].startswith("bert-cls: ")
+        assert cause in health.json()["error"]
+        partial = stack.get("embed", "/health?partial=1").json()
+        assert (partial["status"], partial["models"]) == ("partial", ["minilm", "minilm-rerank"])
+        assert cause in partial["failing"]["bert-cls"]
+        listed = stack.get("embed", "/models").json()["models"]
+        assert [model["name"] for model in listed] == ["minilm", "minilm-rerank"]
+        assert stack.get("http", "/v2/health/ready").status == 200
+        samples = stack.get("embed", "/metrics").body.decode()
+        assert 'gateway_model_ready{model="bert-cls"} 0.0' in samples
+        assert 'gateway_model_ready{model="minilm"} 1.0' in samples
+    finally:
+        assert stack.stop() == 0
 
 
 def failure(stack: Stack) -> str:

@@ -142,7 +142,9 @@ def server_arguments(
         "--model-control-mode=explicit",
         *(f"--load-model={name}" for name in models),
         "--disable-auto-complete-config",
-        "--exit-on-error=true",
+        # A model that cannot be loaded takes no other along, and a server that has any is ready.
+        "--exit-on-error=false",
+        "--strict-readiness=false",
         f"--exit-timeout-secs={DRAIN_SECONDS}",
         f"--http-address={host}",
         f"--http-port={ports.http}",

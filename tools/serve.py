@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
+
+from google.protobuf import text_format
 
 from tools.command import Ports, add_gateway_options, add_triton_options, check_ports, make_parser, run, switches
 from tools.shim import keys
 from tools.shim.server import listening
-from tools.triton import EmbeddedTriton
+from tools.shim.upstream import Absent, Task
+from tools.triton import EmbeddedTriton, config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,25 +36,38 @@ async def serve(options: argparse.Namespace, stop: asyncio.Event) -> None:
     triton = EmbeddedTriton(
         options.repository, options.models, options.host, ports, options.work_folder, log, switches(options)
     )
-    await triton.run(stop, gateway(options, accepted, log))
+    await triton.run(stop, gateway(options, accepted, triton.left_out, log))
 
 
 @asynccontextmanager
-async def gateway(options: argparse.Namespace, accepted: Collection[bytes], log: Path) -> AsyncIterator[None]:
+async def gateway(
+    options: argparse.Namespace, accepted: Collection[bytes], left_out: Mapping[str, str], log: Path
+) -> AsyncIterator[None]:
     """The gateway in front of the Triton beside it, and what the terminal says of it."""
     address, ports = f"{options.host}:{options.grpc_port}", (options.embed_port, options.rerank_port)
-    async with listening(address, options.models, options.host, ports, options.timeout, accepted):
-        print(greeting(options, log), flush=True)
+    absent = {name: Absent(cause, task_of(options.repository, name)) for name, cause in left_out.items()}
+    async with listening(address, options.models, options.host, ports, options.timeout, accepted, absent):
+        served = [name for name in options.models if name not in left_out]
+        print(greeting(options, served, log), flush=True)
         yield
         print("stopping: finishing what is under way", flush=True)
 
 
-def greeting(options: argparse.Namespace, log: Path) -> str:
+def task_of(repository: Path | str, model: str) -> Task | None:
+    """What an ensemble is for, where its configuration can be read."""
+    if isinstance(repository, Path):
+        with suppress(OSError, text_format.ParseError):
+            outputs = {output.name for output in config(repository, model).output}
+            return "embed" if "embeddings" in outputs else "rerank"
+    return None
+
+
+def greeting(options: argparse.Namespace, served: Sequence[str], log: Path) -> str:
     """Where things listen, and two calls that work."""
     host = "localhost" if options.host == "127.0.0.1" else options.host
     embed, rerank = f"http://{host}:{options.embed_port}", f"http://{host}:{options.rerank_port}"
     return f"""
-serving {", ".join(options.models)}
+serving {", ".join(served)}
   gateway   {embed}/embed  {rerank}/rerank  (also /health, /models and /metrics)
   Triton    HTTP {host}:{options.http_port}  gRPC {host}:{options.grpc_port}  metrics {host}:{options.metrics_port}
   log       {log}

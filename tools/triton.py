@@ -48,6 +48,8 @@ WATCH_SECONDS = 5.0
 DYING_SECONDS = 5.0
 """That a Triton may take to die: it writes its stack first, and its stubs may be gone before it."""
 PR_SET_PDEATHSIG = 1
+FAILED = ("failed to load", "Poll failed")
+"""How Triton begins to say that a model or its configuration cannot be read."""
 NOISE = "CudaDriverHelper|unable to create stream|text_format.cc"
 """Errors that Triton logs on every healthy machine without a GPU."""
 
@@ -74,6 +76,8 @@ class EmbeddedTriton:
         self._segments = f"{SEGMENT_PREFIX}-{os.getpid()}-"
         self._process: asyncio.subprocess.Process | None = None
         self._log = log
+        self.left_out: dict[str, str] = {}
+        """Model that was asked for and cannot be served -> why."""
 
     async def run(self, stop: asyncio.Event, ready: contextlib.AbstractAsyncContextManager[None]) -> None:
         """Runs Triton until `stop` is set, within `ready` once it answers; raises ServerError when it cannot."""
@@ -95,20 +99,26 @@ class EmbeddedTriton:
             stopped.cancel()
 
     async def start(self) -> None:
-        """Starts Triton and waits until every model is ready; raises ServerError with the cause if not."""
+        """Starts Triton and waits until it has loaded what it can; raises ServerError if that is nothing.
+
+        A sentence on stderr says what is left out and why.
+        """
         if isinstance(self._repository, Path):
             check_models(self._repository, self._models)
         for problem in preflight.problems():
             raise ServerError(problem)
         remove_orphaned_segments()
-        steps = self._steps()
-        for name, backend in steps.items():
-            if backend != "python":
-                raise ServerError(
-                    f"{name} is built for {backend}, which the embedded Triton does not have: build it with "
-                    "RUNTIME=python, or mount the repository into NVIDIA's tritonserver image"
+        steps = {name: self._steps(name) for name in self._models}
+        for ensemble, own in steps.items():
+            if foreign := next((name for name, backend in own.items() if backend not in ("python", "")), None):
+                self.left_out[ensemble] = (
+                    f"{foreign} is built for {own[foreign]}, which the embedded Triton does not have: build it "
+                    "with RUNTIME=python, or mount the repository into NVIDIA's tritonserver image"
                 )
-        encoders = [name for name in steps if name.endswith("-encoder")]
+        wanted = [name for name in self._models if name not in self.left_out]
+        if not wanted:
+            raise ServerError("\n  ".join(self.left_out.values()))
+        encoders = {step for name in wanted for step in steps[name] if step.endswith("-encoder")}
         environment = _environment() | {"ENCODER_COUNT": str(max(1, len(encoders)))}
         try:
             backends = _assemble_backends(self._work_folder)
@@ -120,7 +130,7 @@ class EmbeddedTriton:
             ) from None
         with log as output:
             self._process = await asyncio.create_subprocess_exec(
-                *self._command(backends),
+                *self._command(backends, wanted),
                 env=environment,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
@@ -130,15 +140,22 @@ class EmbeddedTriton:
                 preexec_fn=_die_with_parent,
             )
         died = asyncio.create_task(self._process.wait())
-        ready = asyncio.create_task(self._wait_ready())
+        ready = asyncio.create_task(self._loaded(wanted))
         try:
             await asyncio.wait((died, ready), return_when=asyncio.FIRST_COMPLETED)
             if not ready.done():
                 raise ServerError(self._cause_of_death("tritonserver did not start"))
-            ready.result()
+            loaded = ready.result()
         finally:
             died.cancel()
             ready.cancel()
+        if not loaded:
+            raise ServerError(self._cause_of_death("no model could be loaded"))
+        for name in wanted:
+            if name not in loaded:
+                self.left_out[name] = self._cause(name, steps[name])
+        for name, cause in self.left_out.items():
+            print(f"warning: {name} is not served: {cause}", file=sys.stderr, flush=True)
 
     async def wait(self) -> str:
         """Waits until Triton or the process of a model dies, and says which and why.
@@ -178,54 +195,63 @@ class EmbeddedTriton:
         await process.wait()
         _remove_segments(SHARED_MEMORY.glob(f"{self._segments}*"))
 
-    def _steps(self) -> dict[str, str]:
-        """The steps of the served ensembles, each with its backend; none where only Triton can read them."""
-        if not isinstance(self._repository, Path):
-            return {}
-        with contextlib.suppress(OSError, text_format.ParseError):  # Triton names what is wrong
-            ensembles = [config(self._repository, name).ensemble_scheduling for name in self._models]
-            steps = {step.model_name for ensemble in ensembles for step in ensemble.step}
-            return {name: config(self._repository, name).backend for name in steps}
-        return {}
+    def _steps(self, ensemble: str) -> dict[str, str]:
+        """The steps of an ensemble, each with its backend, "" where only Triton can read what it is."""
+        steps: dict[str, str] = {}
+        if isinstance(self._repository, Path):
+            unreadable = contextlib.suppress(OSError, text_format.ParseError)  # Triton names what is wrong
+            with unreadable:
+                scheduling = config(self._repository, ensemble).ensemble_scheduling
+                steps = dict.fromkeys((step.model_name for step in scheduling.step), "")
+            for name in steps:
+                with unreadable:
+                    steps[name] = config(self._repository, name).backend
+        return steps
 
-    def _command(self, backends: Path) -> list[str]:
+    def _command(self, backends: Path, models: Sequence[str]) -> list[str]:
         server = _wheel() / "pytriton" / "tritonserver"
         return [
             str(server / "bin" / "tritonserver"),
-            *server_arguments(self._repository, self._models, self._host, self._ports, self._switched_on),
+            *server_arguments(self._repository, models, self._host, self._ports, self._switched_on),
             f"--cache-directory={server / 'caches'}",
             f"--backend-directory={backends}",
             f"--backend-config=python,shm-region-prefix-name={self._segments}",
         ]
 
-    async def _wait_ready(self) -> None:
-        url = f"http://{self._host}:{self._ports.http}/v2/models"
+    async def _loaded(self, models: Sequence[str]) -> list[str]:
+        """Waits until Triton listens, which it does when it has tried every model: those that it has loaded."""
+        url = f"http://{self._host}:{self._ports.http}/v2"
         async with aiohttp.ClientSession() as session:
             for _ in range(READY_SECONDS * 10):
-                try:
-                    answers = [(await session.get(f"{url}/{name}/ready")).status for name in self._models]
-                    if all(status == 200 for status in answers):
-                        return
-                except aiohttp.ClientError:
-                    pass
+                with contextlib.suppress(aiohttp.ClientError):
+                    if (await session.get(f"{url}/health/ready")).status == 200:
+                        ready = {name: await session.get(f"{url}/models/{name}/ready") for name in models}
+                        return [name for name, answer in ready.items() if answer.status == 200]
                 await asyncio.sleep(0.1)
-        raise ServerError(f"models not ready after {READY_SECONDS} s; see {self._log or 'the log'}")
+        raise ServerError(f"models not loaded after {READY_SECONDS} s; see {self._log or 'the log'}")
+
+    def _cause(self, ensemble: str, steps: Iterable[str]) -> str:
+        """Why Triton did not load an ensemble, by its log."""
+        if self._log is None:
+            return "see above"
+        own = re.compile(rf"'(?:{'|'.join(map(re.escape, [ensemble, *steps]))})'")
+        return next((line for line in causes(self._log) if own.search(line)), f"see {self._log}")
 
     def _cause_of_death(self, headline: str) -> str:
         if self._log is None:
             return headline
-        return "\n  ".join([headline, *causes(self._log), f"the whole log is in {self._log}"])
+        return "\n  ".join([headline, *causes(self._log)[:5], f"the whole log is in {self._log}"])
 
 
 def causes(log: Path) -> list[str]:
     """The lines of a Triton log that say why it stopped: models that did not load, else errors, else its end."""
     lines = log.read_text(errors="replace").splitlines()
     errors = [line for line in lines if re.match(r"E\d{4} .*]", line) and not re.search(NOISE, line)]
-    messages = [line.split("] ", 1)[1].strip('"') for line in errors]
-    failed_models = [message for message in messages if message.startswith("failed to load")]
+    messages = [line.split("] ", 1)[1].strip('"').replace('\\"', '"') for line in errors]
+    failed_models = [message for message in messages if message.startswith(FAILED)]
     # A step's exception comes with its Python trace, which is in the log for whoever wants it.
     found = [message.split("\\n\\nAt:")[0][:400] for message in failed_models or messages]
-    return found[:5] or lines[-3:]
+    return found or lines[-3:]
 
 
 def config(repository: Path, model: str) -> ModelConfig:

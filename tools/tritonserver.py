@@ -1,4 +1,4 @@
-"""Starts the tritonserver of NVIDIA's image, once every TensorRT plan that it would load fits the machine."""
+"""Starts the tritonserver of NVIDIA's image with the models whose TensorRT plans fit the machine."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from tools.command import Ports, add_triton_options, make_parser, server_argumen
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Becomes tritonserver; returns 1 with a sentence for every plan that does not fit."""
+    """Becomes tritonserver, with the models whose plans fit; returns 1 where there are none.
+
+    A sentence on stderr names every plan that does not fit.
+    """
     parser = make_parser("tools.tritonserver", __doc__)
     add_triton_options(parser)
     options = parser.parse_args(arguments)
-    folder = options.repository
-    if isinstance(folder, Path) and (status := plans.main([*options.models, "--repository", str(folder)])):
-        return status
-    command = server_arguments(
-        options.repository, options.models, options.host, Ports.of(options), switches(options)
-    )
+    folder, models = options.repository, options.models
+    if isinstance(folder, Path):
+        models = [name for name in models if plans.main([name, "--repository", str(folder)]) == 0]
+    if not models:
+        return 1
+    command = server_arguments(options.repository, models, options.host, Ports.of(options), switches(options))
     return os.execvp("tritonserver", ["tritonserver", *command])  # noqa: S606
 
 

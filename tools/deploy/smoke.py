@@ -23,7 +23,7 @@ WATCH_SECONDS = 60
 
 
 def smoke(embed: str, rerank: str) -> list[str]:
-    """Asks every served model; returns a line for each, raises DeployError where an answer is wrong."""
+    """Asks every model that answers; returns a line for each one, raises DeployError where an answer is wrong."""
     models = ask(f"{embed}/models")["models"]
     lines = []
     for model in models:
@@ -34,7 +34,8 @@ def smoke(embed: str, rerank: str) -> list[str]:
         else:
             best = _check_scores(f"{rerank}/rerank", name)
             lines.append(f"{name}: {len(TEXTS)} documents scored, best {best:.3f}")
-    return lines
+    failing = ask(f"{embed}/health?partial=1")["failing"]
+    return lines + [f"{name} is not served: {problem}" for name, problem in failing.items()]
 
 
 def watched(prometheus: str, grafana: str) -> str:

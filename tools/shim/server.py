@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from tools.shim.app import make_app
-from tools.shim.upstream import Upstream
+from tools.shim.upstream import Absent, Upstream
 
 IDLE_SECONDS = 75
 """How long a connection may go without a whole request's headers: longer than proxies keep theirs open."""
@@ -32,13 +32,15 @@ async def listening(
     ports: Sequence[int],
     timeout: float,
     accepted: Collection[bytes],
+    absent: Mapping[str, Absent] | None = None,
 ) -> AsyncIterator[None]:
     """Answers calls that carry one of the `accepted` keys, or all where there are none; on leaving, drains.
 
-    Listens on every one of `ports`; `triton` is the address of its gRPC.
+    Listens on every one of `ports`; `triton` is the address of its gRPC. What is known of models that it could not
+    load is in `absent`.
     """
     logging.getLogger("aiohttp.server").addFilter(is_ours)
-    async with Upstream(triton, models) as upstream:
+    async with Upstream(triton, models, absent or {}) as upstream:
         app = make_app(upstream, timeout, accepted)
         runner = web.AppRunner(
             app,

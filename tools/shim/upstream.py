@@ -20,7 +20,7 @@ from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from tools.shim import tracing
-from tools.shim.errors import not_ready, unknown_model
+from tools.shim.errors import GatewayError, not_ready, unknown_model
 
 Task = Literal["embed", "rerank"]
 
@@ -94,12 +94,22 @@ class ServedModel:
         return self.facts.get("unit_length") == "true"
 
 
+@dataclass(frozen=True)
+class Absent:
+    """A model that Triton could not load when it started."""
+
+    cause: str
+    task: Task | None
+    """What it would be for, where that can be told."""
+
+
 class Upstream:
     """A connection to one Triton server. Use it as an async context manager."""
 
-    def __init__(self, address: str, names: Sequence[str]) -> None:
+    def __init__(self, address: str, names: Sequence[str], absent: Mapping[str, Absent]) -> None:
         self._address = address
         self._names = names
+        self._absent = absent
         self._models: dict[str, ServedModel] = {}
         self._answered: dict[str, float] = {}
         self._client: Any = None
@@ -117,24 +127,44 @@ class Upstream:
         await self._client.close()
 
     async def models(self) -> list[ServedModel]:
-        """The served models in the order they were named; the first of a task is its default."""
-        for name in self._names:
-            if name not in self._models:
-                try:
-                    self._models[name] = await self._describe(name)
-                except InferenceServerException as error:
-                    raise not_ready(f"Triton cannot say what {name} is: {error.message()}") from None
-        return list(self._models.values())
+        """The models that Triton has, in the order they were named; raises GatewayError 503 where it has none."""
+        found = await asyncio.gather(*map(self._known, self._names), return_exceptions=True)
+        served = [model for model in found if isinstance(model, ServedModel)]
+        for problem in found:
+            if isinstance(problem, BaseException) and not (served and isinstance(problem, GatewayError)):
+                raise problem
+        return served
 
     async def model(self, task: Task, name: str | None) -> ServedModel:
-        """The model called `name`, or the task's default; raises GatewayError 404 with those there are."""
-        served = [model for model in await self.models() if model.task == task]
-        for model in served:
-            if name in (None, model.name):
+        """The model called `name`, or the task's default, the first one.
+
+        Raises GatewayError 404 with those there are, and 503 where Triton does not have the model, or one of
+        unknown task before the default: calls never go to another model than they would if all were well.
+        """
+        for one in self._names if name is None else {name}.intersection(self._names):
+            if name is None and one in self._absent and self._absent[one].task not in (None, task):
+                continue
+            model = await self._known(one)
+            if model.task == task:
                 return model
-        there_are = ", ".join(model.name for model in served) or "none"
+        there_are = ", ".join(model.name for model in await self.models() if model.task == task) or "none"
         asked = f"no model {name!r}" if name else "no model"
         raise unknown_model(f"{asked} for {task}; this server has: {there_are}")
+
+    async def _known(self, name: str) -> ServedModel:
+        """One of the models that are to be served; raises GatewayError 503 where Triton does not have it."""
+        if name not in self._models:
+            try:
+                self._models[name] = await self._describe(name)
+            except InferenceServerException as error:
+                raise not_ready(f"Triton cannot serve {name}: {self._cause(name, error)}") from None
+        return self._models[name]
+
+    def _cause(self, name: str, error: InferenceServerException) -> str:
+        """Why Triton does not have a model: it says so when it starts, and later only that it is unknown."""
+        if name in self._absent and "NOT_FOUND" in (error.status() or ""):
+            return self._absent[name].cause
+        return str(error.message())
 
     async def infer(
         self, name: str, texts: Mapping[str, Sequence[str]], timeout: float, outputs: Sequence[str] = ()
@@ -183,7 +213,7 @@ class Upstream:
             model = self._models.get(name) or await self._describe(name)
             await self.infer(name, PROBES[model.task], PROBE_SECONDS)
         except InferenceServerException as error:
-            return str(error.message())
+            return self._cause(name, error)
         return None
 
     async def _describe(self, name: str) -> ServedModel:

@@ -51,16 +51,17 @@ class Models(TypedDict):
     models: list[dict[str, Any]]
 
 
-class Health(TypedDict):
-    """Every served model answers."""
+class Answering(TypedDict):
+    """Which models answer."""
 
-    status: Literal["ready"]
+    status: Literal["ready", "partial"]
     models: list[str]
 
 
-class VerboseHealth(Health):
-    """The same, and the GPUs that the gateway sees."""
+class Health(Answering, total=False):
+    """Also who does not and why, with `partial`, and the GPUs that the gateway sees, with `verbose`."""
 
+    failing: dict[str, str]
     gpus: list[gpu.Gpu]
 
 
@@ -83,19 +84,26 @@ async def models(gateway: Gateway) -> Reply:
     return Reply({"models": [{fact: getattr(model, fact) for fact in facts} for model in served]})
 
 
-async def health(gateway: Gateway, verbose: bool = False) -> Reply:
-    """200 when every served model answers, else 503 with which one does not and why."""
+async def health(gateway: Gateway, verbose: bool = False, partial: bool = False) -> Reply:
+    """200 when every served model answers, or with `partial` when one does, else 503 with who does not and why."""
     problems = await gateway.upstream.problems()
     failing = {name: problem for name, problem in problems.items() if problem}
-    if failing:
+    if failing and not (partial and len(failing) < len(problems)):
         raise not_ready("; ".join(f"{name}: {problem}" for name, problem in failing.items()))
-    ready = {"status": "ready", "models": list(problems)}
-    return Reply(ready | {"gpus": await asyncio.to_thread(gpu.snapshot)} if verbose else ready)
+    content: dict[str, Any] = {
+        "status": "partial" if failing else "ready",
+        "models": [name for name in problems if name not in failing],
+    }
+    if partial:
+        content["failing"] = failing
+    if verbose:
+        content["gpus"] = await asyncio.to_thread(gpu.snapshot)
+    return Reply(content)
 
 
 ROUTES: list[Post | Get] = [
     Post("/embed", EmbedCall, embed, Embeddings, key="texts"),
     Post("/rerank", RerankCall, rerank, Scores, key="documents"),
     Get("/models", models, Models),
-    Get("/health", health, Health | VerboseHealth, open=True, flags=("verbose",)),
+    Get("/health", health, Health, open=True, flags=("verbose", "partial")),
 ]
