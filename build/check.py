@@ -12,9 +12,11 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import math
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -128,6 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repository", type=Path, default=Path(__file__).parent.parent / "model_repository")
     options = parser.parse_args(arguments)
     done: set[str] = set()
+    # Whatever a graph asks for, no other process is to go for it.
+    Path("/proc/self/oom_score_adj").write_text("1000")
     try:
         for name in options.families:
             for note in check(options.repository, name, done):
@@ -150,9 +154,9 @@ def check_apart(repository: Path, families: Sequence[str]) -> None:
     print(done.stdout, end="", flush=True)
     if done.returncode == 1:
         raise BuildError((done.stderr.strip().splitlines() or ["the graphs cannot be run"])[-1])
-    if done.returncode == -9:
-        print(f"{families[0]}: its graphs were not tried to the end, most likely for want of memory", flush=True)
-    elif done.returncode:
+    if done.returncode == -signal.SIGKILL:
+        raise BuildError(f"the graphs of {families[0]} were killed in their trial, most likely for want of memory")
+    if done.returncode:
         raise BuildError(
             f"the graphs of {families[0]} end the engine that runs them, by signal {-done.returncode}"
         )
@@ -304,9 +308,15 @@ def _graph(repository: Path, config: ModelConfig) -> Path:
 
 
 def _free_memory() -> int:
-    """Bytes."""
+    """Bytes that the machine and this process's cgroup (v2) leave."""
     lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    return int(lines["MemAvailable"].split()[0]) * 1024
+    free = int(lines["MemAvailable"].split()[0]) * 1024
+    group = Path("/sys/fs/cgroup", Path("/proc/self/cgroup").read_text().rpartition("0::/")[2].strip())
+    for folder in (group, *group.parents):
+        with suppress(OSError, ValueError):  # no limit, or not version 2
+            limit = int((folder / "memory.max").read_text())
+            free = min(free, limit - int((folder / "memory.current").read_text()))
+    return free
 
 
 def _cause(error: Exception) -> str:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-import onnx
 from huggingface_hub import (
     HfApi,
     constants,
@@ -45,7 +44,7 @@ from huggingface_hub.utils import build_hf_headers
 from build.catalog import Hub
 from build.errors import BuildError
 from build.files import SHARDS, WEIGHTS, sha256
-from build.graphs.onnx_file import data_files
+from build.graphs.onnx_file import data_files, parse_onnx
 
 NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json")
 DESCRIBING = (*NEEDED, "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json")
@@ -96,8 +95,7 @@ def fetch(source: Hub, exported: str | None = None) -> tuple[Path, dict[str, str
             paths[name] = _bring(source, name)
             if name.endswith(".onnx"):
                 data = [
-                    posixpath.join(posixpath.dirname(name), file)
-                    for file in data_files(onnx.load(paths[name], load_external_data=False))
+                    posixpath.join(posixpath.dirname(name), file) for file in data_files(parse_onnx(paths[name]))
                 ]
                 paths |= {file: _bring(source, file) for file in data}
     return folder, {name: _checked(path) for name, path in paths.items()}

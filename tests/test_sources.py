@@ -381,7 +381,8 @@ def test_where_a_graph_keeps_its_data() -> None:
 
 def test_without_safetensors_an_exported_graph_comes_with_its_data(machine: Machine) -> None:
     del machine.hub.files["model.safetensors"]
-    graph = helper.make_graph([], "graph", [], [], initializer=[outside("weight")])
+    node = helper.make_node("Identity", ["weight"], ["same"])
+    graph = helper.make_graph([node], "graph", [], [], initializer=[outside("weight")])
     machine.hub.files |= {
         "onnx/model.onnx": helper.make_model(graph).SerializeToString(),
         "onnx/weight_data": bytes(4),

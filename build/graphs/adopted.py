@@ -266,8 +266,9 @@ def _converted(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
     model.graph.initializer.extend(weights)
     try:
         converted = onnx.version_converter.convert_version(model, OPSETS[0])
-    except onnx.version_converter.ConvertError as error:
-        raise BuildError(f"{path} is of opset {_opset(model)} and cannot be converted: {error}; {AGAIN}") from None
+    except Exception as error:  # it raises what its C++ does
+        cause = " ".join(str(error).split())[-300:]
+        raise BuildError(f"{path} is of opset {_opset(model)} and cannot be converted: {cause}; {AGAIN}") from None
     weights = [kept.get(tensor.name, tensor) for tensor in converted.graph.initializer]
     del converted.graph.initializer[:]
     converted.graph.initializer.extend(weights)
