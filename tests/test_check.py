@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from conftest import TINY, cosines
-from engines import Array, OnnxRuntime, feeds, requests, token_ids
+from engines import Array, OnnxRuntime, OpenVino, feeds, requests, token_ids
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 from test_adoption import EXPORTED, answer, build, checkpoint, edit_onnx, graph_of, set_dim
@@ -117,6 +117,23 @@ def test_operators_that_one_engine_runs_and_another_does_not(
     for texts, batch in requests(token_ids("bert-cls")):
         (feed,) = feeds("onnxruntime", batch)
         vectors = answer(tmp_path / "repository", "bert-cls", "onnxruntime", OnnxRuntime, feed)["embeddings"]
+        assert cosines(vectors, expected("bert-cls")["embeddings"][texts]).min() >= 0.99
+
+
+@pytest.mark.parametrize("form", [QuantFormat.QDQ, QuantFormat.QOperator])
+@pytest.mark.parametrize("engine", [OnnxRuntime, OpenVino])
+def test_statically_quantised_products(
+    tmp_path: Path, form: QuantFormat, engine: type[OnnxRuntime] | type[OpenVino]
+) -> None:
+    """Both forms in both engines: between QuantizeLinear and DequantizeLinear, and as QLinearMatMul."""
+    folder = checkpoint("bert-cls", tmp_path)
+    whole = graph_of(folder).replace(folder / "whole.onnx")
+    quantize_static(whole, folder / "model.onnx", Texts("bert-cls"), form, op_types_to_quantize=["MatMul"])
+    whole.unlink()
+    build(folder, tmp_path / "repository")
+    for texts, batch in requests(token_ids("bert-cls")):
+        (feed,) = feeds("python", batch)
+        vectors = answer(tmp_path / "repository", "bert-cls", "python", engine, feed)["embeddings"]
         assert cosines(vectors, expected("bert-cls")["embeddings"][texts]).min() >= 0.99
 
 

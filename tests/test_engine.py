@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -19,7 +20,7 @@ from build import engine, make, plan
 from build.engine import CalibrationTexts, Profile, calibration_ids, compile_graph, timing_cache, unsupported
 from build.errors import BuildError
 from build.plan import Machine, Stamp, mismatch, planned_models, problems
-from tools import plans
+from tools import plans, tritonserver
 
 FAMILIES = ["bert-cls", "bert-cross-encoder", "gemma3", "nomic-bert", "qwen3-embedding", "qwen3-reranker"]
 HOPPER = Machine("NVIDIA H100 80GB HBM3", "9.0", "11.1.0.106", "unknown")
@@ -199,6 +200,24 @@ def test_missing_plans_are_refused(repository: Path, capsys: pytest.CaptureFixtu
     paths = [repository / f"gemma3-{step}" / "1" / "model.plan" for step in ("encoder", "pooling")]
     advice = "has not been built: run `python -m build.engine gemma3` on this machine, in this image"
     assert lines == [f"error: {path} {advice}" for path in paths]
+
+
+@pytest.mark.usefixtures("hopper")
+def test_a_family_without_a_plan_takes_no_other_along(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In NVIDIA's image: tritonserver is started with the others, and not at all where there are none."""
+    started: list[list[str]] = []
+    monkeypatch.setattr("os.execvp", lambda _, command: started.append(command) or 0)
+    for part in repository.glob("gemma3*"):
+        shutil.copytree(part, tmp_path / part.name)
+    assert make.main([str(TINY / "bert-cls"), "--name", "plain", "--repository", str(tmp_path)]) == 0
+    assert tritonserver.main(["--models", "gemma3", "plain", "--repository", str(tmp_path)]) == 0
+    (command,) = started
+    assert [word for word in command if word.startswith("--load-model")] == ["--load-model=plain"]
+    assert "gemma3-encoder/1/model.plan has not been built" in capsys.readouterr().err
+    assert tritonserver.main(["--models", "gemma3", "--repository", str(tmp_path)]) == 1
+    assert len(started) == 1
 
 
 def test_families_of_other_runtimes_need_no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

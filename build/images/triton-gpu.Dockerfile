@@ -1,4 +1,4 @@
-# NVIDIA's own Triton with what our steps import, started once every TensorRT plan fits the GPU.
+# NVIDIA's own Triton with what our steps import, started with the models whose TensorRT plans fit the GPU.
 # BASE is nvcr.io/nvidia/tritonserver, 26.04 or newer.
 ARG BASE
 FROM ${BASE}
