@@ -164,8 +164,9 @@ def models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> list[
         family = replace(family, facts={**family.facts, "precision": target.precision})
     else:
         adopted = Adopted.of(entry, checkpoint, checkpoint.folder / exported)
-        if adopted.scales_by_batch:
-            family = replace(family, facts={**family.facts, "quantisation": "dynamic"})
+        if adopted.quantisation:
+            family = replace(family, facts={**family.facts, "quantisation": adopted.quantisation})
+        if adopted.quantisation == "dynamic":
             print(f"{entry.name}: {SCALES_BY_BATCH}", flush=True)
         # What is written around the old graph; inside it keeps its own precision.
         family = replace(family, target=replace(target, precision="fp32"))

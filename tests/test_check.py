@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from conftest import TINY, cosines
+from conftest import ROOT, TINY, cosines
 from engines import Array, OnnxRuntime, OpenVino, feeds, requests, token_ids
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
@@ -164,11 +166,36 @@ def test_what_is_not_tried_is_said(
     assert "its graphs were not tried: they may take" in note
 
 
-@pytest.mark.parametrize("code", ["import os; os.kill(os.getpid(), 11)"])
-def test_an_engine_that_dies_of_a_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (11, "end the engine that runs them, by signal 11"),
+        (9, "were killed in their trial, most likely for want of"),
+    ],
+)
+def test_an_engine_that_dies_of_a_graph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str
+) -> None:
     interpreter = tmp_path / "python"
-    interpreter.write_text(f"#!/bin/sh\nexec {check.sys.executable} -c '{code}'\n")
+    interpreter.write_text(f"#!/bin/sh\nkill -{number} $$\n")
     interpreter.chmod(0o755)
     monkeypatch.setattr(check.sys, "executable", str(interpreter))
-    with pytest.raises(check.BuildError, match="end the engine that runs them, by signal 11"):
+    with pytest.raises(check.BuildError, match=words):
         check.check_apart(tmp_path, ["bert-cls"])
+
+
+def test_the_command_checks_what_is_there(tmp_path: Path) -> None:
+    """On the machine that is to serve, which need not be the one that built."""
+    build(TINY / "bert-cls", tmp_path)
+
+    def checked(name: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "build.check", name, "--repository", str(tmp_path)]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert (checked("bert-cls").returncode, checked("bert-cls").stdout) == (0, "")
+    assert checked("none").stderr == f"there is no model none in {tmp_path}\n"
+    graph = tmp_path / "bert-cls-encoder" / "1" / "model.onnx"
+    graph.write_bytes(graph.read_bytes()[:5000])
+    # Before it, the engine writes what it thinks.
+    sentence = checked("bert-cls").stderr.splitlines()[-1]
+    assert sentence.startswith("bert-cls-encoder cannot be run by OpenVINO: ")

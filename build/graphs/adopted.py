@@ -81,9 +81,9 @@ class Adopted:
     """Whether embeddings leave with unit length, which a cut would take from them."""
     segment_offset: int = 0
     """What is added to the ids of a pair's second text, where the graph tells the two apart."""
-    scales_by_batch: bool = False
-    """Whether it rounds a batch's values to INT8 by the largest of them (dynamic quantisation), so that a text's
-    result depends a little on its neighbours."""
+    quantisation: str = ""
+    """How values are rounded to INT8: not at all; `static`, by a fixed scale; or `dynamic`, by the largest of a
+    batch, so that a text's result depends a little on its neighbours."""
 
     @classmethod
     def of(cls, entry: CatalogEntry, checkpoint: Checkpoint, path: Path) -> Adopted:
@@ -92,7 +92,9 @@ class Adopted:
         used = _operators(model)
         _check_operators(path, model, used)
         _check_inputs(path, model)
-        adopted = partial(cls, checkpoint, path, scales_by_batch=("", "DynamicQuantizeLinear") in used)
+        quantises = (("dynamic", "DynamicQuantizeLinear"), ("static", "QuantizeLinear"))
+        quantisation = next((kind for kind, name in quantises if ("", name) in used), "")
+        adopted = partial(cls, checkpoint, path, quantisation=quantisation)
         shapes = {value.name: _shape(value) for value in model.graph.output}
 
         if entry.output is not None and entry.output not in shapes:
