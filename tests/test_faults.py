@@ -246,6 +246,24 @@ def test_a_slow_model(families: Stack) -> None:
     assert families.statistics(f"{slow}-encoder")["execution_count"] - before <= 3
 
 
+def test_a_triton_without_one_of_the_models(split: Split, tmp_path: Path) -> None:
+    """Calls that the absent one might have answered are not answered by another."""
+    gateway = Split(tmp_path / "gateway", ["--models", "absent", "minilm"], ports=own_ports(split))
+    gateway.start_gateway(split.ports["grpc"])
+    try:
+        for model in ("absent", None):
+            answer = call(gateway, ["a"], None, model)
+            assert kind(answer) == (503, "not_ready")
+            assert "Triton cannot serve absent: " in answer.json()["error"]
+        assert (gateway.embed(["a"], "minilm") == split.embed(["a"])).all()
+        assert kind(call(gateway, ["a"], None, "none")) == (404, "unknown_model")
+        assert "absent: " in gateway.get("embed", "/health").json()["error"]
+        partial = gateway.get("embed", "/health?partial=1").json()
+        assert (partial["models"], list(partial["failing"])) == (["minilm"], ["absent"])
+    finally:
+        gateway.end()
+
+
 def test_a_model_is_unloaded_under_load_and_loaded_again(own_stack: Stack) -> None:
     with Load(own_stack) as load:
         load.answers()
