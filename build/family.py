@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from google import protobuf
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from build import hub, repository
-from build.catalog import CatalogEntry, Hub, Wheel
+from build.catalog import QUANTISED_TOLERANCE, TOLERANCE, CatalogEntry, Hub, Wheel
 from build.check import check_apart
 from build.checkpoint import Checkpoint, obtain
 from build.errors import BuildError
@@ -119,12 +119,13 @@ def build(entry: CatalogEntry, target: Target, model_repository: Path, cache: Pa
             if graph_to_adopt(entry, checkpoint, names) is None:
                 raise
             raise BuildError(f"{error}; {ANOTHER_EXPORT}") from None
+        facts = {key: item.string_value for key, item in parts[0].config.parameters.items()}
         record = {
             "inputs": inputs,
             "downloaded": checkpoint.downloaded,
             "outputs": _hashes(aside),
-            "facts": {key: item.string_value for key, item in parts[0].config.parameters.items()},
-            "tolerance": entry.tolerance,
+            "facts": facts,
+            "tolerance": _tolerance(entry, facts),
         }
         (aside / entry.name / RECORD).write_text(json.dumps(record, indent=2) + "\n")
         _put_in_place(aside, model_repository)
@@ -164,8 +165,10 @@ def models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> list[
         family = replace(family, facts={**family.facts, "precision": target.precision})
     else:
         adopted = Adopted.of(entry, checkpoint, checkpoint.folder / exported)
+        facts = {"onnx": exported, "precision": adopted.precision}
         if adopted.quantisation:
-            family = replace(family, facts={**family.facts, "quantisation": adopted.quantisation})
+            facts |= {"quantisation": adopted.quantisation}
+        family = replace(family, facts={**family.facts, **facts})
         if adopted.quantisation == "dynamic":
             print(f"{entry.name}: {SCALES_BY_BATCH}", flush=True)
         # What is written around the old graph; inside it keeps its own precision.
@@ -335,6 +338,14 @@ def _inputs(entry: CatalogEntry, target: Target) -> dict[str, Any]:
             "protobuf": protobuf.__version__,
         },
     }
+
+
+def _tolerance(entry: CatalogEntry, facts: Mapping[str, str]) -> dict[str, float]:
+    """What `build.verify` allows by the precision that is served: no less than an adopted graph's own."""
+    if "onnx" not in facts:
+        return entry.tolerance
+    least = QUANTISED_TOLERANCE if "quantisation" in facts else TOLERANCE[facts["precision"]]
+    return {precision: min(allowed, least) for precision, allowed in entry.tolerance.items()}
 
 
 def _facts(entry: CatalogEntry) -> dict[str, str]:

@@ -230,6 +230,15 @@ def test_a_dynamically_quantised_graph_is_named_so(tmp_path: Path, capsys: pytes
     build(folder, tmp_path / "repository")
     assert "bert-cls: its graph is quantised dynamically" in capsys.readouterr().out
     assert record(tmp_path / "repository", "bert-cls")["facts"]["quantisation"] == "dynamic"
+    assert record(tmp_path / "repository", "bert-cls")["tolerance"]["fp32"] == 0.97
+
+
+def test_what_a_graph_computes_in_is_told(adopted: Path) -> None:
+    """And `build.verify` allows no less than that."""
+    half, whole = (record(adopted, name) for name in ("xlm-roberta", "bert-cls"))
+    assert (half["facts"]["onnx"], half["facts"]["precision"]) == ("onnx/model.onnx", "fp16")
+    assert (whole["facts"]["onnx"], whole["facts"]["precision"]) == ("model.onnx", "fp32")
+    assert (half["tolerance"]["fp32"], whole["tolerance"]["fp32"]) == (0.999, 0.9999)
 
 
 def record(repository: Path, name: str) -> Any:

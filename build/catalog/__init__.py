@@ -22,6 +22,9 @@ POOLINGS = {"mean": "mean", "cls": "cls", "last": "lasttoken"}
 TOLERANCE = {"fp32": 0.9999, "bf16": 0.99, "fp16": 0.999}
 """Where a model has no page of its own."""
 
+QUANTISED_TOLERANCE = 0.97
+"""Of an adopted graph that rounds to INT8, against the model that it was made from."""
+
 
 @dataclass(frozen=True)
 class Wheel:

@@ -22,6 +22,7 @@ the graph was made to: our own graphs are faster where there is one for the arch
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -35,7 +36,7 @@ from onnx import TensorProto, helper, numpy_helper
 from build.catalog import CatalogEntry
 from build.checkpoint import Checkpoint
 from build.errors import BuildError
-from build.graphs.onnx_file import data_files, external_tensors, nodes, read_onnx, subgraphs
+from build.graphs.onnx_file import data_files, external_tensors, nodes, read_onnx, subgraphs, tensors
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.pooling import Pooling, normalise
 from build.graphs.ragged import STEP, Ragged, last_hidden_state, ragged, ragged_inputs
@@ -62,7 +63,7 @@ LOGITS = ("logits",)
 IDS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 PAST = "past_key_values."
 INTEGERS = (TensorProto.INT32, TensorProto.INT64)
-FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+FLOATS: dict[int, str] = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ class Adopted:
     """Whether embeddings leave with unit length, which a cut would take from them."""
     segment_offset: int = 0
     """What is added to the ids of a pair's second text, where the graph tells the two apart."""
+    precision: str = "fp32"
+    """What most of its floating-point weights are: `fp32`, `fp16` or `bf16`."""
     quantisation: str = ""
     """How values are rounded to INT8: not at all; `static`, by a fixed scale; or `dynamic`, by the largest of a
     batch, so that a text's result depends a little on its neighbours."""
@@ -94,7 +97,7 @@ class Adopted:
         _check_inputs(path, model)
         quantises = (("dynamic", "DynamicQuantizeLinear"), ("static", "QuantizeLinear"))
         quantisation = next((kind for kind, name in quantises if ("", name) in used), "")
-        adopted = partial(cls, checkpoint, path, quantisation=quantisation)
+        adopted = partial(cls, checkpoint, path, precision=_precision(model), quantisation=quantisation)
         shapes = {value.name: _shape(value) for value in model.graph.output}
 
         if entry.output is not None and entry.output not in shapes:
@@ -283,6 +286,14 @@ def _operators(model: onnx.ModelProto) -> set[tuple[str, str]]:
     bodies = (node for function in model.functions for node in function.node)
     used = {(node.domain, node.op_type) for node in nodes([*model.graph.node, *bodies])} - functions
     return {("" if domain in ONNX_DOMAINS else domain, name) for domain, name in used}
+
+
+def _precision(model: onnx.ModelProto) -> str:
+    values = Counter({"fp32": 0})
+    for tensor in tensors(model):
+        if tensor.data_type in FLOATS:
+            values[FLOATS[tensor.data_type]] += math.prod(tensor.dims)
+    return values.most_common(1)[0][0]
 
 
 def _check_operators(path: Path, model: onnx.ModelProto, used: set[tuple[str, str]]) -> None:
