@@ -368,6 +368,10 @@ def set_dim(value: onnx.ValueInfoProto, axis: int, dim: str | int) -> None:
         shape.dim_param = dim
 
 
+def odd_type(value: onnx.ValueInfoProto) -> None:
+    value.type.tensor_type.elem_type = 999
+
+
 def onnx_edit(change: Callable[[onnx.ModelProto], None]) -> Callable[[Path], None]:
     return lambda folder: edit_onnx(folder, change)
 
@@ -428,6 +432,7 @@ def no_operator(model: onnx.ModelProto) -> None:
             add_input("position_ids", TensorProto.FLOAT, ["b", "s"]),
             "declares position_ids FLOAT [b, s]",
         ),
+        ("bert-cls", onnx_edit(lambda m: odd_type(m.graph.input[0])), "declares input_ids 999 [batch_size, "),
         (
             "bert-cls",
             add_input("past_key_values.0.key", 1, ["b", "heads", "past", 16]),

@@ -22,7 +22,6 @@ the graph was made to: our own graphs are faster where there is one for the arch
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -30,40 +29,33 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx.version_converter
 from onnx import TensorProto, helper, numpy_helper
 
 from build.catalog import CatalogEntry
 from build.checkpoint import Checkpoint
 from build.errors import BuildError
-from build.graphs.onnx_file import data_files, external_tensors, nodes, read_onnx, subgraphs, tensors
+from build.graphs.exported import (
+    IDS,
+    INLINE,
+    check_inputs,
+    check_operators,
+    converted,
+    operators,
+    precision,
+    quantisation,
+    shape_of,
+)
+from build.graphs.onnx_file import data_files, external_tensors, nodes, read_onnx, subgraphs
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.pooling import Pooling, normalise
 from build.graphs.ragged import STEP, Ragged, last_hidden_state, ragged, ragged_inputs
 
-OPSETS = range(13, 24)
-"""What the nodes written here mean the same in, up to the newest that ONNX Runtime and OpenVINO both run."""
-
-OLDER = range(11, OPSETS[0])
-"""What many published graphs are of: carried to the first of OPSETS by onnx's own converter."""
-
 PREFIX = "adopted/"
 """Put before every name of the old graph, so that it meets none of ours."""
-
-INLINE = 1024
-"""Weights of more bytes go to the data file: a model file that holds them ends at 2 GB."""
-
-AGAIN = "export the model again with opset 17"
-ONNX_DOMAINS = ("", "ai.onnx")
 
 TOKENS = ("token_embeddings", "last_hidden_state")
 POOLED = ("sentence_embedding",)
 LOGITS = ("logits",)
-
-IDS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
-PAST = "past_key_values."
-INTEGERS = (TensorProto.INT32, TensorProto.INT64)
-FLOATS: dict[int, str] = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
 
 
 @dataclass(frozen=True)
@@ -92,13 +84,11 @@ class Adopted:
     def of(cls, entry: CatalogEntry, checkpoint: Checkpoint, path: Path) -> Adopted:
         """Reads what the graph takes and gives; BuildError names what cannot be fed, kept or run."""
         model = read_onnx(path)
-        used = _operators(model)
-        _check_operators(path, model, used)
-        _check_inputs(path, model)
-        quantises = (("dynamic", "DynamicQuantizeLinear"), ("static", "QuantizeLinear"))
-        quantisation = next((kind for kind, name in quantises if ("", name) in used), "")
-        adopted = partial(cls, checkpoint, path, precision=_precision(model), quantisation=quantisation)
-        shapes = {value.name: _shape(value) for value in model.graph.output}
+        used = operators(model)
+        check_operators(path, model, used)
+        check_inputs(path, model)
+        adopted = partial(cls, checkpoint, path, precision=precision(model), quantisation=quantisation(used))
+        shapes = {value.name: shape_of(value) for value in model.graph.output}
 
         if entry.output is not None and entry.output not in shapes:
             raise BuildError(f"{path} has no output {entry.output}; it gives {', '.join(shapes)}")
@@ -152,7 +142,7 @@ class Adopted:
 
     def write(self, g: OnnxGraph, dimensions: int | None = None) -> None:
         """Writes the graph between its new ends into `g`, embeddings cut to `dimensions`."""
-        model = _converted(self.path, read_onnx(self.path))
+        model = converted(self.path, read_onnx(self.path))
         r = ragged(g, *ragged_inputs(g))
         feeds = _feeds(g, self, model.graph.input, r)
         old_nodes, weights = _needed(model.graph, self.output)
@@ -228,7 +218,7 @@ def _feeds(g: OnnxGraph, adopted: Adopted, inputs: Iterable[onnx.ValueInfoProto]
             # Rows are rounded up, which must not lead past the last position.
             feeds[value.name] = g.op("Cast", _narrow(g, checkpoint, made(value.name)), to=dtype)
         else:
-            _, heads, _, width = _shape(value)
+            _, heads, _, width = shape_of(value)
             shape = g.op("Concat", batch, g.constant([heads, 0, width], np.int64), axis=0)
             feeds[value.name] = g.op("Cast", g.op("ConstantOfShape", shape), to=dtype)
     return feeds
@@ -249,103 +239,6 @@ def _widen(g: OnnxGraph, checkpoint: Checkpoint, states: str, r: Ragged) -> str:
     missing = g.op("Sub", g.op("Shape", r.column), g.op("Gather", g.op("Shape", states), second))
     none = g.constant([0], np.int64)
     return g.op("Pad", states, g.op("Concat", none, none, none, none, missing, none, axis=0))
-
-
-def _opset(model: onnx.ModelProto) -> int:
-    return next((opset.version for opset in model.opset_import if opset.domain in ONNX_DOMAINS), 0)
-
-
-def _converted(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model in one of OPSETS."""
-    if _opset(model) in OPSETS:
-        return model
-    weights, kept = list(model.graph.initializer), {}
-    # The converter copies everything several times over, so it gets no more than the names of large weights.
-    for i, tensor in enumerate(weights):
-        if len(tensor.raw_data) > INLINE:
-            kept[tensor.name] = tensor
-            weights[i] = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-            weights[i].data_location = TensorProto.EXTERNAL
-            weights[i].external_data.add(key="location", value="kept")
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(weights)
-    try:
-        converted = onnx.version_converter.convert_version(model, OPSETS[0])
-    except Exception as error:  # it raises what its C++ does
-        cause = " ".join(str(error).split())[-300:]
-        raise BuildError(f"{path} is of opset {_opset(model)} and cannot be converted: {cause}; {AGAIN}") from None
-    weights = [kept.get(tensor.name, tensor) for tensor in converted.graph.initializer]
-    del converted.graph.initializer[:]
-    converted.graph.initializer.extend(weights)
-    return converted
-
-
-def _operators(model: onnx.ModelProto) -> set[tuple[str, str]]:
-    """(domain, name) of every operator that the model runs; ONNX's own have "" for their domain."""
-    functions = {(function.domain, function.name) for function in model.functions}
-    bodies = (node for function in model.functions for node in function.node)
-    used = {(node.domain, node.op_type) for node in nodes([*model.graph.node, *bodies])} - functions
-    return {("" if domain in ONNX_DOMAINS else domain, name) for domain, name in used}
-
-
-def _precision(model: onnx.ModelProto) -> str:
-    values = Counter({"fp32": 0})
-    for tensor in tensors(model):
-        if tensor.data_type in FLOATS:
-            values[FLOATS[tensor.data_type]] += math.prod(tensor.dims)
-    return values.most_common(1)[0][0]
-
-
-def _check_operators(path: Path, model: onnx.ModelProto, used: set[tuple[str, str]]) -> None:
-    if (version := _opset(model)) not in (*OLDER, *OPSETS):
-        known = f"opsets {OLDER[0]} to {OPSETS[-1]} can be adopted"
-        raise BuildError(f"{path} is of opset {version}; {known}: {AGAIN}")
-    if foreign := sorted(".".join(name) for name in used if name[0]):
-        # OpenVINO takes some of ONNX Runtime's own operators and gives wrong numbers, without a word.
-        raise BuildError(
-            f"{path} has the operators {', '.join(foreign)}, which are not ONNX's own and which OpenVINO does not "
-            "run right: take the model as it was exported, before it was optimised"
-        )
-
-
-def _check_inputs(path: Path, model: onnx.ModelProto) -> None:
-    # Old files list their weights among the inputs.
-    weights = {tensor.name for tensor in model.graph.initializer}
-    inputs = {value.name: value for value in model.graph.input if value.name not in weights}
-    for name, value in inputs.items():
-        dtype, shape = value.type.tensor_type.elem_type, _shape(value)
-        if name in IDS:
-            if dtype not in INTEGERS or len(shape) != 2:
-                raise BuildError(
-                    f"{path} declares {name} {_declared(value)}; INT32 or INT64 of two dimensions is fed"
-                )
-            if shape[1]:
-                raise BuildError(
-                    f"{path} declares {name} {_declared(value)}, so it was exported for texts of {shape[1]} "
-                    "tokens alone: export it again with dynamic axes for batch and sequence"
-                )
-        elif name.startswith(PAST):
-            if dtype not in FLOATS or len(shape) != 4 or not (shape[1] and shape[3]):
-                raise BuildError(
-                    f"{path} declares {name} {_declared(value)}; FP32, FP16 or BF16 [B, heads, 0, width] is fed, "
-                    "heads and width being numbers"
-                )
-        else:
-            raise BuildError(f"{path} has the input {name}; only {', '.join(IDS)} and {PAST}* can be fed")
-    for name in IDS[:2]:
-        if name not in inputs:
-            raise BuildError(f"{path} has no input {name}, so it cannot tell a token from padding")
-
-
-def _shape(value: onnx.ValueInfoProto) -> list[int]:
-    """The declared dimensions, 0 for those that have no number."""
-    return [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-
-
-def _declared(value: onnx.ValueInfoProto) -> str:
-    kind = value.type.tensor_type
-    dims = [dim.dim_param or str(dim.dim_value) for dim in kind.shape.dim]
-    return f"{TensorProto.DataType.Name(kind.elem_type)} [{', '.join(dims)}]"
 
 
 def _needed(graph: onnx.GraphProto, output: str) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
