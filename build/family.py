@@ -43,6 +43,7 @@ from build.templates import QWEN3_RERANKER
 
 SOURCES = Path(__file__).parent
 TOKENIZER_STEP = SOURCES / "steps" / "tokenizer.py"
+LONG_TEXT, DEADLINE = SOURCES / "steps" / "long_text.py", SOURCES / "steps" / "deadline.py"
 ONNX_RUNNER_STEP = SOURCES / "steps" / "onnx_runner.py"
 
 ENCODERS: dict[str, Callable[[OnnxGraph, Checkpoint], None]] = {
@@ -159,7 +160,8 @@ def models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> list[
     if target.feed.needs_width:
         # An engine of fixed size has room for as many texts as may all be of the longest kind.
         texts = min(texts, max(1, entry.batching.tokens // max_tokens))
-    family = repository.Family(entry.name, target, checkpoint.hidden_size, max_tokens, texts, _facts(entry))
+    ids = 1 + max(checkpoint.tokenizer.get_vocab().values())
+    family = repository.Family(entry.name, target, checkpoint.hidden_size, max_tokens, ids, texts, _facts(entry))
     if exported is None:
         write_encoder = written(ENCODERS[checkpoint.config["model_type"]], checkpoint)
         family = replace(family, facts={**family.facts, "precision": target.precision})
@@ -174,8 +176,11 @@ def models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> list[
         # What is written around the old graph; inside it keeps its own precision.
         family = replace(family, target=replace(target, precision="fp32"))
         if adopted.gives != "last_hidden_state":
+            family = replace(family, vocabulary=ids + adopted.segment_offset)
             return headless_models(entry, checkpoint, family, adopted)
         write_encoder = adopted.write
+    if "embed" not in entry.tasks:
+        family = replace(family, vocabulary=ids + checkpoint.segment_offset)
     encoder = graph(repository.encoder(family), family.target, write_encoder)
     if "embed" in entry.tasks:
         return embedding_models(entry, checkpoint, family, encoder)
@@ -289,13 +294,13 @@ def headless_models(entry: CatalogEntry, checkpoint: Checkpoint, family: Family,
 def tokenizer(config: ModelConfig, checkpoint: Checkpoint) -> Model:
     """The tokenizer model with the checkpoint's tokenizer.json."""
     checkpoint.tokenizer.get_vocab_size()  # a broken file fails the build, not the server
-    return Model(config, step=TOKENIZER_STEP, files=(checkpoint.folder / "tokenizer.json",))
+    return Model(config, step=TOKENIZER_STEP, files=(checkpoint.folder / "tokenizer.json", LONG_TEXT, DEADLINE))
 
 
 def graph(config: ModelConfig, target: Target, write_graph: Callable[[OnnxGraph], None]) -> Model:
     """A model of `model.onnx`, with the step that runs it where no backend of Triton's does."""
     step = ONNX_RUNNER_STEP if target.feed.backend == "python" else None
-    return Model(config, step=step, write_graph=write_graph, target=target)
+    return Model(config, step, files=(DEADLINE,) if step else (), write_graph=write_graph, target=target)
 
 
 def write(model: Model, folder: Path) -> None:

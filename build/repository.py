@@ -84,6 +84,8 @@ class Family:
     hidden_size: int
     max_tokens: int
     """The longest text."""
+    vocabulary: int
+    """Token ids that the encoder takes, from 0; one for each token and token type."""
     max_batch_size: int
     """Texts in one batch: bounds the hidden states that pass from encoder to head at once."""
     facts: Mapping[str, str] = field(default_factory=dict)
@@ -263,6 +265,9 @@ def _graph_model(
     config = _model(family, step, runtime.backend, inputs, outputs, runtime.kind)
     if runtime.backend == "python":
         _add_parameters(config, {"precision": precision, "threads": threads, "token_budget": str(TOKEN_BUDGET)})
+        if step == "encoder":
+            limits = {"max_tokens": str(family.max_tokens), "vocabulary": str(family.vocabulary)}
+            _add_parameters(config, limits)
     else:
         config.default_model_filename = runtime.file
     if not any(tensor.ragged for tensor in inputs):

@@ -205,6 +205,29 @@ def test_poison(stack: Stack, name: str) -> None:
         assert "empty" in answer.json()["error"]
 
 
+# name: (a text of 15 MB as JSON, a short one with the same tokens)
+MEGABYTES: dict[str, tuple[str, str]] = {
+    "a word": ("w" * 15_000_000, "w" * 101),
+    "a word of unlike letters": ("na\u00efve" * 1_500_000, "w" * 101),
+    "white space": ("a" + " \t\n" * 3_000_000 + "b", "a b"),
+    "combining marks": ("a" + "\u0301" * 2_500_000, "a"),
+    "invisible characters": ("\0\u200d a" + "\0\x7f\u200d" * 900_000, "a"),
+    "emoji": ("\U0001f600" * 1_300_000 + " b", "\U0001f600 b"),
+}
+
+
+@pytest.mark.parametrize("name", MEGABYTES)
+def test_a_text_of_megabytes_has_the_vector_of_its_tokens(stack: Stack, name: str) -> None:
+    long, short = MEGABYTES[name]
+    assert (stack.embed([long]) == stack.embed([short])).all()
+
+
+def test_a_letter_with_millions_of_marks_is_refused(stack: Stack) -> None:
+    answer = stack.post("embed", EMBED, {"texts": ["a" + "\u0903" * 2_000_000]})
+    assert (answer.status, answer.json()["type"]) == (400, "bad_request")
+    assert "a text of 2000001 characters is too long" in answer.json()["error"]
+
+
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [

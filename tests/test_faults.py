@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
@@ -22,6 +23,7 @@ import pytest
 from conftest import ROOT, TINY, Answer, Reference, Stack, free_ports, send
 from load import GONE, Load, Proxy, Split, reset, until
 from tokenizers import Tokenizer
+from tritonclient.utils import InferenceServerException
 
 from build import family, make
 from build.target import Target
@@ -225,6 +227,37 @@ def test_a_long_text_has_the_tokens_of_the_whole(families: Stack, reference: Ref
         expected = tokenizer.encode(text)
         assert outputs["input_ids"][0].tolist() == expected.ids
         assert outputs["truncated"].item() == bool(expected.overflowing)
+
+
+# Of what no tokenizer squeezes: all of it is tokenized, for half a second.
+SLOW_TEXT = "a" + "\u0903" * 1_000_000
+
+
+def tokenizing(stack: Stack) -> float:
+    """CPU seconds that MiniLM's tokenizer has taken."""
+    return sum(stack.step("minilm-tokenizer").cpu_times()[:2])
+
+
+def test_texts_that_nobody_waits_for_are_not_tokenized(split: Split) -> None:
+    """Though Triton tells no step of an ensemble that its caller has gone."""
+    before = tokenizing(split)
+    assert call(split, [SLOW_TEXT] * 4).status == 200
+    once = tokenizing(split) - before
+    with ThreadPoolExecutor(6) as clients:
+        late = list(clients.map(lambda i: call(split, [f"{i}{SLOW_TEXT}"] * 4, 0.3), range(6)))
+    assert [kind(answer) for answer in late] == [(504, "timeout")] * 6
+    assert call(split, ["short"]).status == 200
+    assert tokenizing(split) - before < 4 * once
+
+
+@pytest.mark.parametrize("model", ["minilm", "minilm-tokenizer"])
+def test_a_deadline_in_a_request_of_v2_infer(split: Split, model: str) -> None:
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    now = time.monotonic()
+    for deadline in (f"{boot} {now + 60}", f"{uuid.uuid4()} {now - 60}", f"{boot} soon", "", boot):
+        assert split.infer(model, {"deadline": deadline}, text=["a"])["token_count"].tolist() == [[3]]
+    with pytest.raises(InferenceServerException, match="nobody waits for the answer"):
+        split.infer(model, {"deadline": f"{boot} {now - 60}"}, text=["a"])
 
 
 def test_a_slow_model(families: Stack) -> None:

@@ -16,13 +16,17 @@ Model parameters, each overridden by the environment variable in brackets when i
   threads       a number or "auto": every core this process may use, shared among as many encoders as the
                 environment variable ENCODER_COUNT says [ENCODER_THREADS]
   token_budget  tokens in a micro-batch
-Errors: a micro-batch that fails gives INTERNAL to the requests that had an item in it, and to no other.
+  max_tokens    of an encoder, the most in a row; `vocabulary`, the number of its token ids
+Errors: a row over `max_tokens` or an id outside of `vocabulary` gives INVALID_ARG to its request; a micro-batch
+that fails gives INTERNAL to the requests that had an item in it; a request whose deadline has passed is CANCELLED.
+No other request is harmed.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -37,6 +41,8 @@ import openvino as ov
 import openvino.properties.hint as hints
 import triton_python_backend_utils as pb_utils
 from openvino import properties
+
+from . import deadline
 
 Array = npt.NDArray[Any]
 
@@ -115,6 +121,8 @@ class TritonPythonModel:
         self._scattered = _targets(config["batch_output"], "BATCH_SCATTER_WITH_INPUT_SHAPE")
         self._outputs: list[str] = [item["name"] for item in config["output"]]
         self._token_budget = int(parameters["token_budget"])
+        # One row of 100,000 tokens would keep all others waiting for a minute.
+        self._max_tokens, self._vocabulary = (int(parameters.get(n, "0")) for n in ("max_tokens", "vocabulary"))
         # Rows of nothing but token ids can be compared, so that equal ones run once.
         self._joinable = len(self._inputs) == 1
         self._metrics = TokenMetrics(args["model_name"]) if self._joinable else None
@@ -156,30 +164,52 @@ class TritonPythonModel:
             {n: pb_utils.get_input_tensor_by_name(request, n).as_numpy() for n in self._inputs}
             for request in requests
         ]
-        items = self._items(tensors)
+        errors = {i: error for i, inputs in enumerate(tensors) if (error := self._refusal(requests[i], inputs))}
+        items = self._items({i: inputs for i, inputs in enumerate(tensors) if i not in errors})
         if self._metrics:
             self._metrics.count(items)
         results: dict[tuple[int, int], dict[str, Array]] = {}
-        failures: dict[int, str] = {}
         with self._infer_range:
             for batch, outcome in self._run_all(list(_micro_batches(items, self._token_budget))):
                 for i, item in enumerate(batch):
                     if isinstance(outcome, FAILURES):
-                        failures.update((request, _cause(outcome)) for request, _ in item.places)
+                        failed = pb_utils.TritonError(_cause(outcome))
+                        errors.update((request, failed) for request, _ in item.places)
                     else:
                         results.update((place, outcome[i]) for place in item.places)
         return [
-            pb_utils.InferenceResponse(error=pb_utils.TritonError(failures[i]))
-            if i in failures
+            pb_utils.InferenceResponse(error=errors[i])
+            if i in errors
             else self._response([results[i, row] for row in range(len(inputs[self._inputs[0]]))])
             for i, inputs in enumerate(tensors)
         ]
 
-    def _items(self, tensors: list[dict[str, Array]]) -> list[Item]:
+    def _refusal(self, request: Any, inputs: dict[str, Array]) -> Any:
+        """The error of a request that nobody waits for, or whose ids no tokenizer of the family made; or None."""
+        if not self._max_tokens:
+            return None
+        if time.monotonic() > deadline.of(request):
+            return pb_utils.TritonError("nobody waits for the answer", pb_utils.TritonError.CANCELLED)
+        (ids,) = inputs.values()
+        length = max(self._row_lengths(inputs))
+        sentence = ""
+        if length > self._max_tokens:
+            sentence = f"a row of {length} tokens is over this model's {self._max_tokens}"
+        elif ids.min() < NO_TOKEN or ids.max() >= self._vocabulary:
+            sentence = (
+                f"input_ids holds {ids.min()} to {ids.max()}; ids are below {self._vocabulary}, {NO_TOKEN} is none"
+            )
+        if not sentence:
+            return None
+        return pb_utils.TritonError(
+            f"{sentence}: send text to the ensemble instead", pb_utils.TritonError.INVALID_ARG
+        )
+
+    def _items(self, tensors: dict[int, dict[str, Array]]) -> list[Item]:
         """Every row of every request; where token ids are all there is, equal rows are one item."""
         items: list[Item] = []
         known: dict[bytes, Item] = {}
-        for request, inputs in enumerate(tensors):
+        for request, inputs in tensors.items():
             lengths = self._row_lengths(inputs)
             for row, length in enumerate(lengths):
                 own = {

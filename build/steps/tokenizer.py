@@ -10,7 +10,8 @@ Outputs  input_ids INT32 [b, S], special tokens included; S is the longest row o
          its text, whether it is special, and where it starts and stops in prompt and text. UTF-8, filled up with
          spaces, because the embedded server's Python backend cannot send BYTES from NumPy 2
 Errors   INVALID_ARG, for the one request at fault: text that is not UTF-8 or holds no token, unknown prompt_name
-         or input_type
+         or input_type, a text of more than a million characters whose first tokens depend on its last
+         CANCELLED, where nobody waits for the answer any more
 
 Model parameters: `max_tokens`, the longest row; for texts `prompts`, a JSON object of prompt name -> prefix; for
 pairs either `segment_offset`, added to the ids of the second text so that its token type travels in them, or
@@ -22,10 +23,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import triton_python_backend_utils as pb_utils
 from tokenizers import Encoding, Tokenizer
 
+from . import deadline
+from .long_text import Beginning, LongTexts, UnsettledError
+
 NO_TOKEN = -1
 
 TOKENIZE: AbstractContextManager[Any] = nullcontext()
@@ -48,8 +52,8 @@ with suppress(ImportError):
 
     TOKENIZE = nvtx.annotate("tokenize", domain="steps")
 
-HEAD_CHARACTERS = 32
-"""Of a text that has more for each token of the window, so many are tokenized first: mostly they overflow it."""
+LONG = 4096
+"""Characters of a text from which it is asked, before it is tokenized, whether somebody still waits."""
 
 INPUT_TYPES = {"query": "query", "passage": "document"}
 """NIM's `input_type` -> prompt name."""
@@ -57,6 +61,10 @@ INPUT_TYPES = {"query": "query", "passage": "document"}
 
 class BadRequestError(ValueError):
     """The request cannot be tokenized; the message says which text and why."""
+
+
+class CancelledError(Exception):
+    """Nobody waits for the answer."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,7 @@ class Row:
 
 
 class TritonPythonModel:
-    """Tokenizes everything of a dynamic batch in one call."""
+    """Tokenizes the texts of a dynamic batch, one by one."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Loads `tokenizer.json` and sets truncation; padding is off whatever the file says."""
@@ -89,41 +97,45 @@ class TritonPythonModel:
         )
         room = int(parameters["max_tokens"]) - len(self._prefix) - len(self._suffix)
         self._tokenizer.enable_truncation(room, strategy="longest_first")
-        self._head_size = HEAD_CHARACTERS * room
+        self._long_texts = LongTexts(self._tokenizer, room)
         names = {item["name"] for item in config["input"]}
-        self._read: Callable[[Any], list[Any]] = self._read_texts
+        self._read: Callable[[Any], Sequence[tuple[str, ...]]] = self._read_texts
         if "passage" in names:
             self._read = self._read_bodies if self._template else self._read_pairs
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answers every request; a bad one fails alone."""
-        everything: list[Any] = []
-        counts: list[int | BadRequestError] = []
-        for request in requests:
-            try:
-                texts = self._read(request)
-                everything += texts
-                counts.append(len(texts))
-            except BadRequestError as error:
-                counts.append(error)
         with TOKENIZE:
-            encodings = iter(self._tokenizer.encode_batch_fast(everything))
-        responses = []
-        for request, count in zip(requests, counts, strict=True):
-            try:
-                if isinstance(count, BadRequestError):
-                    raise count
-                own = list(islice(encodings, count))
-                tensors = _tensors([self._row(encoding) for encoding in own])
-                if "tokens" in request.requested_output_names():
-                    tensors.append(self._tokens(self._read(request)))
-                responses.append(pb_utils.InferenceResponse(tensors))
-            except BadRequestError as error:
-                message = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
-                responses.append(pb_utils.InferenceResponse(error=message))
-        return responses
+            return [self._answer(request) for request in requests]
 
-    def _read_texts(self, request: Any) -> list[str]:
+    def _answer(self, request: Any) -> Any:
+        try:
+            return pb_utils.InferenceResponse(self._tensors(request))
+        except (BadRequestError, UnsettledError) as error:
+            message = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
+        except CancelledError:
+            message = pb_utils.TritonError("nobody waits for the answer", pb_utils.TritonError.CANCELLED)
+        return pb_utils.InferenceResponse(error=message)
+
+    def _tensors(self, request: Any) -> list[Any]:
+        describes = "tokens" in request.requested_output_names()
+        rows: list[Row] = []
+        described: list[bytes] = []
+        latest = deadline.of(request)
+        for text in self._read(request):
+            if time.monotonic() > latest or (sum(map(len, text)) > LONG and request.is_cancelled()):
+                raise CancelledError
+            parts = self._long_texts.row(*text)
+            (encoding,) = self._tokenizer.encode_batch_fast(
+                [parts[0].text if len(parts) == 1 else tuple(part.text for part in parts)]
+            )
+            rows.append(self._row(encoding))
+            if describes:
+                described.append(self._described(text[0], parts[0]))
+        tensors = _tensors(rows)
+        return [*tensors, _tokens(described)] if describes else tensors
+
+    def _read_texts(self, request: Any) -> list[tuple[str]]:
         """Each text behind its prompt."""
         texts = _strings(request, "text")
         names = _strings(request, "prompt_name") or [_prompt_of_input_type(request)] * len(texts)
@@ -131,31 +143,17 @@ class TritonPythonModel:
             if name and name not in self._prompts:
                 known = ", ".join(sorted(self._prompts))
                 raise BadRequestError(f"prompt_name {name!r} is unknown: this model has {known}")
-        return [self._prompts.get(name, "") + self._head(text) for name, text in zip(names, texts, strict=True)]
+        return [(self._prompts.get(name, "") + text,) for name, text in zip(names, texts, strict=True)]
 
     def _read_pairs(self, request: Any) -> list[tuple[str, str]]:
-        passages = [self._head(text) for text in _strings(request, "passage")]
-        return list(zip(_strings(request, "query"), passages, strict=True))
+        return list(zip(_strings(request, "query"), _strings(request, "passage"), strict=True))
 
-    def _head(self, text: str) -> str:
-        """As much of a text as decides its row: one of megabytes would keep all others waiting for seconds.
-
-        The head must have three times the tokens of a row: where it is cut, they may be others than in the whole.
-        """
-        size = self._head_size
-        while len(text) > size:
-            head = text[:size]
-            if len(self._tokenizer.encode(head).overflowing) > 2:
-                return head
-            size *= 8
-        return text
-
-    def _read_bodies(self, request: Any) -> list[str]:
+    def _read_bodies(self, request: Any) -> list[tuple[str]]:
         """Each pair between the template's ends."""
         pairs = self._read_pairs(request)
         instructions = _strings(request, "instruction") or [self._template["instruction"]] * len(pairs)
         return [
-            self._template["body"].format(instruction=instruction, query=query, passage=passage)
+            (self._template["body"].format(instruction=instruction, query=query, passage=passage),)
             for instruction, (query, passage) in zip(instructions, pairs, strict=True)
         ]
 
@@ -167,21 +165,25 @@ class TritonPythonModel:
             ids = [i + self._segment_offset * kind for i, kind in zip(ids, encoding.type_ids, strict=True)]
         return Row(self._prefix + ids + self._suffix, bool(encoding.overflowing))
 
-    def _tokens(self, texts: list[str]) -> Any:
-        """The tokens of `texts` in words, encoded once more because the fast way keeps no offsets."""
-        described: list[bytes] = []
-        for text, encoding in zip(texts, self._tokenizer.encode_batch(texts), strict=True):
-            columns = (encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets)
-            tokens = [
-                {"id": i, "text": token, "special": True, "start": None, "stop": None}
-                if special
-                else {"id": i, "text": text[start:stop], "special": False, "start": start, "stop": stop}
-                for i, token, special, (start, stop) in zip(*columns, strict=True)
-            ]
-            described.append(json.dumps(tokens).encode())
-        width = max(map(len, described))
-        rows = [np.frombuffer(row.ljust(width), np.uint8) for row in described]
-        return pb_utils.Tensor("tokens", np.stack(rows))
+    def _described(self, text: str, beginning: Beginning) -> bytes:
+        """The tokens of a text in words, encoded once more because the fast way keeps no offsets."""
+        encoding = self._tokenizer.encode(beginning.text)
+        tokens = []
+        for i, token, special, offsets in zip(
+            encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets, strict=True
+        ):
+            start, stop = beginning.place(offsets[0]), beginning.place(offsets[1] - 1) + 1
+            words = {"text": token, "special": True, "start": None, "stop": None}
+            if not special:
+                words = {"text": text[start:stop], "special": False, "start": start, "stop": stop}
+            tokens.append({"id": i, **words})
+        return json.dumps(tokens).encode()
+
+
+def _tokens(described: list[bytes]) -> Any:
+    width = max(map(len, described))
+    rows = [np.frombuffer(row.ljust(width), np.uint8) for row in described]
+    return pb_utils.Tensor("tokens", np.stack(rows))
 
 
 def _strings(request: Any, name: str) -> list[str]:

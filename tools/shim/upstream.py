@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
@@ -26,6 +27,9 @@ Task = Literal["embed", "rerank"]
 
 PROBE_SECONDS = 5.0
 """How long a model may take to answer a readiness probe, and how long an answer proves it alive."""
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+"""Of this machine, whose processes share its monotonic clock."""
 
 SERVICE_CONFIG = {
     # Each call goes to the next Triton, where the address names several; a connection would stick to one.
@@ -184,6 +188,8 @@ class Upstream:
                 client_timeout=timeout,
                 request_id=origin.request_id,
                 headers=origin.trace,
+                # For steps on this machine, which Triton does not tell that a caller has gone: see build/steps.
+                parameters={"deadline": f"{BOOT_ID} {time.monotonic() + timeout:.3f}"},
             )
         except BaseException:  # a deadline that passed comes as CancelledError
             self._answered.pop(name, None)  # what it answered before proves nothing any more
