@@ -10,6 +10,7 @@ A build runs this as a process of its own: a graph is data of somebody else's, a
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import importlib.util
 import math
 import signal
@@ -22,6 +23,7 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 from google.protobuf import text_format
 from tokenizers import Tokenizer
 from tritonclient.grpc.model_config_pb2 import BatchInput, DataType, ModelConfig
@@ -177,7 +179,7 @@ def check(repository: Path, family: str, done: set[str] | None = None) -> Iterat
     done.update(steps)
     backend = graphs[0].backend
     engine = ENGINES.get(backend)
-    if engine is None or (engine is OnnxRuntime and not importlib.util.find_spec("onnxruntime")):
+    if engine is None or (engine is OnnxRuntime and not _onnxruntime_runs(_graph(repository, graphs[0]))):
         if is_first:
             yield f"{family}: its graphs were not tried, for want of {backend} here"
         return
@@ -303,6 +305,15 @@ def _config(repository: Path, name: str) -> ModelConfig:
 
 def _graph(repository: Path, config: ModelConfig) -> Path:
     return repository / str(config.name) / "1" / "model.onnx"
+
+
+def _onnxruntime_runs(path: Path) -> bool:
+    """Whether there is an ONNX Runtime here and it knows the opset of a graph: those for Python 3.10 end at 23."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return False
+    major, minor = map(int, importlib.metadata.version("onnxruntime").split(".")[:2])
+    opsets = onnx.load(path, load_external_data=False).opset_import
+    return (major, minor) >= (1, 24) or all(opset.version < 24 for opset in opsets if opset.domain == "")
 
 
 def _free_memory() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from onnx import TensorProto
 from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
 
 from build.errors import BuildError
@@ -26,15 +27,34 @@ class Runtime:
     """What it computes in."""
     needs_width: bool = False
     """Shapes cannot follow from values, so the width of rows comes as the shape of an input of its own."""
+    masks: str = "boolean"
+    """How attention is told which keys a query sees. `boolean`: always by a mask. `additive`: causal ones by
+    `is_causal`, others by what is added to the scores. `counts`: by `is_causal`, the number of keys, or a mask."""
+    softmax_precision: int | None = TensorProto.FLOAT
+    """What attention's softmax is taken in; None where the runtime takes no word on it."""
 
 
 RUNTIMES = {
     "python": Runtime("python", "model.onnx", ModelInstanceGroup.KIND_CPU),
-    # On a CPU it has no bf16 arithmetic.
-    "onnxruntime": Runtime("onnxruntime", "model.onnx", ModelInstanceGroup.KIND_AUTO, precisions=("fp32", "fp16")),
+    # On a CPU it has no bf16 arithmetic. On a GPU a mask rules its flash attention out.
+    "onnxruntime": Runtime(
+        "onnxruntime",
+        "model.onnx",
+        ModelInstanceGroup.KIND_AUTO,
+        precisions=("fp32", "fp16"),
+        masks="counts",
+    ),
     # Its backend knows no batch_input.
     "openvino": Runtime("openvino", "model.onnx", ModelInstanceGroup.KIND_CPU, ragged=False),
-    "tensorrt": Runtime("tensorrt", "model.plan", ModelInstanceGroup.KIND_GPU, needs_width=True),
+    # Its parser refuses a word on the softmax, and TensorRT-RTX 1.7 cannot compile every boolean mask.
+    "tensorrt": Runtime(
+        "tensorrt",
+        "model.plan",
+        ModelInstanceGroup.KIND_GPU,
+        needs_width=True,
+        masks="additive",
+        softmax_precision=None,
+    ),
 }
 """`python` is OpenVINO too, run by the step `onnx_runner.py` with ragged batches."""
 

@@ -264,7 +264,7 @@ def test_an_unwritable_repository() -> None:
 def test_graphs_are_plain_onnx() -> None:
     for path in REPOSITORY.glob("*/1/model.onnx"):
         model = onnx.load(path, load_external_data=False)
-        assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 17)]
+        assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 23)]
 
 
 def test_memory_follows_the_largest_tensor(tmp_path: Path) -> None:

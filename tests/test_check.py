@@ -61,7 +61,7 @@ def without_mask(folder: Path) -> None:
 def overflowing(folder: Path) -> None:
     def change(model: onnx.ModelProto) -> None:
         (table,) = (tensor for tensor in model.graph.initializer if "word_embeddings" in tensor.name)
-        table.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(table) * np.float32(1e38), table.name))
+        table.CopyFrom(numpy_helper.from_array(np.full_like(numpy_helper.to_array(table), np.inf), table.name))
 
     edit_onnx(folder, change)
 

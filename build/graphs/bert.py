@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from build.checkpoint import Checkpoint
-from build.graphs.blocks import attention, gelu, key_mask, layer_norm, split_heads
+from build.graphs.blocks import attention, gelu, key_mask, layer_norm
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.ragged import last_hidden_state, ragged, ragged_inputs
 
@@ -75,11 +75,8 @@ def write_bert(g: OnnxGraph, checkpoint: Checkpoint) -> None:
 
     for i in range(config.num_hidden_layers):
         layer = f"encoder.layer.{i}"
-        q, k, v = (
-            split_heads(g, linear(x, f"{layer}.attention.self.{name}"), heads, width)
-            for name in ("query", "key", "value")
-        )
-        context = attention(g, q, k, v, r, mask, width**-0.5)
+        q, k, v = (linear(x, f"{layer}.attention.self.{name}") for name in ("query", "key", "value"))
+        context = attention(g, q, k, v, r, mask, width**-0.5, heads, heads)
         projected = linear(context, f"{layer}.attention.output.dense")
         x = norm(g.op("Add", x, projected), f"{layer}.attention.output.LayerNorm")
         inner = gelu(g, linear(x, f"{layer}.intermediate.dense"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from onnx import TensorProto
 
@@ -14,58 +16,69 @@ def split_heads(g: OnnxGraph, x: str, heads: int, width: int) -> str:
     return g.op("Reshape", x, g.constant([-1, heads, width], np.int64))
 
 
-def attention(g: OnnxGraph, q: str, k: str, v: str, r: Ragged, mask: str, scale: float) -> str:
-    """softmax(scale q k^T + mask) v for every head (Vaswani et al., 2017, arXiv:1706.03762).
+@dataclass(frozen=True)
+class Mask:
+    """Which keys a query sees, in the words of ONNX's `Attention`."""
 
-    q [T', heads, d], k and v [T', heads, d] -> [T', heads * d]; `mask` FP32 [B, 1, 1 or S, S] is added to the
-    scores, and their softmax is taken in FP32 too.
+    inputs: tuple[str, ...] = ()
+    """What follows q, k and v."""
+    is_causal: int = 0
+
+
+def attention(
+    g: OnnxGraph, q: str, k: str, v: str, r: Ragged, mask: Mask, scale: float, heads: int, key_value_heads: int
+) -> str:
+    """softmax(scale q k^T) v over the keys that `mask` shows (Vaswani et al., 2017, arXiv:1706.03762).
+
+    q [T', heads, d] or [T', heads * d], k and v alike of `key_value_heads`, each of which serves as many heads
+    (Ainslie et al., 2023, arXiv:2305.13245) -> [T', heads * d]. One node: every engine runs its own fused kernel
+    and keeps no scores of [B, heads, S, S].
     """
-
-    def rows(x: str, perm: list[int]) -> str:
-        return g.op("Transpose", g.op("Gather", x, r.token_of_cell), perm=perm)
-
-    q = g.op("Mul", rows(q, [0, 2, 1, 3]), g.scalar(scale))
-    scores = g.op("Add", g.widen(g.op("MatMul", q, rows(k, [0, 2, 3, 1]))), mask)
-    shares = g.narrow(g.op("Softmax", scores, axis=-1))
-    context = g.op("MatMul", shares, rows(v, [0, 2, 1, 3]))
-    cells = g.op("Transpose", context, perm=[0, 2, 1, 3])
-    # [B, S, heads, d] -> [B * S, heads * d]
-    merged = g.op("Reshape", cells, g.constant([0, 0, -1], np.int64))
-    flat = g.op("Flatten", merged, axis=2)
-    return g.op("Gather", flat, r.cell_of_token)
+    # Rows with all heads side by side: with heads first, bf16 in OpenVINO takes twice the time.
+    rows = (g.op("Gather", g.op("Flatten", x), r.token_of_cell) for x in (q, k, v))
+    context = g.op(
+        "Attention",
+        *(*rows, *mask.inputs),
+        **{"q_num_heads": heads, "kv_num_heads": key_value_heads, "scale": scale, "is_causal": mask.is_causal},
+        softmax_precision=g.feed.softmax_precision,
+    )
+    # [B, S, heads * d] -> [B * S, heads * d]
+    return g.op("Gather", g.op("Flatten", context, axis=2), r.cell_of_token)
 
 
-def repeat_heads(g: OnnxGraph, x: str, key_value_heads: int, heads: int) -> str:
-    """[T', key_value_heads, d] -> [T', heads, d], each head as often as queries share it.
-
-    Grouped-query attention (Ainslie et al., 2023, arXiv:2305.13245).
-    """
-    if key_value_heads == heads:
-        return x
-    shared = np.repeat(np.arange(key_value_heads), heads // key_value_heads)
-    return g.op("Gather", x, g.constant(shared, np.int64), axis=1)
+def key_mask(g: OnnxGraph, r: Ragged) -> Mask:
+    """Every token sees every token of its own text."""
+    if g.feed.masks != "counts":
+        return _mask(g, _keys(g, r))
+    g.raise_opset(24)  # the first that counts keys
+    counts = g.op("ReduceSum", g.op("Cast", r.real, to=TensorProto.INT64), g.constant([1], np.int64), keepdims=0)
+    return Mask(("", "", "", counts))
 
 
-def key_mask(g: OnnxGraph, r: Ragged) -> str:
-    """[B, 1, 1, S]: every token sees every token of its own text."""
-    return _additive(g, g.op("Unsqueeze", r.real, g.constant([1, 2], np.int64)))
+def causal_mask(g: OnnxGraph, r: Ragged) -> Mask:
+    """Every token sees itself and those before it; empty cells come after the tokens of a row."""
+    return _mask(g, g.op("LessOrEqual", *_cell_pairs(g, r))) if g.feed.masks == "boolean" else Mask(is_causal=1)
 
 
-def causal_mask(g: OnnxGraph, r: Ragged) -> str:
-    """[B, 1, S, S]: every token sees itself and those before it.
-
-    Empty cells come after the tokens of a row, so no token sees one.
-    """
-    return _additive(g, g.op("LessOrEqual", *_cell_pairs(g, r)))
-
-
-def window_mask(g: OnnxGraph, r: Ragged, window: int) -> str:
-    """[B, 1, S, S]: every token sees those of its own text fewer than `window` places away, on either side."""
+def window_mask(g: OnnxGraph, r: Ragged, window: int) -> Mask:
+    """Every token sees those of its own text fewer than `window` places away, on either side."""
     key, query = _cell_pairs(g, r)
     near = g.op("Less", g.op("Abs", g.op("Sub", key, query)), g.constant(window, np.int64))
-    real = g.op("Unsqueeze", r.real, g.constant([1, 2], np.int64))
-    # An empty cell may see nothing at all; its scores are all the lowest float and nothing reads the result.
-    return _additive(g, g.op("And", near, real))
+    # An empty cell sees itself: a softmax over nothing is not a number.
+    return _mask(g, g.op("And", near, g.op("Or", _keys(g, r), g.op("Equal", key, query))))
+
+
+def _mask(g: OnnxGraph, seen: str) -> Mask:
+    """From BOOL [B or 1, 1, S or 1, S]."""
+    if g.feed.masks == "additive":
+        # Whose exponential is 0, and which fp16 holds.
+        seen = g.op("Where", seen, g.scalar(0), g.scalar(-30000))
+    return Mask((seen,))
+
+
+def _keys(g: OnnxGraph, r: Ragged) -> str:
+    """BOOL [B, 1, 1, S]: the keys that are tokens."""
+    return g.op("Unsqueeze", r.real, g.constant([1, 2], np.int64))
 
 
 def _cell_pairs(g: OnnxGraph, r: Ragged) -> tuple[str, str]:
@@ -74,12 +87,6 @@ def _cell_pairs(g: OnnxGraph, r: Ragged) -> tuple[str, str]:
         g.op("Unsqueeze", r.column, g.constant([0, 1, 2], np.int64)),
         g.op("Unsqueeze", r.column, g.constant([0, 1, 3], np.int64)),
     )
-
-
-def _additive(g: OnnxGraph, seen: str) -> str:
-    """0 where `seen`, the lowest float elsewhere."""
-    lowest = g.constant(np.finfo(np.float32).min, np.float32)
-    return g.op("Where", seen, g.constant(0, np.float32), lowest)
 
 
 def rotary_angles(g: OnnxGraph, r: Ragged, theta: float, width: int) -> tuple[str, str]:
@@ -117,25 +124,17 @@ def rms_norm(g: OnnxGraph, x: str, scale: str, epsilon: float) -> str:
 
     `scale` is FP32.
     """
-    x = g.widen(x)
-    square = g.op("ReduceMean", g.op("Pow", x, g.constant(2, np.float32)), axes=[-1])
-    root = g.op("Sqrt", g.op("Add", square, g.constant(epsilon, np.float32)))
-    return g.narrow(g.op("Mul", g.op("Div", x, root), scale))
+    return g.narrow(g.op("RMSNormalization", g.widen(x), scale, epsilon=epsilon))
 
 
 def gelu(g: OnnxGraph, x: str) -> str:
     """0.5 x (1 + erf(x / sqrt(2))), the exact form (Hendrycks and Gimpel, 2016, arXiv:1606.08415)."""
-    erf = g.op("Erf", g.op("Mul", x, g.scalar(2**-0.5)))
-    scaled = g.op("Mul", x, g.op("Add", erf, g.scalar(1)))
-    return g.op("Mul", scaled, g.scalar(0.5))
+    return g.op("Gelu", x)
 
 
 def gelu_tanh(g: OnnxGraph, x: str) -> str:
     """0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), the same paper's approximation."""
-    cube = g.op("Mul", g.op("Mul", g.op("Mul", x, x), x), g.scalar(0.044715))
-    inner = g.op("Mul", g.op("Add", x, cube), g.scalar((2 / np.pi) ** 0.5))
-    scaled = g.op("Mul", x, g.op("Add", g.op("Tanh", inner), g.scalar(1)))
-    return g.op("Mul", scaled, g.scalar(0.5))
+    return g.op("Gelu", x, approximate="tanh")
 
 
 def silu(g: OnnxGraph, x: str) -> str:

@@ -14,7 +14,6 @@ from build.graphs.blocks import (
     attention,
     gelu_tanh,
     key_mask,
-    repeat_heads,
     rms_norm,
     rotary_angles,
     rotate,
@@ -35,6 +34,7 @@ def write_gemma3(g: OnnxGraph, checkpoint: Checkpoint) -> None:
     checkpoint.require("attention_bias", False, default=False)
     heads, key_value_heads = config["num_attention_heads"], config["num_key_value_heads"]
     width, epsilon = config["head_dim"], config["rms_norm_eps"]
+    scale = config["query_pre_attn_scalar"] ** -0.5
 
     def linear(x: str, name: str) -> str:
         return g.linear(x, g.weight(name, checkpoint.tensor(f"{name}.weight")))
@@ -58,8 +58,7 @@ def write_gemma3(g: OnnxGraph, checkpoint: Checkpoint) -> None:
         v = split_heads(g, linear(h, f"{layer}.self_attn.v_proj"), key_value_heads, width)
         q = rotate(g, norm(q, f"{layer}.self_attn.q_norm"), angles[kind], width)
         k = rotate(g, norm(k, f"{layer}.self_attn.k_norm"), angles[kind], width)
-        k, v = (repeat_heads(g, shared, key_value_heads, heads) for shared in (k, v))
-        context = attention(g, q, k, v, r, masks[kind], config["query_pre_attn_scalar"] ** -0.5)
+        context = attention(g, q, k, v, r, masks[kind], scale, heads, key_value_heads)
         projected = linear(context, f"{layer}.self_attn.o_proj")
         x = g.op("Add", x, norm(projected, f"{layer}.post_attention_layernorm"))
         h = norm(x, f"{layer}.pre_feedforward_layernorm")

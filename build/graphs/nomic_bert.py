@@ -58,7 +58,7 @@ def write_nomic_bert(g: OnnxGraph, checkpoint: Checkpoint) -> None:
             for part in range(3)
         )
         q, k = rotate(g, q, angles, width), rotate(g, k, angles, width)
-        context = attention(g, q, k, v, r, mask, width**-0.5)
+        context = attention(g, q, k, v, r, mask, width**-0.5, heads, heads)
         x = norm(g.op("Add", x, linear(context, f"{layer}.attn.out_proj")), f"{layer}.norm1")
         gate = silu(g, linear(x, f"{layer}.mlp.fc12"))
         up = linear(x, f"{layer}.mlp.fc11")

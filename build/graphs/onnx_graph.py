@@ -17,11 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 from build.errors import BuildError
 from build.target import Target
 
-OPSET = 17
-"""LayerNormalization arrived in opset 17; later opsets add nothing these graphs need."""
-
-IR_VERSION = 8
-"""The IR version that belongs to opset 17, so that older runtimes still load the file."""
+OPSET = 23
+"""The first with Attention."""
 
 ALIGNMENT = 64
 """Bytes between weights in the data file: one cache line, so that a mapped file is read in place."""
@@ -64,8 +61,7 @@ class OnnxGraph:
         self._data: BinaryIO | None = None
         self._copies: set[str] = set()
         self._functions: list[onnx.FunctionProto] = []
-        self._opsets = [helper.make_opsetid("", OPSET)]
-        self._ir_version = IR_VERSION
+        self.raise_opset(OPSET)
 
     def __enter__(self) -> OnnxGraph:
         return self
@@ -106,6 +102,11 @@ class OnnxGraph:
             self._initializers.append(numpy_helper.from_array(array, name))
             self._constants[key] = name
         return self._constants[key]
+
+    def raise_opset(self, version: int) -> None:
+        """Writes the graph in this opset, and in its IR version, so that older runtimes load it."""
+        self._opsets = [helper.make_opsetid("", version)]
+        self._ir_version = helper.find_min_ir_version_for(self._opsets)
 
     def widen(self, x: str) -> str:
         """`x` in FP32."""

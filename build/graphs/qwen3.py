@@ -12,7 +12,6 @@ from build.checkpoint import Checkpoint
 from build.graphs.blocks import (
     attention,
     causal_mask,
-    repeat_heads,
     rms_norm,
     rotary_angles,
     rotate,
@@ -51,8 +50,7 @@ def write_qwen3(g: OnnxGraph, checkpoint: Checkpoint) -> None:
         v = split_heads(g, linear(h, f"{layer}.self_attn.v_proj"), key_value_heads, width)
         q = rotate(g, norm(q, f"{layer}.self_attn.q_norm"), angles, width)
         k = rotate(g, norm(k, f"{layer}.self_attn.k_norm"), angles, width)
-        k, v = (repeat_heads(g, shared, key_value_heads, heads) for shared in (k, v))
-        context = attention(g, q, k, v, r, mask, width**-0.5)
+        context = attention(g, q, k, v, r, mask, width**-0.5, heads, key_value_heads)
         x = g.op("Add", x, linear(context, f"{layer}.self_attn.o_proj"))
         h = norm(x, f"{layer}.post_attention_layernorm")
         gate = silu(g, linear(h, f"{layer}.mlp.gate_proj"))
