@@ -24,11 +24,11 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import onnx
-from google.protobuf import text_format
 from tokenizers import Tokenizer
 from tritonclient.grpc.model_config_pb2 import BatchInput, DataType, ModelConfig
 from tritonclient.utils import triton_to_np_dtype
 
+from build.config import read_config
 from build.errors import BuildError
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -168,9 +168,9 @@ def check(repository: Path, family: str, done: set[str] | None = None) -> Iterat
     Models that are `done` are left out, and all others are added to them.
     """
     done = set() if done is None else done
-    ensemble = _config(repository, family)
+    ensemble = read_config(repository, family)
     steps = dict.fromkeys(step.model_name for step in ensemble.ensemble_scheduling.step)
-    configs = [_config(repository, name) for name in steps]
+    configs = [read_config(repository, name) for name in steps]
     tokenizer = next(config for config in configs if "max_tokens" in config.parameters)
     graphs = [config for config in configs if config.name not in done and _graph(repository, config).exists()]
     if not graphs:
@@ -292,15 +292,6 @@ def _ids(repository: Path, tokenizer: ModelConfig, count: int) -> Array:
     ids = np.resize(np.array(Tokenizer.from_file(str(path)).encode(TEXT).ids or [0], np.int32), count)
     ids[count // 2 :] += int(tokenizer.parameters["segment_offset"].string_value or "0")
     return ids
-
-
-def _config(repository: Path, name: str) -> ModelConfig:
-    path = repository / name / "config.pbtxt"
-    try:
-        config: ModelConfig = text_format.Parse(path.read_text(), ModelConfig())
-        return config
-    except OSError:
-        raise BuildError(f"there is no model {name} in {repository}") from None
 
 
 def _graph(repository: Path, config: ModelConfig) -> Path:

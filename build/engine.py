@@ -27,9 +27,10 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from build.config import read_config
 from build.errors import BuildError
 from build.graphs.ragged import WIDEST
-from build.plan import GRAPH, Machine, PlannedModel, Stamp, mismatch, planned_models, read_config
+from build.plan import GRAPH, Machine, PlannedModel, Stamp, mismatch, planned_models
 
 ROOT = Path(__file__).parent.parent
 CACHE = ROOT / ".cache"

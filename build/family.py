@@ -18,14 +18,13 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from build import hub, repository
 from build.catalog import QUANTISED_TOLERANCE, TOLERANCE, CatalogEntry, Hub, Wheel
 from build.check import check_apart
-from build.checkpoint import Checkpoint, obtain
+from build.checkpoint import Checkpoint
 from build.errors import BuildError
 from build.files import GRAPHS, SHARDS, WEIGHTS, sha256
 from build.graphs.adopted import Adopted
 from build.graphs.bert import write_bert
 from build.graphs.gemma3 import write_gemma3
 from build.graphs.nomic_bert import write_nomic_bert
-from build.graphs.onnx_file import data_files, read_onnx
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.pooling import Pooling, write_pooling
 from build.graphs.qwen3 import write_qwen3
@@ -37,7 +36,9 @@ from build.graphs.scoring import (
     write_scoring,
     yes_no_logit,
 )
+from build.onnx_file import data_files, read_onnx
 from build.repository import Family
+from build.source import obtain
 from build.target import Target
 from build.templates import QWEN3_RERANKER
 

@@ -44,7 +44,7 @@ from huggingface_hub.utils import build_hf_headers
 from build.catalog import Hub
 from build.errors import BuildError
 from build.files import SHARDS, WEIGHTS, sha256
-from build.graphs.onnx_file import data_files, parse_onnx
+from build.onnx_file import data_files, parse_onnx
 
 NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json")
 DESCRIBING = (*NEEDED, "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json")

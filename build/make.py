@@ -11,9 +11,9 @@ from pathlib import Path
 
 from build import catalog, family
 from build.catalog import POOLINGS, TASKS, CatalogEntry, Hub
-from build.checkpoint import describe
 from build.errors import BuildError
 from build.files import GRAPHS
+from build.source import describe
 from build.target import PRECISIONS, RUNTIMES, Target
 
 ROOT = Path(__file__).parent.parent

@@ -15,9 +15,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from build.config import read_config
 from build.errors import BuildError
 from build.files import sha256
 
@@ -111,17 +111,6 @@ def stamp_of(plan: Path) -> Path:
 def graph_hashes(version: Path) -> dict[str, str]:
     """sha256 of the graph in a version folder: of `model.onnx` and of the weights beside it."""
     return {path.name: sha256(path) for path in sorted(version.glob(f"{GRAPH}*"))}
-
-
-def read_config(repository: Path, model: str) -> ModelConfig:
-    """The configuration of one model; raises BuildError when the repository has none that can be read."""
-    path = repository / model / "config.pbtxt"
-    try:
-        return text_format.Parse(path.read_text(), ModelConfig())
-    except FileNotFoundError:
-        raise BuildError(f"no model {model!r} in {repository}: build it with `python -m build.make`") from None
-    except text_format.ParseError as error:
-        raise BuildError(f"{path} is not a model configuration: {error}") from None
 
 
 def planned_models(repository: Path, ensemble: str) -> list[PlannedModel]:

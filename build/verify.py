@@ -26,7 +26,8 @@ from build import reference
 from build.errors import BuildError
 from build.reference import Embedder, Expected, Pair, Scorer
 from build.target import PRECISIONS
-from tools.bench.corpus import docstrings
+from build.texts import docstrings
+from tools.command import Ports
 
 ROOT = Path(__file__).parent.parent
 TOLERANCE = 0.999
@@ -289,7 +290,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--reference", required=True, metavar="CHECKPOINT", help="its folder, or its name on the Hub"
     )
-    parser.add_argument("--url", default="localhost:8201", help="Triton's gRPC (default: localhost:8201)")
+    parser.add_argument("--url", default=f"localhost:{Ports.grpc}", help="Triton's gRPC (default: %(default)s)")
     parser.add_argument("--texts", type=Path, metavar="FILE", help="texts of your own, one a line")
     parser.add_argument("--report", type=Path, metavar="FILE", help="writes all that was found as JSON")
     parser.add_argument("--tolerance", type=float, help=f"lowest agreement (the family's own, else {TOLERANCE})")

@@ -21,10 +21,11 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from build import catalog, family
 from build import make as command
 from build.catalog import CatalogEntry
-from build.checkpoint import Checkpoint, describe, obtain
+from build.checkpoint import Checkpoint
 from build.errors import BuildError
 from build.files import sha256
 from build.repository import render
+from build.source import describe, obtain
 from build.target import RUNTIMES, Target
 
 REPOSITORY = ROOT / "model_repository"

@@ -16,7 +16,8 @@ import pytest
 import tensorrt_rtx_bindings
 from conftest import ROOT, TINY
 
-from build import engine, make, plan
+from build import engine, make
+from build.config import read_config
 from build.engine import CalibrationTexts, Profile, calibration_ids, compile_graph, timing_cache, unsupported
 from build.errors import BuildError
 from build.plan import Machine, Stamp, mismatch, planned_models, problems
@@ -83,7 +84,7 @@ def test_shapes_cover_what_triton_may_batch() -> None:
 def test_every_input_has_its_limits(repository: Path, name: str) -> None:
     models = planned_models(repository, name)
     assert models[0].config.name == f"{name}-encoder"
-    tokenizer = plan.read_config(repository, f"{name}-tokenizer")
+    tokenizer = read_config(repository, f"{name}-tokenizer")
     for model in models:
         profile = Profile.of(model.config, tokenizer)
         assert profile.texts == model.config.max_batch_size
@@ -316,7 +317,7 @@ def test_no_calibration_texts(tmp_path: Path) -> None:
 def test_graphs_compile(repository: Path, tmp_path: Path, name: str) -> None:
     """By TensorRT-RTX, which has the same parser and builder interface and compiles without a GPU."""
     for model in planned_models(repository, name):
-        profile = Profile.of(model.config, plan.read_config(repository, f"{name}-tokenizer"))
+        profile = Profile.of(model.config, read_config(repository, f"{name}-tokenizer"))
         hidden_size = json.loads((TINY / name / "config.json").read_text())["hidden_size"]
         graph, timings = model.version / "model.onnx", tmp_path / "timings"
         compiled = compile_graph(tensorrt_rtx_bindings, graph, profile, hidden_size, 1 << 30, timings)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from conftest import ROOT, TINY, Precision, Stack, cosines, rows
 from tritonclient.utils import InferenceServerException
@@ -48,7 +51,7 @@ def families(
     options = ["--repository", str(repository), "--models", "minilm", *EMBEDDERS, "qwen3-half", *RERANKERS]
     folder = tmp_path_factory.mktemp(f"families-{request.param}")
     stack = Stack(folder, options, {"ENCODER_PRECISION": request.param}).start()
-    yield Precision(stack, *{"fp32": (0.99999, 0.99999), "bf16": (0.999, 0.9999)}[request.param])
+    yield Precision(stack, {"fp32": 0.99999, "bf16": 0.999}[request.param])
     assert stack.stop() == 0
 
 
@@ -102,11 +105,31 @@ def test_cut_before_the_norm(families: Precision) -> None:
     np.testing.assert_allclose(np.linalg.norm(half, axis=1), 1, atol=1e-5)
 
 
+def assert_same_bits(together: npt.NDArray[Any], compute: Callable[[list[int]], npt.NDArray[Any]]) -> None:
+    """Rows `together` are what `compute` gives for each alone, in another order, and from 32 clients at once."""
+    everything = list(range(len(together)))
+    assert (np.concatenate([compute([i]) for i in everything]) == together).all()
+    order = np.random.default_rng(0).permutation(everything).tolist()
+    assert (compute(order) == together[order]).all()
+    with ThreadPoolExecutor(32) as clients:
+        assert (np.concatenate(list(clients.map(compute, ([i] for i in order)))) == together[order]).all()
+
+
 @pytest.mark.parametrize("name", EMBEDDERS)
-def test_a_text_alone_equals_itself_in_a_batch(families: Precision, name: str) -> None:
-    together = families.stack.embed(TEXTS, name)
-    alone = np.concatenate([families.stack.embed([text], name) for text in TEXTS])
-    assert cosines(alone, together).min() >= families.minimum_self_cosine
+def test_a_text_has_the_same_bits_in_any_company(families: Precision, name: str) -> None:
+    texts = [*TEXTS, *(f"{a} {b}" for a, b in itertools.pairwise(TEXTS))]
+    assert_same_bits(
+        families.stack.embed(texts, name), lambda chosen: families.stack.embed([texts[i] for i in chosen], name)
+    )
+
+
+@pytest.mark.parametrize("name", RERANKERS)
+def test_a_pair_has_the_same_bits_in_any_company(families: Precision, name: str) -> None:
+    def logits(chosen: list[int]) -> npt.NDArray[Any]:
+        queries, passages = [QUERIES[i] for i in chosen], [PASSAGES[i] for i in chosen]
+        return families.stack.infer(name, query=queries, passage=passages)["logit"]
+
+    assert_same_bits(logits(list(range(len(PAIRS)))), logits)
 
 
 def test_more_dimensions_than_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -165,7 +188,7 @@ def test_rerank_through_the_gateway(families: Precision, name: str) -> None:
     alone = [
         families.stack.infer(name, query=[QUERIES[0]], passage=[passage])["score"].item() for passage in PASSAGES
     ]
-    np.testing.assert_allclose(answer["scores"], alone, atol=1e-6)
+    assert (np.float32(answer["scores"]) == np.float32(alone)).all()
     assert answer["order"] == sorted(range(len(PASSAGES)), key=lambda i: -answer["scores"][i])
     assert answer["model"] == name
 

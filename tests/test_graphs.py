@@ -12,8 +12,9 @@ from conftest import TINY, cosines
 from engines import Array, Engine, OnnxRuntime, OpenVino, feeds, requests, states_fed, token_ids
 
 from build import family
-from build.checkpoint import Checkpoint, describe
+from build.checkpoint import Checkpoint
 from build.graphs.onnx_graph import DTYPES
+from build.source import describe
 from build.target import PRECISIONS, RUNTIMES, Target
 
 EMBEDDERS = ["bert-cls", "gemma3", "nomic-bert", "qwen3-embedding", "xlm-roberta"]

@@ -13,9 +13,10 @@ from conftest import ROOT, TINY
 from safetensors.numpy import save_file
 
 from build import family
-from build.checkpoint import Checkpoint, describe
+from build.checkpoint import Checkpoint
 from build.errors import BuildError
 from build.family import ENCODERS
+from build.source import describe
 from build.target import Target
 
 MODELS: dict[str, dict[str, Any]] = json.loads((ROOT / "tests" / "reference" / "published.json").read_text())[

@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
-import onnx
+import onnxruntime
 import pytest
 from conftest import REFERENCE, ROOT
 from google.protobuf import text_format
@@ -27,10 +27,11 @@ from safetensors.numpy import load_file, save
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from build import catalog, family
-from build.checkpoint import Checkpoint, describe, obtain
+from build.checkpoint import Checkpoint
 from build.errors import BuildError
 from build.files import sha256
 from build.hub import data_files
+from build.source import describe, obtain
 from build.target import PRECISIONS, Target
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -444,14 +445,28 @@ def test_models_that_overflow_have_no_fp16(name: str) -> None:
 
 
 def test_a_page_has_the_last_word(tmp_path: Path) -> None:
-    entry = replace(describe(TINY, "tiny"), max_tokens=16, prompts={"query": "q: "}, normalise=False)
+    entry = replace(describe(TINY, "tiny"), max_tokens=16, prompts={"query": "q: "})
     models = {model.config.name: model for model in family.models(entry, obtain(entry, tmp_path), Target())}
     parameters = models["tiny-tokenizer"].config.parameters
     assert parameters["max_tokens"].string_value == "16"
     assert json.loads(parameters["prompts"].string_value)["query"] == "q: "
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_a_page_says_whether_vectors_have_unit_length(tmp_path: Path, normalise: bool) -> None:
+    entry = replace(describe(TINY, "tiny"), normalise=normalise)
+    models = {model.config.name: model for model in family.models(entry, obtain(entry, tmp_path), Target())}
     family.write(models["tiny-pooling"], tmp_path)
-    graph = onnx.load(tmp_path / "1" / "model.onnx", load_external_data=False).graph
-    assert "ReduceL2" not in {node.op_type for node in graph.node}
+    session = onnxruntime.InferenceSession(tmp_path / "1" / "model.onnx")
+    width = models["tiny-encoder"].config.output[0].dims[1]
+    states = np.random.default_rng(0).normal(size=(3, width)).astype(np.float32)
+    feed = {
+        "last_hidden_state": states.ravel(),
+        "input_ids": np.ones(3, np.int32),
+        "lengths": np.array([3], np.int32),
+    }
+    ((vector,),) = session.run(["embeddings"], feed)
+    assert (abs(np.linalg.norm(vector) - 1) < 1e-5) == normalise
 
 
 def test_a_window_wider_than_the_checkpoints(tmp_path: Path) -> None:

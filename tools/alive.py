@@ -16,13 +16,10 @@ import urllib.request
 from collections.abc import Sequence
 from typing import Any
 
-from tools.command import Ports
+from tools.command import DEAD_STEP, Ports
 
 SECONDS = 5.0
 """How long Triton may take for one answer."""
-
-DEAD_STEP = "is not healthy"
-"""What Triton says of a Python backend's process that has died."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

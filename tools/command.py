@@ -19,6 +19,13 @@ DRAIN_SECONDS = 10
 """How long Triton may finish its direct callers' requests when it is told to stop; the gateway has drained."""
 
 
+DEAD_STEP = "is not healthy"
+"""What Triton says of a Python backend's process that has died."""
+
+EMBED_PORT, RERANK_PORT = 8101, 8102
+"""Where the gateway listens, by convention for one route each."""
+
+
 class ServerError(Exception):
     """The server cannot start or has died; the message says why and what to change."""
 
@@ -73,8 +80,8 @@ def make_parser(module: str, description: str | None) -> argparse.ArgumentParser
 
 def add_gateway_options(parser: argparse.ArgumentParser) -> None:
     """Options of the commands that run the gateway."""
-    parser.add_argument("--embed-port", type=int, default=8101, help="gateway, by convention /embed")
-    parser.add_argument("--rerank-port", type=int, default=8102, help="gateway, by convention /rerank")
+    parser.add_argument("--embed-port", type=int, default=EMBED_PORT, help="gateway, by convention /embed")
+    parser.add_argument("--rerank-port", type=int, default=RERANK_PORT, help="gateway, by convention /rerank")
     parser.add_argument("--timeout", type=float, default=TIMEOUT_SECONDS, help="seconds a call may take")
 
 
@@ -86,9 +93,9 @@ def add_triton_options(parser: argparse.ArgumentParser) -> None:
         default=ROOT / "model_repository",
         help="folder of the models, or where Triton finds them in an object store: s3://, gs:// or as://",
     )
-    parser.add_argument("--http-port", type=int, default=8200, help="Triton v2 over HTTP")
-    parser.add_argument("--grpc-port", type=int, default=8201, help="Triton v2 over gRPC")
-    parser.add_argument("--metrics-port", type=int, default=8202, help="Triton's metrics")
+    parser.add_argument("--http-port", type=int, default=Ports.http, help="Triton v2 over HTTP")
+    parser.add_argument("--grpc-port", type=int, default=Ports.grpc, help="Triton v2 over gRPC")
+    parser.add_argument("--metrics-port", type=int, default=Ports.metrics, help="Triton's metrics")
     parser.add_argument(
         "--connection-seconds",
         type=int,

@@ -10,13 +10,13 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from google.protobuf import text_format
-
+from build.config import read_config
+from build.errors import BuildError
 from tools.command import Ports, add_gateway_options, add_triton_options, check_ports, make_parser, run, switches
 from tools.shim import keys
 from tools.shim.server import listening
 from tools.shim.upstream import Absent, Task
-from tools.triton import EmbeddedTriton, config
+from tools.triton import EmbeddedTriton
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,8 +56,8 @@ async def gateway(
 def task_of(repository: Path | str, model: str) -> Task | None:
     """What an ensemble is for, where its configuration can be read."""
     if isinstance(repository, Path):
-        with suppress(OSError, text_format.ParseError):
-            outputs = {output.name for output in config(repository, model).output}
+        with suppress(BuildError):
+            outputs = {output.name for output in read_config(repository, model).output}
             return "embed" if "embeddings" in outputs else "rerank"
     return None
 

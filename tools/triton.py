@@ -22,9 +22,9 @@ from functools import partial
 from pathlib import Path
 
 import aiohttp
-from google.protobuf import text_format
-from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from build.config import read_config
+from build.errors import BuildError
 from tools import preflight
 from tools.command import (
     DRAIN_SECONDS,
@@ -199,13 +199,13 @@ class EmbeddedTriton:
         """The steps of an ensemble, each with its backend, "" where only Triton can read what it is."""
         steps: dict[str, str] = {}
         if isinstance(self._repository, Path):
-            unreadable = contextlib.suppress(OSError, text_format.ParseError)  # Triton names what is wrong
+            unreadable = contextlib.suppress(BuildError)  # Triton names what is wrong
             with unreadable:
-                scheduling = config(self._repository, ensemble).ensemble_scheduling
+                scheduling = read_config(self._repository, ensemble).ensemble_scheduling
                 steps = dict.fromkeys((step.model_name for step in scheduling.step), "")
             for name in steps:
                 with unreadable:
-                    steps[name] = config(self._repository, name).backend
+                    steps[name] = read_config(self._repository, name).backend
         return steps
 
     def _command(self, backends: Path, models: Sequence[str]) -> list[str]:
@@ -252,11 +252,6 @@ def causes(log: Path) -> list[str]:
     # A step's exception comes with its Python trace, which is in the log for whoever wants it.
     found = [message.split("\\n\\nAt:")[0][:400] for message in failed_models or messages]
     return found or lines[-3:]
-
-
-def config(repository: Path, model: str) -> ModelConfig:
-    """A model's configuration."""
-    return text_format.Parse((repository / model / "config.pbtxt").read_text(), ModelConfig())
 
 
 def check_models(repository: Path, models: Sequence[str]) -> None:

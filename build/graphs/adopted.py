@@ -45,10 +45,10 @@ from build.graphs.exported import (
     quantisation,
     shape_of,
 )
-from build.graphs.onnx_file import data_files, external_tensors, nodes, read_onnx, subgraphs
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.pooling import Pooling, normalise
 from build.graphs.ragged import STEP, Ragged, last_hidden_state, ragged, ragged_inputs
+from build.onnx_file import data_files, external_tensors, nodes, read_onnx, subgraphs
 
 PREFIX = "adopted/"
 """Put before every name of the old graph, so that it meets none of ours."""

@@ -11,7 +11,7 @@ import onnx.version_converter
 from onnx import TensorProto
 
 from build.errors import BuildError
-from build.graphs.onnx_file import nodes, tensors
+from build.onnx_file import nodes, tensors
 
 OPSETS = range(13, 24)
 """What the nodes written here mean the same in, up to the newest that ONNX Runtime and OpenVINO both run."""

@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import count, islice
 from pathlib import Path
 
-from tools.bench import corpus, machine
+from build.texts import docstrings
+from tools.bench import machine
 from tools.bench.measure import FAMILY
 from tools.bench.results import RESULTS
 from tools.bench.server import stack
@@ -50,7 +51,7 @@ def main() -> int:
 def distinct_texts() -> Iterator[str]:
     """Docstrings without end, none twice."""
     for number in count(1):
-        yield from (f"{number}. {text}" for text in corpus.docstrings())
+        yield from (f"{number}. {text}" for text in docstrings())
 
 
 def embed(address: str, texts: list[str]) -> int:

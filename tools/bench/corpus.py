@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import ast
 import random
 import re
-import sysconfig
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from build.texts import docstrings, shuffled
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
 @cache
-def docstrings() -> list[str]:
-    """Distinct docstrings with their natural lengths, the same on every call, in random order."""
-    found: dict[str, None] = {}
-    for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
-        for node in ast.walk(ast.parse(path.read_bytes())):
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-                found[(ast.get_docstring(node) or "").strip()] = None
-    return _shuffled(text for text in found if text)
-
-
-@cache
 def queries() -> list[str]:
     """What a person types into a search box: distinct first sentences of at most twelve words."""
     sentences = (re.split(r"[.:;\n]", text, maxsplit=1)[0].strip() for text in docstrings())
-    return _shuffled(dict.fromkeys(text for text in sentences if 2 <= len(text.split()) <= 12))
+    return shuffled(dict.fromkeys(text for text in sentences if 2 <= len(text.split()) <= 12))
 
 
 @cache
@@ -66,9 +54,3 @@ def _cut(characters: int) -> Iterator[str]:
     whole = "\n\n".join(docstrings())
     for start in range(0, len(whole) - characters, characters):
         yield whole[start : start + characters].strip()
-
-
-def _shuffled(texts: Iterator[str] | dict[str, None]) -> list[str]:
-    shuffled = list(texts)
-    random.Random(0).shuffle(shuffled)
-    return shuffled

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import mean
 
+from build.texts import docstrings
 from tools.bench import corpus, cross_encoder
 from tools.bench.padding import padding
 from tools.bench.perf_analyzer import Load, PerfAnalyzer
@@ -151,7 +152,7 @@ class Bench:
         }
         if name.endswith(" tokens"):
             return corpus.of_length(int(name.split()[0]), RAW_TEXTS, self.raw.tokenizer)
-        return corpora.get(name, corpus.docstrings)()  # rerankers read docstrings
+        return corpora.get(name, docstrings)()  # rerankers read docstrings
 
     def _note(self, cell: Cell, milliseconds: list[float], measured: Round) -> None:
         self.rounds.setdefault(cell, []).append(measured)

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
+from tools.command import EMBED_PORT, RERANK_PORT, Ports
 from tools.deploy.engine import DeployError, Engine, docker
 from tools.deploy.images import NEEDED, bring, check_pinned, digest, pin, read_lock
 from tools.deploy.smoke import ask, smoke, watched
@@ -104,15 +105,15 @@ def logs(engine: Engine, target: str) -> None:
 
 def converse(engine: Engine, target: str) -> None:
     """Tries the running stack and prints its URLs."""
-    embed, rerank = url(engine, target, "shim", 8101), url(engine, target, "shim", 8102)
+    embed, rerank = url(engine, target, "shim", EMBED_PORT), url(engine, target, "shim", RERANK_PORT)
     for line in smoke(embed, rerank):
         print(f"  {line}")
     print(f"gateway   {embed}/embed  {rerank}/rerank  (also /health, /models and /metrics)")
-    grpc = url(engine, target, "triton", 8201).removeprefix("http://")
+    grpc = url(engine, target, "triton", Ports.grpc).removeprefix("http://")
     if target == "replicas":
         print(f"HAProxy   gRPC {grpc}", flush=True)
     else:
-        http, metrics = (url(engine, target, "triton", port) for port in (8200, 8202))
+        http, metrics = (url(engine, target, "triton", port) for port in (Ports.http, Ports.metrics))
         print(f"Triton    HTTP {http}  gRPC {grpc}  metrics {metrics}/metrics", flush=True)
     if is_watched():
         prometheus, grafana = url(engine, target, "prometheus", 9090), url(engine, target, "grafana", 3000)
@@ -133,7 +134,7 @@ def settings(images: Mapping[str, str]) -> dict[str, str]:
 def answers(engine: Engine, target: str) -> bool:
     """Whether the gateway says that a model has answered; what is said of the others, `smoke` shows."""
     try:
-        return bool(ask(f"{url(engine, target, 'shim', 8101)}/health?partial=1"))
+        return bool(ask(f"{url(engine, target, 'shim', EMBED_PORT)}/health?partial=1"))
     except DeployError:
         return False
 

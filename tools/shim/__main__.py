@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from tools.command import add_gateway_options, check_ports, make_parser, run
+from tools.command import Ports, add_gateway_options, check_ports, make_parser, run
 from tools.shim import keys
 from tools.shim.server import listening
 
@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until told to stop; returns 1 with the cause when it cannot."""
     parser = make_parser("tools.shim", __doc__)
     add_gateway_options(parser)
-    parser.add_argument("--triton", default="127.0.0.1:8201", help="host:port of Triton's gRPC")
+    parser.add_argument("--triton", default=f"127.0.0.1:{Ports.grpc}", help="host:port of Triton's gRPC")
     return run(partial(serve, parser.parse_args(arguments)))
 
 

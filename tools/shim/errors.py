@@ -12,8 +12,7 @@ import orjson
 from aiohttp import web
 from tritonclient.utils import InferenceServerException
 
-DEAD_STEP = "is not healthy"
-"""What Triton says of a Python backend process that has died."""
+from tools.command import DEAD_STEP
 
 
 @dataclass(eq=False)

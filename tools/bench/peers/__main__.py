@@ -22,8 +22,9 @@ import numpy.typing as npt
 import psutil
 
 from build import catalog
-from build.checkpoint import obtain
-from tools.bench import corpus, machine, plots
+from build.source import obtain
+from build.texts import docstrings
+from tools.bench import machine, plots
 from tools.bench.measure import FAMILY
 from tools.bench.perf_analyzer import Load, PerfAnalyzer
 from tools.bench.raw import RawEngine
@@ -149,7 +150,7 @@ def main() -> int:
     options = parser.parse_args()
     pythons = {name: environment(name) for name in ("sentence-transformers", "infinity", "home-made")}
     checkpoint = obtain(catalog.load(FAMILY), ROOT / ".cache" / "checkpoints").folder
-    texts = corpus.docstrings()[:TEXTS]
+    texts = docstrings()[:TEXTS]
     with ExitStack() as running:
         ours = running.enter_context(stack([FAMILY], ROOT / "model_repository"))
         raw = RawEngine(ROOT / "model_repository", FAMILY, ours.precision).prepare(texts)

@@ -1,0 +1,22 @@
+"""Reads the config.pbtxt of a model in a repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from build.errors import BuildError
+
+
+def read_config(repository: Path, model: str) -> ModelConfig:
+    """The configuration of one model; raises BuildError when the repository has none that can be read."""
+    path = repository / model / "config.pbtxt"
+    try:
+        config: ModelConfig = text_format.Parse(path.read_text(), ModelConfig())
+        return config
+    except (FileNotFoundError, NotADirectoryError):
+        raise BuildError(f"no model {model!r} in {repository}: build it with `python -m build.make`") from None
+    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
+        raise BuildError(f"{path} is not a model configuration: {error}") from None

@@ -1,0 +1,105 @@
+"""Modules import in one direction: each folder or file what the table allows it, and nothing else of ours."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+# Folder or file -> what it may import; a folder's files also each other.
+ALLOWED = {
+    "build.errors": "",
+    "build.files": "",
+    "build.templates": "",
+    "build.texts": "",
+    # Copied beside the models, where nothing of ours is installed.
+    "build.steps": "",
+    "build.inspect": "",
+    "build.onnx_file": "build.errors",
+    "build.target": "build.errors",
+    "build.config": "build.errors",
+    "build.catalog": "build.errors",
+    "build.checkpoint": "build.errors build.files",
+    # A page of mathematics loads no client of the Hub and no renderer of configurations.
+    "build.graphs": "build.catalog build.checkpoint build.errors build.onnx_file build.target",
+    "build.hub": "build.catalog build.errors build.files build.onnx_file",
+    "build.source": "build.catalog build.checkpoint build.errors build.files build.hub",
+    "build.repository": "build.graphs build.target",
+    "build.check": "build.config build.errors",
+    "build.plan": "build.config build.errors build.files",
+    "build.engine": "build.config build.errors build.graphs build.plan",
+    "build.family": "build.catalog build.check build.checkpoint build.errors build.files build.graphs build.hub "
+    "build.onnx_file build.repository build.source build.target build.templates",
+    "build.make": "build.catalog build.errors build.family build.files build.source build.target",
+    "build.reference": "build.errors build.templates",
+    # What is verified is served: the one place of the builder that knows where a stack listens.
+    "build.verify": "build.errors build.reference build.target build.texts tools.command",
+    "tools.command": "",
+    "tools.preflight": "",
+    "tools.stubs": "",
+    "tools.stub_numpy2": "",
+    "tools.alive": "tools.command",
+    "tools.plans": "build.errors build.plan",
+    "tools.tritonserver": "tools.command tools.plans",
+    # The gateway is an image of its own, without the builder.
+    "tools.shim": "tools.command",
+    "tools.triton": "build.config build.errors tools.command tools.preflight tools.stubs",
+    "tools.serve": "build.config build.errors tools.command tools.shim tools.triton",
+    "tools.deploy": "tools.command",
+    "tools.bench": "build.catalog build.graphs build.repository build.source build.texts tools.command "
+    "tools.triton",
+    "tools.soak": "tools.bench tools.command",
+}
+
+
+def entry(module: str) -> str | None:
+    """The entry of the table that a module falls under."""
+    return next((name for name in ALLOWED if f"{module}.".startswith(f"{name}.")), None)
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The modules of ours that a file imports, wherever in it."""
+    module = path.relative_to(ROOT).with_suffix("").parts
+    for node in ast.walk(ast.parse(path.read_text())):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = [*(module[: -node.level] if node.level else ()), *filter(None, [node.module])]
+            names = [".".join([*base, alias.name]) for alias in node.names]
+        yield from (name for name in names if name.split(".")[0] in ("build", "tools"))
+
+
+SOURCES = sorted(path for folder in ("build", "tools") for path in (ROOT / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_imports_what_the_table_allows(path: Path) -> None:
+    own = entry(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    if path.name == "__init__.py" and own is None:
+        assert not list(imports(path))
+        return
+    assert own is not None, "the table has no entry for it"
+    assert {entry(name) or name for name in imports(path)} <= {own, *ALLOWED[own].split()}
+
+
+def test_the_table_has_one_direction() -> None:
+    TopologicalSorter({own: names.split() for own, names in ALLOWED.items()}).prepare()  # CycleError
+
+
+@pytest.mark.parametrize("page", sorted(path.stem for path in (ROOT / "build" / "graphs").glob("*.py")))
+def test_a_page_of_mathematics_loads_no_client_of_the_hub(page: str) -> None:
+    code = f"import sys, build.graphs.{page}; sys.exit('huggingface_hub' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize("word", ["is not healthy", "8101", "8102", "8200", "8201", "8202"])
+def test_what_all_share_is_written_once(word: str) -> None:
+    places = [path for path in SOURCES for line in path.read_text().splitlines() if word in line]
+    assert places == [ROOT / "tools" / "command.py"]
