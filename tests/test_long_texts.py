@@ -10,7 +10,7 @@ import pytest
 from conftest import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from build.steps import long_text
 from build.steps.long_text import LongTexts, UnsettledError
@@ -125,6 +125,10 @@ def test_the_row_of_a_pair(name: str, tokens: int) -> None:
 
     holds()
     assert len(refused) < 100
+    # Of the shorter one's beginning there are more tokens than of the longer one's.
+    for first, second in (("a " * 300, "!" * 170), ("!" * 170, "a " * 300)):
+        found = long_texts.row(first, second)
+        assert row(own, *(one.text for one in found)) == row(own, first, second)
 
 
 LETTERS = "ab"
@@ -180,6 +184,20 @@ def test_what_its_end_decides_is_read_to_the_end_or_refused(monkeypatch: pytest.
         UnsettledError, match="8000 characters is too long: its first 4096 do not settle its 16 tok"
     ):
         LongTexts(own, 16).row("a" * 8000)
+
+
+def test_what_follows_unknown_characters_in_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums of scores are rounded: of two splits of "aab" that are alike, what stands before decides."""
+    monkeypatch.setattr(long_text, "MOST", 0)
+    scores = [("?", 0.0), ("a", -5.09), ("b", -4.24), ("aa", -4.28), ("ab", -3.43)]
+    own = Tokenizer(models.Unigram(scores, 0))
+    own.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    own.enable_truncation(16)
+    long_texts = LongTexts(own, 16)
+    unknown = [f"{chr(0x4E00) * count}aab" for count in (100, 300, 1000)]
+    assert len({tuple(row(own, text)[0]) for text in unknown}) > 1
+    for text in (*unknown, *(f"{text} aab" for text in unknown), f"{chr(0x4E00) * 3000} aab"):
+        assert row(own, long_texts.row(text)[0].text) == row(own, text)
 
 
 class Counting:
