@@ -42,7 +42,7 @@ BUDGET = 10**12
 """Bytes of weights times tokens of a text that are worth a build's time: some ten seconds on two cores."""
 
 LONGEST = 2048
-"""Tokens of a text at most: what attention keeps grows with their square."""
+"""Tokens of a text at most: the time of attention grows with their square."""
 
 MEMORY = 3
 """Times the bytes of its weights that an engine may need to prepare them."""

@@ -31,10 +31,13 @@ class OnnxRuntime:
 
 
 class OpenVino:
-    """A graph on OpenVINO, which computes in FP32 whatever the graph says, with the graph's weights."""
+    """A graph on OpenVINO, which computes in FP32 whatever the graph says, with the graph's weights.
 
-    def __init__(self, path: Path) -> None:
-        self._compiled = openvino.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    Asked for bf16 it computes in that, where the CPU can.
+    """
+
+    def __init__(self, path: Path, precision: str = "f32") -> None:
+        self._compiled = openvino.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": precision})
 
     def __call__(self, **inputs: Array) -> dict[str, Array]:
         return {name: np.array(value) for output, value in self._compiled(inputs).items() for name in output.names}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,10 @@ RUNS = [(OpenVino, runtime, precision) for runtime in RUNTIMES for precision in 
 RUNS += [
     pytest.param(OnnxRuntime, "onnxruntime", precision, marks=needs_opset_24) for precision in ("fp32", "fp16")
 ]
+
+
+EXACT = [("f32", "fp32"), ("f32", "fp16"), ("f32", "bf16"), ("bf16", "fp32"), ("bf16", "bf16")]
+"""What OpenVINO computes in, and the precision of the graph."""
 
 
 def graphs(name: str, target: Target, folder: Path) -> dict[str, Path]:
@@ -70,6 +76,28 @@ def test_graphs_give_what_the_reference_gives(
             assert cosines(answer["embeddings"], expected["embeddings"][texts]).min() >= COSINE[precision]
         else:
             np.testing.assert_allclose(answer["score"][:, 0], expected["scores"][texts], atol=SCORE[precision])
+
+
+SAME = [(partial(OpenVino, precision=hint), "python", precision) for hint, precision in EXACT]
+SAME += [
+    pytest.param(OnnxRuntime, "onnxruntime", precision, marks=needs_opset_24) for precision in ("fp32", "fp16")
+]
+
+
+@pytest.mark.parametrize(("engine", "runtime", "precision"), SAME)
+@pytest.mark.parametrize("name", EMBEDDERS + RERANKERS)
+def test_a_text_has_the_same_bits_alone_and_in_any_batch(
+    name: str, engine: Callable[[Path], Engine], runtime: str, precision: str, tmp_path: Path
+) -> None:
+    paths = graphs(name, Target(runtime, precision), tmp_path)
+    encoder = engine(paths["encoder"])
+    # Heads always compute in FP32.
+    head = type(encoder)(paths["pooling" if name in EMBEDDERS else "scoring"])
+    rows = [np.array([ids], np.int32) for ids in token_ids(name)]
+    alone = [answers(runtime, encoder, head, [row]) for row in rows]
+    for texts, batch in requests([row[0].tolist() for row in rows]):
+        for output, values in answers(runtime, encoder, head, batch).items():
+            np.testing.assert_array_equal(values, np.concatenate([alone[i][output] for i in texts]))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

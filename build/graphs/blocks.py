@@ -63,7 +63,9 @@ def causal_mask(g: OnnxGraph, r: Ragged) -> Mask:
 def window_mask(g: OnnxGraph, r: Ragged, window: int) -> Mask:
     """Every token sees those of its own text fewer than `window` places away, on either side."""
     key, query = _cell_pairs(g, r)
-    near = g.op("Less", g.op("Abs", g.op("Sub", key, query)), g.constant(window, np.int64))
+    reach = g.constant(window, np.int64)
+    # No differences of columns: a mask is of bytes, they would be of integers.
+    near = g.op("And", g.op("Less", key, g.op("Add", query, reach)), g.op("Less", query, g.op("Add", key, reach)))
     # An empty cell sees itself: a softmax over nothing is not a number.
     return _mask(g, g.op("And", near, g.op("Or", _keys(g, r), g.op("Equal", key, query))))
 
@@ -83,10 +85,9 @@ def _keys(g: OnnxGraph, r: Ragged) -> str:
 
 def _cell_pairs(g: OnnxGraph, r: Ragged) -> tuple[str, str]:
     """Columns of keys [1, 1, 1, S] and of queries [1, 1, S, 1]."""
-    return (
-        g.op("Unsqueeze", r.column, g.constant([0, 1, 2], np.int64)),
-        g.op("Unsqueeze", r.column, g.constant([0, 1, 3], np.int64)),
-    )
+    axes = ([0, 1, 2], [0, 1, 3])
+    key, query = (g.op("Unsqueeze", r.column, g.constant(one, np.int64)) for one in axes)
+    return key, query
 
 
 def rotary_angles(g: OnnxGraph, r: Ragged, theta: float, width: int) -> tuple[str, str]:

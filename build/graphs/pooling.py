@@ -101,11 +101,10 @@ def write_pooling(g: OnnxGraph, checkpoint: Checkpoint, pooling: Pooling, dimens
 def mean_of_tokens(g: OnnxGraph, states: str, input_ids: str, lengths: str) -> str:
     """[T, H] -> [B, H]: the mean over the tokens of each item, special tokens included."""
     slot, real = _tokens(g, input_ids, lengths)
-    column = g.op("Unsqueeze", real, g.constant([2], np.int64))
-    rows = g.op("Mul", g.op("Gather", states, slot), column)
-    over_tokens = g.constant([1], np.int64)
-    total = g.op("ReduceSum", rows, over_tokens, keepdims=0)
-    count = g.op("ReduceSum", real, over_tokens, keepdims=1)
+    # As a product: ONNX Runtime's own sum over an axis is taken in another order in rows of another width.
+    row = g.op("Unsqueeze", real, g.constant([1], np.int64))
+    total = g.op("Squeeze", g.op("MatMul", row, g.op("Gather", states, slot)), g.constant([1], np.int64))
+    count = g.op("ReduceSum", real, g.constant([1], np.int64), keepdims=1)
     return g.op("Div", total, g.op("Max", count, g.constant(1, np.float32)))
 
 
