@@ -280,6 +280,25 @@ def test_a_slow_model(families: Stack) -> None:
     assert families.statistics(f"{slow}-encoder")["execution_count"] - before <= 3
 
 
+def test_a_busy_model_is_not_called_dead(tmp_path: Path) -> None:
+    """A probe of a reranker waits behind another model's callers, in the encoder that they share."""
+    repository = tmp_path / "repository"
+    assert make.main(["minilm", "--repository", str(repository)]) == 0
+    step = repository / "minilm-encoder" / "1" / "model.py"
+    step.write_text(step.read_text() + SLOW.replace("sleep(1)", "sleep(4)"))
+    stack = Stack(tmp_path / "work", ["--repository", str(repository)]).start()
+    try:
+        with ThreadPoolExecutor(8) as clients:
+            calls = [clients.submit(call, stack, [f"number {i}"]) for i in range(48)]
+            until(lambda: any(one.done() for one in calls))
+            seen = [stack.get("embed", "/health") for _ in range(3)]
+            assert not all(one.done() for one in calls)
+            assert [answer.status for answer in seen] == [200] * 3
+            assert {one.result().status for one in calls} == {200}
+    finally:
+        assert stack.stop() == 0
+
+
 def test_a_triton_without_one_of_the_models(split: Split, tmp_path: Path) -> None:
     """Calls that the absent one might have answered are not answered by another."""
     gateway = Split(tmp_path / "gateway", ["--models", "absent", "minilm"], ports=own_ports(split))

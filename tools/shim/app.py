@@ -17,24 +17,25 @@ from tools.shim import keys, openapi, tracing
 from tools.shim.body import json_object, read
 from tools.shim.dialects import ROUTES
 from tools.shim.errors import (
+    CLIENT_WENT_AWAY,
+    MAX_ECHO,
     ErrorDialect,
     as_gateway_error,
     as_response,
     bad_request,
     compressed,
+    cut,
+    forget,
     own_error,
+    quoted,
     slow_body,
 )
 from tools.shim.gateway import Gateway, Lanes, Result
 from tools.shim.metrics import Metrics
 from tools.shim.pages import add_pages
+from tools.shim.reading import Bodies, continue_later
 from tools.shim.routes import TIMEOUT_HEADER, Get, Post
 from tools.shim.upstream import Upstream
-
-MAX_BODY_BYTES = 16 * 2**20
-
-CLIENT_WENT_AWAY = 499
-"""The status under which a call is counted that ended before its answer, as nginx has it."""
 
 NO_ROUTE = "none"
 """The route of requests for paths that there are not: what callers make up must not become a label."""
@@ -50,8 +51,8 @@ def make_app(upstream: Upstream, timeout: float, accepted: Collection[bytes] = (
     A call may take `timeout` seconds, or fewer where it says so. Where keys are `accepted`, it needs one of them.
     """
     gateway = Gateway(upstream, Lanes())
-    metrics = Metrics(upstream)
-    app = web.Application(middlewares=[observer(metrics), errors], client_max_size=MAX_BODY_BYTES)
+    metrics, bodies = Metrics(upstream), Bodies()
+    app = web.Application(middlewares=[observer(metrics), errors])
     posts: dict[str, list[Post]] = {}
     for route in ROUTES:
         if isinstance(route, Post):
@@ -59,7 +60,8 @@ def make_app(upstream: Upstream, timeout: float, accepted: Collection[bytes] = (
         else:
             app.router.add_get(route.path, get_handler(gateway, route, accepted))
     for path, routes in posts.items():
-        app.router.add_post(path, post_handler(gateway, timeout, routes, accepted, metrics))
+        handler = post_handler(gateway, bodies, timeout, routes, accepted, metrics)
+        app.router.add_post(path, handler, expect_handler=continue_later)
     app.router.add_get("/metrics", metrics.expose)
     document = orjson.dumps(openapi.document())
     app.router.add_get("/openapi.json", lambda _: as_json(document))
@@ -68,7 +70,12 @@ def make_app(upstream: Upstream, timeout: float, accepted: Collection[bytes] = (
 
 
 def post_handler(
-    gateway: Gateway, timeout: float, routes: list[Post], accepted: Collection[bytes], metrics: Metrics
+    gateway: Gateway,
+    bodies: Bodies,
+    timeout: float,
+    routes: list[Post],
+    accepted: Collection[bytes],
+    metrics: Metrics,
 ) -> Handler:
     """Answers the one of `routes` whose key the body has, else the first, within the call's deadline."""
 
@@ -78,7 +85,7 @@ def post_handler(
         async def served(own: Gateway) -> web.Response:
             nonlocal route
             started = time.perf_counter()
-            content = json_object(await request.read())
+            content = json_object(await bodies.read(request))
             route = next((one for one in routes if one.key in content), route)
             call: object = read(route.body, content)
             parsed = time.perf_counter()
@@ -130,7 +137,7 @@ def get_handler(gateway: Gateway, route: Get, accepted: Collection[bytes]) -> Ha
 def read_flag(name: str, value: str) -> bool:
     """A query parameter of 0 or 1."""
     if value not in ("0", "1"):
-        raise bad_request(f"{name} is 0 or 1, not {value!r}")
+        raise bad_request(f"{name} is 0 or 1, not {quoted(value)}")
     return value == "1"
 
 
@@ -144,7 +151,7 @@ def seconds_of(request: web.Request, timeout: float) -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < math.inf:
-        raise bad_request(f"{TIMEOUT_HEADER} must be a number of seconds above 0, not {header!r}")
+        raise bad_request(f"{TIMEOUT_HEADER} must be a number of seconds above 0, not {quoted(header)}")
     return min(seconds, timeout)
 
 
@@ -180,6 +187,9 @@ def observer(metrics: Metrics) -> Middleware:
         try:
             response = await handler(request)
             status, error = response.status, response.get(ERROR_TYPE)
+        except BaseException as gone:
+            forget(gone)
+            raise gone
         finally:
             resource = request.match_info.route.resource
             route = resource.canonical if resource else NO_ROUTE
@@ -205,11 +215,13 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
 def failed(request: web.Request, error: Exception, dialect: ErrorDialect) -> web.Response:
     """The error's row of the table, in a dialect; unexpected ones are logged with their trace."""
     known = as_gateway_error(error)
-    call = (request.method, request.path, tracing.current.get().request_id)
+    call = (request.method, cut(request.rel_url.raw_path, MAX_ECHO), tracing.current.get().request_id)
     if known.status == HTTPStatus.INTERNAL_SERVER_ERROR:
         log.exception("%s %s failed, request id %s", *call)
     elif known.status == HTTPStatus.BAD_GATEWAY:
         log.error("%s %s failed, request id %s: %s", *call, known.message)
+    forget(error)
     response = as_response(known, dialect)
-    response[ERROR_TYPE] = known.type
+    if known.status != CLIENT_WENT_AWAY:
+        response[ERROR_TYPE] = known.type
     return response

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import orjson
 
-from tools.shim.errors import bad_request, too_large
+from tools.shim.errors import bad_request, quoted, too_large
 
 MAX_TEXTS = 2048
 """Texts in one call."""
@@ -37,7 +37,7 @@ JSON_TYPES: dict[Any, str] = {str: "string", bool: "boolean", int: "integer", fl
 UNIONS = (types.UnionType, Union)
 
 
-def json_object(body: bytes) -> dict[str, Any]:
+def json_object(body: bytes | bytearray) -> dict[str, Any]:
     """The JSON object that `body` is; raises GatewayError 400 when it is something else."""
     try:
         content = orjson.loads(body)
@@ -160,7 +160,7 @@ def _object_reader(kind: Any) -> Reader:
                 raise bad_request(f"the field {path + name!r} is missing")
         if unknown := value.keys() - readers.keys():
             known = ", ".join(readers)
-            raise bad_request(f"unknown field {path + min(unknown)!r}: this route takes {known}")
+            raise bad_request(f"unknown field {quoted(path + min(unknown))}: this route takes {known}")
         return kind(**{name: readers[name](one, path + name) for name, one in value.items()})
 
     return fields_of

@@ -14,20 +14,45 @@ from tritonclient.utils import InferenceServerException
 
 from tools.command import DEAD_STEP
 
+CLIENT_WENT_AWAY = 499
+"""The status under which a call is counted that ended before its answer, as nginx has it."""
+
+SHARED_MEMORY = re.compile(r"(key|region) '[^']*'")
+"""How Triton names a segment of shared memory, which is nobody's business but its own."""
+
+MAX_ECHO = 64
+"""Characters of a caller's own words that an error repeats."""
+
+MAX_MESSAGE = 1000
+"""Characters of any sentence: what Triton says may repeat what it was sent."""
+
 
 @dataclass(eq=False)
 class GatewayError(Exception):
     """An answer other than 200: `message` is a sentence that says what to change."""
 
-    status: HTTPStatus
+    status: int
     type: str
     message: str
     headers: Mapping[str, str] | None = None
     """What the answer says besides."""
 
+    def __post_init__(self) -> None:
+        self.message = cut(self.message, MAX_MESSAGE)
+
 
 ErrorDialect = Callable[[GatewayError], tuple[int, object]]
 """An error -> its status and body as a dialect has them."""
+
+
+def cut(text: str, characters: int) -> str:
+    """`text`, or its beginning."""
+    return text if len(text) <= characters else f"{text[:characters]}…"
+
+
+def quoted(words: str) -> str:
+    """A caller's own words as an error repeats them."""
+    return repr(cut(words, MAX_ECHO))
 
 
 def bad_request(message: str) -> GatewayError:
@@ -57,7 +82,7 @@ def compressed() -> GatewayError:
 
 def unauthorized(message: str) -> GatewayError:
     """401: no key, or not one of ours."""
-    return GatewayError(HTTPStatus.UNAUTHORIZED, "unauthorized", message)
+    return GatewayError(HTTPStatus.UNAUTHORIZED, "unauthorized", message, {"WWW-Authenticate": "Bearer"})
 
 
 def overloaded(message: str, retry_after: int) -> GatewayError:
@@ -68,6 +93,17 @@ def overloaded(message: str, retry_after: int) -> GatewayError:
 def not_ready(message: str) -> GatewayError:
     """503: Triton or a model is not there."""
     return GatewayError(HTTPStatus.SERVICE_UNAVAILABLE, "not_ready", message, {"Retry-After": "1"})
+
+
+def busy_reading() -> GatewayError:
+    """503: the bodies that are being read fill what is set aside for them."""
+    message = "too many large bodies are being read: try again, or send fewer texts a call"
+    return GatewayError(HTTPStatus.SERVICE_UNAVAILABLE, "overloaded", message, {"Retry-After": "1"})
+
+
+def client_gone() -> GatewayError:
+    """499: nobody is there to read the answer."""
+    return GatewayError(CLIENT_WENT_AWAY, "gone", "the caller went away in its body")
 
 
 def timed_out() -> GatewayError:
@@ -86,8 +122,6 @@ def as_gateway_error(error: Exception) -> GatewayError:
     match error:
         case GatewayError():
             return error
-        case web.HTTPRequestEntityTooLarge():
-            return too_large("the body is over the limit: send fewer texts a call")
         case web.RequestPayloadError():
             return bad_request("the body broke off or is not what its headers say")
         case web.HTTPNotFound():
@@ -117,7 +151,20 @@ def _from_triton(error: InferenceServerException) -> GatewayError:
             return not_ready(f"Triton cannot answer now: {message}")
         case "INTERNAL" if DEAD_STEP in message:
             return not_ready(f"Triton cannot answer until it is started again: {message}")
-    return GatewayError(HTTPStatus.BAD_GATEWAY, "upstream", f"Triton failed: {message}")
+    unnamed = SHARED_MEMORY.sub(r"\1", message)
+    return GatewayError(HTTPStatus.BAD_GATEWAY, "upstream", f"Triton failed: {unnamed}")
+
+
+def forget(error: BaseException) -> None:
+    """Lets go of the frames that an exception went through, and of the body that one of them holds.
+
+    Frames and exceptions hold each other; the garbage collector would end that, but it counts objects, not bytes.
+    """
+    chain: list[BaseException | None] = [error]
+    while chain:
+        if (one := chain.pop()) is not None:
+            chain += (one.__cause__, one.__context__)
+            one.__traceback__ = one.__cause__ = one.__context__ = None
 
 
 def own_error(error: GatewayError) -> tuple[int, object]:

@@ -13,9 +13,15 @@ import numpy as np
 import numpy.typing as npt
 
 from tools.shim import schedule
-from tools.shim.admission import BYTES_PER_TOKEN, Lane
-from tools.shim.errors import bad_request, too_long
+from tools.shim.admission import Lane, Work
+from tools.shim.errors import bad_request, quoted, too_large, too_long
 from tools.shim.upstream import ServedModel, Upstream
+
+SHORT_BYTES = 2**16
+"""Of a call of one request, beyond which it does not go before others: a text of megabytes is no short call."""
+
+MAX_SENT_BYTES = 2**28
+"""UTF-8 bytes of what one call has Triton read, a query counted beside each document."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +66,9 @@ class Lanes:
     """What all calls share. Many requests of few texts fill Triton's batches; of those of many, more only wait."""
 
     short: Lane = field(default_factory=lambda: Lane(requests=64, seconds=10))
-    """Calls of one request, which somebody may be waiting for."""
+    """Calls of one request that is not large, which somebody may be waiting for."""
     bulk: Lane = field(default_factory=lambda: Lane(requests=4, seconds=60))
-    """Calls that are split into several."""
+    """All others, most of them split into several."""
 
 
 @dataclass(frozen=True)
@@ -133,13 +139,19 @@ class Gateway:
         An input that is one string is sent beside each text; equal texts are sent once.
         """
         started = time.perf_counter()
+        beside = sum(len(value.encode()) for value in inputs.values() if isinstance(value, str))
         places = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         distinct = list(places)
-        sizes = [len(text.encode()) for text in distinct]
-        beside = sum(len(value) for value in inputs.values() if isinstance(value, str))
-        tokens = [min(model.max_tokens, 2 + (beside + size) // BYTES_PER_TOKEN) for size in sizes]
+        sizes = [beside + len(text.encode()) for text in distinct]
+        if sum(sizes) > MAX_SENT_BYTES:
+            raise too_large(
+                f"the query is read beside each document, {sum(sizes)} bytes together, over the limit of "
+                f"{MAX_SENT_BYTES}: shorten it, or send fewer documents a call"
+            )
+        work = [Work.of(size, model.max_tokens) for size in sizes]
         requests = schedule.split(sizes, model.max_batch_size)
-        lane = self.lanes.short if len(requests) == 1 else self.lanes.bulk
+        is_short = len(requests) == 1 and sum(sizes) <= SHORT_BYTES
+        lane = self.lanes.short if is_short else self.lanes.bulk
         first = 0.0
 
         async def infer(indices: list[int]) -> dict[str, npt.NDArray[Any]]:
@@ -151,10 +163,10 @@ class Gateway:
             }
             return await self.upstream.infer(step or model.name, own, self.seconds, outputs)
 
-        with lane.admitted(sum(tokens), self.seconds) as place:
+        with lane.admitted(sum(work, Work()), self.seconds) as place:
             tensors = await schedule.run(
                 requests,
-                lambda indices: lane.run(place, sum(tokens[i] for i in indices), partial(infer, indices)),
+                lambda indices: lane.run(place, sum((work[i] for i in indices), Work()), partial(infer, indices)),
                 lane.requests,
             )
         if len(distinct) < len(texts):
@@ -172,7 +184,7 @@ def text_inputs(model: ServedModel, texts: list[str], prompt: str | None) -> dic
         return {"text": texts}
     if prompt not in model.prompts:
         known = ", ".join(sorted(model.prompts))
-        raise bad_request(f"there is no prompt {prompt!r}: {model.name} has {known}")
+        raise bad_request(f"there is no prompt {quoted(prompt)}: {model.name} has {known}")
     return {"text": texts, "prompt_name": prompt}
 
 

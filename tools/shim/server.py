@@ -6,7 +6,7 @@ import logging
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 
-from aiohttp import web
+from aiohttp import web, web_response
 from aiohttp.http_exceptions import HttpProcessingError
 
 from tools.shim.app import make_app
@@ -39,6 +39,8 @@ async def listening(
     Listens on every one of `ports`; `triton` is the address of its gRPC. What is known of models that it could not
     load is in `absent`.
     """
+    # The header `Server`, which would tell everybody the versions of Python and aiohttp.
+    web_response.SERVER_SOFTWARE = "triton-embeddings"  # type: ignore[attr-defined]
     logging.getLogger("aiohttp.server").addFilter(is_ours)
     async with Upstream(triton, models, absent or {}) as upstream:
         app = make_app(upstream, timeout, accepted)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,12 +22,24 @@ from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from tools.shim import tracing
-from tools.shim.errors import GatewayError, not_ready, unknown_model
+from tools.shim.errors import GatewayError, not_ready, quoted, unknown_model
 
 Task = Literal["embed", "rerank"]
 
-PROBE_SECONDS = 5.0
-"""How long a model may take to answer a readiness probe, and how long an answer proves it alive."""
+CONFIG_SECONDS = 5.0
+"""How long Triton may take to say what a model is."""
+
+PROVEN_SECONDS = 5.0
+"""How long an answer proves its model alive."""
+
+PROBE_SECONDS = 60.0
+"""How long a probe may take to be answered, behind all callers of a busy model."""
+
+PATIENCE_SECONDS = 2.0
+"""How long a probe is waited for before other answers may speak; Triton needs one to tell of a dead step."""
+
+SILENT_SECONDS = 8.0
+"""How long a model's steps may answer nobody, while a probe waits, before it counts as hanging."""
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 """Of this machine, whose processes share its monotonic clock."""
@@ -79,12 +92,17 @@ class ServedModel:
     """Of an embedding; None for a reranker."""
     max_tokens: int
     """Longest text, special tokens included; what is longer is cut."""
-    tokenizer: str
-    """Its first step."""
+    steps: tuple[str, ...]
+    """Models that it is made of, which others may share; the first is its tokenizer."""
     prompts: Mapping[str, str]
     """Prompt name -> what it puts before a text."""
     facts: Mapping[str, str]
     """What the builder wrote of the checkpoint into the ensemble's parameters."""
+
+    @property
+    def tokenizer(self) -> str:
+        """Its first step."""
+        return self.steps[0]
 
     @property
     def minimum_dimensions(self) -> int | None:
@@ -116,6 +134,13 @@ class Upstream:
         self._absent = absent
         self._models: dict[str, ServedModel] = {}
         self._answered: dict[str, float] = {}
+        """When a model last answered, unless its last call failed."""
+        self._heard: dict[str, float] = {}
+        """When a step last had its part in an answer."""
+        self._probes: dict[str, tuple[asyncio.Task[str | None], float]] = {}
+        """The last probe of each model, and when it was sent."""
+        self._failed: set[str] = set()
+        """Models whose last probe failed: only answers of their own speak for them."""
         self._client: Any = None
 
     async def __aenter__(self) -> Upstream:
@@ -128,6 +153,8 @@ class Upstream:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        for probe, _ in self._probes.values():
+            probe.cancel()
         await self._client.close()
 
     async def models(self) -> list[ServedModel]:
@@ -152,7 +179,7 @@ class Upstream:
             if model.task == task:
                 return model
         there_are = ", ".join(model.name for model in await self.models() if model.task == task) or "none"
-        asked = f"no model {name!r}" if name else "no model"
+        asked = f"no model {quoted(name)}" if name else "no model"
         raise unknown_model(f"{asked} for {task}; this server has: {there_are}")
 
     async def _known(self, name: str) -> ServedModel:
@@ -194,7 +221,7 @@ class Upstream:
         except BaseException:  # a deadline that passed comes as CancelledError
             self._answered.pop(name, None)  # what it answered before proves nothing any more
             raise
-        self._answered[name] = time.monotonic()
+        self._note(name)
         tensors = {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
         for output, array in tensors.items():
             if array.dtype == np.float32 and not np.isfinite(array).all():
@@ -207,20 +234,53 @@ class Upstream:
         """Every served model with None when it answers, else why it does not.
 
         Triton's own readiness stays green when a Python backend's process is dead (triton-inference-server/core
-        issue 473), so a model must have answered a text within the last seconds, a caller's or a probe.
+        issue 473), so a model must have answered a text within the last seconds, a caller's or a probe. A probe of
+        a busy model waits behind its callers: until it is answered or refused, a step in which others' calls pass
+        proves that the model is slow and not dead.
         """
         found = await asyncio.gather(*(self._problem(name) for name in self._names))
         return dict(zip(self._names, found, strict=True))
 
     async def _problem(self, name: str) -> str | None:
-        if time.monotonic() - self._answered.get(name, -PROBE_SECONDS) < PROBE_SECONDS:
+        if time.monotonic() - self._answered.get(name, -math.inf) < PROVEN_SECONDS:
             return None
+        if name not in self._probes or self._probes[name][0].done():
+            self._probes[name] = asyncio.create_task(self._probe(name)), time.monotonic()
+        probe, sent = self._probes[name]
+        await asyncio.wait((probe,), timeout=sent + PATIENCE_SECONDS - time.monotonic())
+        while not probe.done():
+            heard = self._last_heard(name)
+            left = max(sent, heard) + SILENT_SECONDS - time.monotonic()
+            if left < 0:
+                return f"nothing has been answered for {SILENT_SECONDS:.0f} s"
+            if heard > sent:
+                return None
+            await asyncio.wait((probe,), timeout=min(left, 0.1))
+        return probe.result()
+
+    async def _probe(self, name: str) -> str | None:
+        """Sends one text, however long it takes; returns what Triton says instead of an answer."""
         try:
-            model = self._models.get(name) or await self._describe(name)
-            await self.infer(name, PROBES[model.task], PROBE_SECONDS)
+            if name not in self._models:
+                self._models[name] = await self._describe(name)
+            await self.infer(name, PROBES[self._models[name].task], PROBE_SECONDS)
         except InferenceServerException as error:
+            self._failed.add(name)
             return self._cause(name, error)
         return None
+
+    def _note(self, name: str) -> None:
+        """A model has answered."""
+        now = self._answered[name] = time.monotonic()
+        self._failed.discard(name)
+        if name in self._models:
+            self._heard |= dict.fromkeys(self._models[name].steps, now)
+
+    def _last_heard(self, name: str) -> float:
+        """When one of a model's steps last had its part in an answer, as far as that speaks for the model."""
+        if name in self._failed or name not in self._models:
+            return -math.inf
+        return max(self._heard.get(step, -math.inf) for step in self._models[name].steps)
 
     async def _describe(self, name: str) -> ServedModel:
         config = await self._config(name)
@@ -233,13 +293,13 @@ class Upstream:
             max_batch_size=config.max_batch_size,
             dimensions=outputs["embeddings"][0] if "embeddings" in outputs else None,
             max_tokens=int(parameters["max_tokens"].string_value),
-            tokenizer=tokenizer.name,
+            steps=tuple(step.model_name for step in config.ensemble_scheduling.step),
             prompts=json.loads(parameters["prompts"].string_value) if "prompts" in parameters else {},
             facts={key: value.string_value for key, value in config.parameters.items()},
         )
 
     async def _config(self, name: str) -> Any:
-        return (await self._client.get_model_config(name, client_timeout=PROBE_SECONDS)).config
+        return (await self._client.get_model_config(name, client_timeout=CONFIG_SECONDS)).config
 
 
 PROBES: dict[Task, dict[str, list[str]]] = {
