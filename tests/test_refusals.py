@@ -107,15 +107,15 @@ def test_refused_bodies_are_forgotten(split: Split) -> None:
 def test_what_did_not_end_is_forgotten(split: Split) -> None:
     """Deadlines that pass, callers that go away in their body or before their answer."""
     body = encoded({"texts": [LARGE, *map(str, range(300))]})
-    for rounds in (2, 8):
+    for rounds in (2, 20):
         before = memory(split)
         for _ in range(rounds):
             assert post(split, "/embed", body, {WITHIN: "0.05"}).status in (408, 504)
             hang_up(split, body, 0.9)
             hang_up(split, body, 1)
     assert post(split, "/embed", b'{"texts": ["a"]}').status == 200
+    until(lambda: memory(split) < before + 100, 20)
     print(f"{memory(split) - before:.0f} MB more")
-    assert memory(split) < before + 100
 
 
 def test_nobody_waits_for_a_body_to_be_refused(split: Split) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Collection
+from collections.abc import Awaitable, Collection
 from http import HTTPStatus
 
 import orjson
@@ -109,14 +109,24 @@ def post_handler(
             if request.headers.get("Content-Encoding", "identity") != "identity":
                 raise compressed()
             seconds = seconds_of(request, timeout)
-            return await asyncio.wait_for(served(gateway.within(seconds)), seconds)
+            return await asyncio.wait_for(forgetting(served(gateway.within(seconds))), seconds)
         except asyncio.TimeoutError as error:
+            forget(error)
             late = error if request.content.is_eof() else slow_body()
             return failed(request, late, route.error)
         except Exception as error:
             return failed(request, error, route.error)
 
     return handle
+
+
+async def forgetting(call: Awaitable[web.Response]) -> web.Response:
+    """Waits for a call; one that is cancelled leaves nothing in its task's exception."""
+    try:
+        return await call
+    except asyncio.CancelledError as error:
+        forget(error)
+        raise error
 
 
 def get_handler(gateway: Gateway, route: Get, accepted: Collection[bytes]) -> Handler:

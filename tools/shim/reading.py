@@ -55,8 +55,9 @@ class Bodies:
                     raise busy_reading()
                 self._held += more
                 held += more
-        except (ConnectionError, web.RequestPayloadError):
-            if request.transport is None:
+        except BaseException as error:
+            body.clear()  # the exception holds this frame
+            if isinstance(error, ConnectionError | web.RequestPayloadError) and request.transport is None:
                 raise client_gone() from None
             raise
         finally:
