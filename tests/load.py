@@ -139,7 +139,7 @@ class Split(Stack):
     def _run(self, name: str, *words: str) -> None:
         with self._output(name).open("ab") as errors:
             self.commands[name] = subprocess.Popen(
-                [sys.executable, *words, *self.options],
+                [*self.wrapper, sys.executable, *words, *self.options],
                 cwd=ROOT,
                 env=os.environ | self.environment,
                 stdout=subprocess.DEVNULL,

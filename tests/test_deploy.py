@@ -168,7 +168,7 @@ def test_smoke_of_a_gateway_with_keys(stack: Stack, monkeypatch: pytest.MonkeyPa
     ports = ["--embed-port", str(embed), "--rerank-port", str(rerank)]
     command = [sys.executable, "-m", "tools.shim", "--triton", f"127.0.0.1:{stack.ports['grpc']}", *ports]
     urls = f"http://127.0.0.1:{embed}", f"http://127.0.0.1:{rerank}"
-    keys = {"GATEWAY_API_KEYS": "first second"}
+    keys = {"GATEWAY_API_KEYS": "the-first-of-two-keys the-second-of-two-keys"}
     with subprocess.Popen(command, cwd=ROOT, env=os.environ | keys, stdout=subprocess.DEVNULL) as gateway:
         try:
             containers.until(lambda: containers.listens(embed), 30)

@@ -25,7 +25,7 @@ from tools.shim.body import MAX_TEXTS
 LONG = "seven " * 300
 CLIENTS = Path(__file__).parent / "clients"
 PYTHON = ROOT / ".venv-clients" / "bin" / "python"
-KEYS = ["first-key", "second-key"]
+KEYS = ["the-first-key-of-all", "the-second-key-of-all"]
 PAIR = {
     "query": "How do plants make sugar?",
     "documents": ["Rates rose.", "Photosynthesis makes sugar.", "A kilo."],
@@ -328,8 +328,8 @@ def keyed_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     [
         (f"Bearer {KEYS[0]}", 200),
         (f"bearer {KEYS[1]}", 200),
-        ("Bearer first-ke", 401),
-        ("Bearer first-key2", 401),
+        (f"Bearer {KEYS[0][:-1]}", 401),
+        (f"Bearer {KEYS[0]}2", 401),
         (f"Basic {KEYS[0]}", 401),
         ("Bearer", 401),
         ("Bearer \xe9", 401),
@@ -343,12 +343,46 @@ def test_calls_need_a_key(keyed_stack: Stack, authorization: str, status: int) -
         "/models": None,
     }.items():
         url = keyed_stack.url("embed", path)
-        assert send(urllib.request.Request(url, body, {"Authorization": authorization})).status == status
+        answer = send(urllib.request.Request(url, body, {"Authorization": authorization}))
+        assert (answer.status, answer.headers.get("WWW-Authenticate")) == (
+            status,
+            "Bearer" if status == 401 else None,
+        )
 
 
 @pytest.mark.parametrize("path", ["/health", "/metrics", "/openapi.json"])
 def test_what_needs_no_key(keyed_stack: Stack, path: str) -> None:
     assert keyed_stack.get("embed", path).status == 200
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"# keys of team a\n" + KEYS[0].encode(), "line 1 of .* is no key"),
+        (KEYS[0].encode() + b"\n\n#" + KEYS[1].encode(), "line 3 of .* is no key"),
+        (KEYS[0].encode() + b" # of team a\n", "line 1 of .* is no key"),
+        (b"15-characters-1\n", "line 1 of .* is no key"),
+        (KEYS[0].encode() + b"\xff\n", "holds other characters"),
+        (KEYS[0].encode("utf-16"), "holds other characters"),
+        (KEYS[0].encode() + b"\0\n", "line 1 of .* is no key"),
+    ],
+)
+def test_what_is_no_key_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
+    """And not repeated."""
+    (tmp_path / "keys").write_bytes(content)
+    with pytest.raises(keys.KeysError, match=words) as error:
+        keys.load({keys.FILE_VARIABLE: str(tmp_path / "keys")})
+    assert KEYS[0] not in str(error.value)
+
+
+def test_short_words_of_the_environment_are_no_keys() -> None:
+    with pytest.raises(keys.KeysError, match="word 2 is no key"):
+        keys.load({keys.VARIABLE: f"{KEYS[0]} short"})
+
+
+def test_lines_are_keys(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_bytes("\r\n".join(["", *KEYS, ""]).encode())
+    assert keys.load({keys.FILE_VARIABLE: str(tmp_path / "keys")}) == [key.encode() for key in KEYS]
 
 
 def test_a_file_without_keys_does_not_open_the_door(tmp_path: Path) -> None:

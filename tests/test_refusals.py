@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import Answer, Stack, free_ports, send
+from conftest import ROOT, Answer, Stack, free_ports, send
 from load import Split, reset, until
 
 MB = 2**20
@@ -156,6 +159,60 @@ def test_a_caller_that_hangs_up_in_its_body(own_gateway: Split) -> None:
     assert 'gateway_errors_total{type="internal"} 0.0' in metrics
     assert 'status="500"' not in metrics
     assert own_gateway.log("gateway") == ""
+
+
+def test_idle_connections_give_way(split: Split, tmp_path: Path) -> None:
+    """As many as files may be open: callers are answered all the while, and the log stays short."""
+    ports = {**split.ports, **dict(zip(("embed", "rerank"), free_ports(2), strict=True))}
+    few = ["sh", "-c", 'ulimit -n 110 && exec "$@"', "sh"]
+    gateway = Split(tmp_path / "gateway", ports=ports, wrapper=few)
+    gateway.start_gateway()
+    address = ("127.0.0.1", gateway.ports["embed"])
+    idle: list[socket.socket] = []
+    busy: list[socket.socket] = []
+    try:
+        for _ in range(300):
+            idle.append(socket.create_connection(address))
+            if len(idle) % 50 == 0:
+                assert post(gateway, "/embed", b'{"texts": ["a"]}').status == 200
+        assert process(gateway).num_fds() < 110
+        assert gateway.log("gateway") == ""
+        # None of them gives way that has a call under way.
+        for _ in range(100):
+            connection = socket.create_connection(address)
+            connection.sendall(b"POST /embed HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{")
+            busy.append(connection)
+        time.sleep(1)  # until their calls are under way
+        with socket.create_connection(address, timeout=20) as last:
+            answer = last.recv(4096)
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"Retry-After: 1" in answer
+        said = gateway.log("gateway").splitlines()
+        assert 1 <= len(said) < 10
+    finally:
+        for connection in (*idle, *busy):
+            reset(connection)
+        until(lambda: post(gateway, "/embed", b'{"texts": ["a"]}').status == 200)
+        gateway.end()
+
+
+def test_too_few_files_to_start() -> None:
+    command = 'ulimit -n 64 && exec "$@"'
+    ports = [
+        word
+        for name, port in zip(("embed", "rerank"), free_ports(2), strict=True)
+        for word in (f"--{name}-port", str(port))
+    ]
+    done = subprocess.run(
+        ["sh", "-c", command, "sh", sys.executable, "-m", "tools.shim", *ports],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: 64 files may be open, too few: allow 1024, as by `ulimit -n 1024`\n",
+    )
 
 
 def test_stalled_bodies_are_bounded_together(own_gateway: Split) -> None:

@@ -45,14 +45,17 @@ ERROR_TYPE = web.ResponseKey("error_type", str)
 log = logging.getLogger(__name__)
 
 
-def make_app(upstream: Upstream, timeout: float, accepted: Collection[bytes] = ()) -> web.Application:
+def make_app(
+    upstream: Upstream, timeout: float, accepted: Collection[bytes], busy: set[asyncio.BaseProtocol]
+) -> web.Application:
     """The gateway as an aiohttp application over an upstream that the caller opens and closes.
 
     A call may take `timeout` seconds, or fewer where it says so. Where keys are `accepted`, it needs one of them.
+    The connections of calls under way are in `busy`.
     """
     gateway = Gateway(upstream, Lanes())
     metrics, bodies = Metrics(upstream), Bodies()
-    app = web.Application(middlewares=[observer(metrics), errors])
+    app = web.Application(middlewares=[observer(metrics, busy), errors])
     posts: dict[str, list[Post]] = {}
     for route in ROUTES:
         if isinstance(route, Post):
@@ -183,8 +186,8 @@ async def as_json(body: bytes) -> web.Response:
     return web.Response(body=body, content_type="application/json")
 
 
-def observer(metrics: Metrics) -> Middleware:
-    """Counts every call, and gives it the id that its answer and Triton's traces name."""
+def observer(metrics: Metrics, busy: set[asyncio.BaseProtocol]) -> Middleware:
+    """Counts every call, notes its connection, and gives it the id that its answer and Triton's traces name."""
 
     @web.middleware
     async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -193,6 +196,7 @@ def observer(metrics: Metrics) -> Middleware:
         tracing.current.set(origin)
         is_call = request.method == hdrs.METH_POST
         metrics.calls_in_flight += is_call
+        busy.add(request.protocol)
         status, error = CLIENT_WENT_AWAY, None
         try:
             response = await handler(request)
@@ -205,6 +209,7 @@ def observer(metrics: Metrics) -> Middleware:
             route = resource.canonical if resource else NO_ROUTE
             metrics.count_request(route, status)
             metrics.calls_in_flight -= is_call
+            busy.discard(request.protocol)
             if is_call:
                 metrics.count_call(route, time.perf_counter() - started, error)
         response.headers[tracing.REQUEST_ID] = origin.request_id

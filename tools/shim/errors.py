@@ -101,6 +101,12 @@ def busy_reading() -> GatewayError:
     return GatewayError(HTTPStatus.SERVICE_UNAVAILABLE, "overloaded", message, {"Retry-After": "1"})
 
 
+def no_room() -> GatewayError:
+    """503: as many connections as there is room for are open and busy."""
+    message = "there is no room for another connection: try again, and share connections between calls"
+    return GatewayError(HTTPStatus.SERVICE_UNAVAILABLE, "overloaded", message, {"Retry-After": "1"})
+
+
 def client_gone() -> GatewayError:
     """499: nobody is there to read the answer."""
     return GatewayError(CLIENT_WENT_AWAY, "gone", "the caller went away in its body")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import os
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -14,7 +15,10 @@ VARIABLE = "GATEWAY_API_KEYS"
 """Keys, apart by white space."""
 
 FILE_VARIABLE = "GATEWAY_API_KEYS_FILE"
-"""A file of keys, one a line."""
+"""A file of keys, one a line; empty lines are no keys."""
+
+VALID = re.compile(r"(?!#)[!-~]{16,}")
+"""Visible ASCII: what is shorter is guessed, or is a word of a comment."""
 
 
 class KeysError(ServerError):
@@ -24,18 +28,28 @@ class KeysError(ServerError):
 def load(environment: Mapping[str, str] = os.environ) -> list[bytes]:
     """The keys that the environment and its file name.
 
-    Raises KeysError where the file cannot be read or holds no key: a mistake must not open the door.
+    Raises KeysError where the file cannot be read or holds no key, or where anything is no key: a mistake must not
+    open the door. No message repeats a key.
     """
-    keys = environment.get(VARIABLE, "").split()
+    words = environment.get(VARIABLE, "").split()
+    found = {f"{VARIABLE}: word {i}": word for i, word in enumerate(words, 1)}
     if file := environment.get(FILE_VARIABLE):
         try:
-            there = Path(file).read_text().split()
+            lines = Path(file).read_text(encoding="ascii").splitlines()
         except OSError as error:
             raise KeysError(f"{FILE_VARIABLE}: cannot read {file}: {error.strerror}") from None
-        if not there:
+        except UnicodeDecodeError:
+            raise KeysError(f"{FILE_VARIABLE}: {file} holds other characters than ASCII's") from None
+        if not any(lines):
             raise KeysError(f"{FILE_VARIABLE}: {file} holds no key")
-        keys += there
-    return [key.encode() for key in keys]
+        found |= {f"{FILE_VARIABLE}: line {i} of {file}": line for i, line in enumerate(lines, 1) if line}
+    for place, key in found.items():
+        if not VALID.fullmatch(key):
+            raise KeysError(
+                f"{place} is no key: a key has 16 or more characters of ASCII, no space among them, and does not "
+                "begin with #: there are no comments"
+            )
+    return [key.encode() for key in found.values()]
 
 
 def check(keys: Collection[bytes], authorization: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -10,6 +11,7 @@ from aiohttp import web, web_response
 from aiohttp.http_exceptions import HttpProcessingError
 
 from tools.shim.app import make_app
+from tools.shim.connections import Doors, Seldom
 from tools.shim.upstream import Absent, Upstream
 
 IDLE_SECONDS = 75
@@ -42,8 +44,11 @@ async def listening(
     # The header `Server`, which would tell everybody the versions of Python and aiohttp.
     web_response.SERVER_SOFTWARE = "triton-embeddings"  # type: ignore[attr-defined]
     logging.getLogger("aiohttp.server").addFilter(is_ours)
+    for name in ("asyncio", Doors.__module__):
+        logging.getLogger(name).addFilter(Seldom())
     async with Upstream(triton, models, absent or {}) as upstream:
-        app = make_app(upstream, timeout, accepted)
+        busy: set[asyncio.BaseProtocol] = set()
+        app = make_app(upstream, timeout, accepted, busy)
         runner = web.AppRunner(
             app,
             access_log=None,
@@ -53,9 +58,13 @@ async def listening(
             shutdown_timeout=DRAIN_SECONDS,
         )
         await runner.setup()
+        assert runner.server is not None
         try:
-            for port in ports:
-                await web.TCPSite(runner, host, port).start()
-            yield
+            doors = Doors(runner.server, host, ports, busy)
+            try:
+                await doors.open()
+                yield
+            finally:
+                doors.close()
         finally:
             await runner.cleanup()
