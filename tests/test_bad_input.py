@@ -27,7 +27,8 @@ CASES: dict[str, tuple[str, object, int, str, str]] = {
     "no body": (EMBED, b"", 400, "bad_request", "not valid JSON"),
     "bad UTF-8": (EMBED, b'{"texts": ["\xff\xfe"]}', 400, "bad_request", "not valid JSON"),
     "NaN": (EMBED, b'{"texts": NaN}', 400, "bad_request", "not valid JSON"),
-    "lone surrogate": (EMBED, b'{"texts": ["\\ud800"]}', 400, "bad_request", "surrogate"),
+    "lone surrogate": (EMBED, b'{"texts": ["a", "b\\ud800"]}', 400, "bad_request", "texts[1] is not valid JSON"),
+    "lone surrogate in a name": (EMBED, b'{"texts": ["a"], "\\udc00": 1}', 400, "bad_request", "surrogate"),
     "deeply nested": (EMBED, b"[" * 50_000, 400, "bad_request", "not valid JSON"),
     "nested deeper": (EMBED, b"[" * 100_000, 413, "too_large", "at most 2048"),
     "deep inside": (EMBED, b'{"texts": ' + b"[" * 900 + b"]" * 900 + b"}", 400, "bad_request", "not a list"),
@@ -43,9 +44,6 @@ CASES: dict[str, tuple[str, object, int, str, str]] = {
     "a null among texts": (EMBED, {"texts": [None]}, 400, "bad_request", "texts[0] must be a string, not null"),
     "empty list": (EMBED, {"texts": []}, 400, "bad_request", "texts is empty"),
     "empty text": (EMBED, {"texts": ["a", ""]}, 400, "bad_request", "texts[1] is empty"),
-    "whitespace only": (EMBED, {"texts": [" \t\n\u00a0"]}, 400, "bad_request", "texts[0] is empty"),
-    "NUL only": (EMBED, {"texts": ["a", "\0"]}, 400, "bad_request", "a text is empty"),
-    "zero-width only": (EMBED, {"texts": ["\u200b\u200d"]}, 400, "bad_request", "a text is empty"),
     "unknown field": (EMBED, {"texts": ["a"], "normalise": True}, 400, "bad_request", "'normalise'"),
     "model a number": (EMBED, {"texts": ["a"], "model": 1}, 400, "bad_request", "model must be"),
     "unknown model": (EMBED, {"texts": ["a"], "model": "none"}, 404, "unknown_model", "has: minilm"),
@@ -59,13 +57,6 @@ CASES: dict[str, tuple[str, object, int, str, str]] = {
     "empty query": (RERANK, {"query": " ", "documents": ["a"]}, 400, "bad_request", "query is empty"),
     "query a list": (RERANK, {"query": ["a"], "documents": ["a"]}, 400, "bad_request", "query must be a string"),
     "no documents": (RERANK, {"query": "a", "documents": []}, 400, "bad_request", "documents is empty"),
-    "empty document": (
-        RERANK,
-        {"query": "a", "documents": ["b", ""]},
-        400,
-        "bad_request",
-        "documents[1] is empty",
-    ),
     "unknown reranker": (
         RERANK,
         {"query": "a", "documents": ["b"], "model": "minilm"},
@@ -167,43 +158,37 @@ def test_a_malformed_http_request_is_refused(stack: Stack, sent: bytes) -> None:
     assert stack.said() == ""
 
 
-# name: (text, whether it can be embedded)
-POISON: dict[str, tuple[str, bool]] = {
-    "special tokens": ("[CLS] [SEP] [PAD] [MASK]", True),
-    "an overflow of fp16": ("importance of trees", True),
-    "another": ("import numpy as np", True),
-    "right to left": ("\u202e\u05e9\u05dc\u05d5\u05dd \u0645\u0631\u062d\u0628\u0627", True),
-    "zero width": ("\u200b\u200c\u200d\ufeff" * 100, False),
-    "10,000 combining marks": ("e" + "\u0301" * 10_000, True),
-    "combining marks alone": ("\u0301" * 10_000, False),
-    "control characters": ("".join(map(chr, range(1, 32))), False),
-    "private use": ("\ue000\uf8ff\U0010fffd", False),
-    "emoji": ("\U0001f468\u200d\U0001f469\u200d\U0001f467" * 100, True),
-    "one word of 100,000 letters": ("w" * 100_000, True),
-    "an unknown script": ("\U00012000\U00012001" * 50, True),
-    "white space between": ("a" + " \t\n\u3000" * 10_000 + "b", True),
-    "JSON": ('{"texts": ["a"]}', True),
-    "a template": ("{query} {0} %s ${HOME} <|im_end|></s>", True),
+POISON: dict[str, str] = {
+    "special tokens": "[CLS] [SEP] [PAD] [MASK]",
+    "an overflow of fp16": "importance of trees",
+    "another": "import numpy as np",
+    "right to left": "\u202e\u05e9\u05dc\u05d5\u05dd \u0645\u0631\u062d\u0628\u0627",
+    "zero width": "\u200b\u200c\u200d\ufeff" * 100,
+    "10,000 combining marks": "e" + "\u0301" * 10_000,
+    "combining marks alone": "\u0301" * 10_000,
+    "control characters": "".join(map(chr, range(1, 32))),
+    "private use": "\ue000\uf8ff\U0010fffd",
+    "emoji": "\U0001f468\u200d\U0001f469\u200d\U0001f467" * 100,
+    "one word of 100,000 letters": "w" * 100_000,
+    "an unknown script": "\U00012000\U00012001" * 50,
+    "white space between": "a" + " \t\n\u3000" * 10_000 + "b",
+    "JSON": '{"texts": ["a"]}',
+    "a template": "{query} {0} %s ${HOME} <|im_end|></s>",
 }
 
 
 @pytest.mark.parametrize("name", POISON)
 def test_poison(stack: Stack, name: str) -> None:
-    """Embedded, or refused with a sentence; its neighbours in the batch are what they are alone."""
-    text, is_text = POISON[name]
+    """It has a vector, and its neighbours in the batch are what they are alone."""
+    text = POISON[name]
     neighbours = ["a neighbour", "and another one, somewhat longer"]
     with ThreadPoolExecutor(3) as clients:
         alone = clients.submit(stack.post, "embed", EMBED, {"texts": [text]})
         apart = np.concatenate(list(clients.map(lambda one: stack.embed([one]), neighbours)))
     assert (apart == stack.embed(neighbours)).all()
-    answer = alone.result()
-    if is_text:
-        (vector,) = np.array(answer.json()["embeddings"], np.float32)
-        assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-3)
-        assert (stack.embed([text, *neighbours])[0] == vector).all()
-    else:
-        assert (answer.status, answer.json()["type"]) == (400, "bad_request")
-        assert "empty" in answer.json()["error"]
+    (vector,) = np.array(alone.result().json()["embeddings"], np.float32)
+    assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-3)
+    assert (stack.embed([text, *neighbours])[0] == vector).all()
 
 
 # name: (a text of 15 MB as JSON, a short one with the same tokens)
@@ -229,28 +214,26 @@ def test_a_letter_with_millions_of_marks_is_refused(stack: Stack) -> None:
     assert "a text of 2000001 characters is too long" in answer.json()["error"]
 
 
-@pytest.mark.parametrize(
-    ("inputs", "words"),
-    [
-        ({"text": ""}, "empty"),
-        ({"text": "\0"}, "empty"),
-        ({"text": "a", "prompt_name": "none"}, "prompt_name 'none' is unknown"),
-    ],
-)
-def test_v2_infer_refuses_what_cannot_be_embedded(stack: Stack, inputs: dict[str, str], words: str) -> None:
+def test_v2_infer_refuses_an_unknown_prompt(stack: Stack) -> None:
     tensors = [
-        {"name": name, "datatype": "BYTES", "shape": [1, 1], "data": [value]} for name, value in inputs.items()
+        {"name": name, "datatype": "BYTES", "shape": [1, 1], "data": [value]}
+        for name, value in {"text": "a", "prompt_name": "none"}.items()
     ]
     answer = stack.post("http", "/v2/models/minilm/infer", {"inputs": tensors})
     assert answer.status == 400
-    assert words in answer.json()["error"]
+    assert "prompt_name 'none' is unknown" in answer.json()["error"]
 
 
 def test_a_bad_text_does_not_fail_its_neighbours(stack: Stack) -> None:
     """Requests that Triton merges into one batch fail one by one."""
     bad, good = (
-        {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1, 1], "data": [text]}]}
-        for text in ("\0", "a")
+        {
+            "inputs": [
+                {"name": name, "datatype": "BYTES", "shape": [1, 1], "data": [value]}
+                for name, value in {"text": "a", "prompt_name": prompt}.items()
+            ]
+        }
+        for prompt in ("none", "query")
     )
     with ThreadPoolExecutor(16) as clients:
         answers = list(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from conftest import ROOT, TINY, Precision, Stack, cosines, rows
+from conftest import REFERENCE, ROOT, TINY, Precision, Stack, cosines, rows
 from tritonclient.utils import InferenceServerException
 
 from build import make
@@ -69,6 +69,32 @@ def test_queries_get_their_prompt(families: Precision, name: str) -> None:
     assert cosines(answer["embeddings"], reference["query_embeddings"]).min() >= families.minimum_cosine
     assert (answer["token_count"][:, 0] == reference["query_token_counts"]).all()
     assert (answer["truncated"][:, 0] == reference["query_truncated"]).all()
+
+
+BLANK = json.loads((REFERENCE / "blank.json").read_text())
+BLANK_EXPECTED = np.load(REFERENCE / "blank.npz")
+
+
+@pytest.mark.parametrize("name", ["minilm", *EMBEDDERS])
+def test_blank_texts_have_the_references_vectors(families: Precision, name: str) -> None:
+    """Special tokens alone, or the tokens of white space: by the gateway and by v2 infer, beside other texts."""
+    texts = BLANK["texts"]
+    through_gateway = families.stack.embed([*texts, "a neighbour"], name)[:-1]
+    direct = families.stack.infer(name, text=texts)["embeddings"]
+    for vectors in (through_gateway, direct):
+        assert cosines(vectors, BLANK_EXPECTED[name]).min() >= families.minimum_cosine
+
+
+@pytest.mark.parametrize("name", RERANKERS)
+def test_blank_documents_have_the_references_scores(families: Precision, name: str) -> None:
+    documents, query = ["", *BLANK["texts"]], BLANK["query"]
+    direct = families.stack.infer(name, query=[query] * len(documents), passage=documents)["score"][:, 0]
+    body = {"query": query, "documents": documents, "model": name}
+    through_gateway = families.stack.post("rerank", "/rerank", body).json()["scores"]
+    expected_scores = 1 / (1 + np.exp(-BLANK_EXPECTED[name]))
+    tolerance = {0.99999: 1e-4, 0.999: 5e-2}[families.minimum_cosine]
+    for scores in (direct, through_gateway):
+        np.testing.assert_allclose(scores, expected_scores, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", EMBEDDERS)

@@ -25,7 +25,8 @@ CHECKS = [
 DOCUMENT = openapi.document()
 for methods in DOCUMENT["paths"].values():
     for operation in methods.values():
-        operation.pop("parameters", None)  # deadlines too short to be kept, which are 504 as they should be
+        # Without deadlines too short to be kept, which are 504 as they should be.
+        operation["parameters"] = [one for one in operation.get("parameters", []) if one["in"] != "header"]
 
 schema = schemathesis.openapi.from_dict(DOCUMENT)
 

@@ -85,7 +85,7 @@ LARGE_AND_REFUSED: dict[str, tuple[str, Any, int]] = {
     "an unknown field": ("/embed", {"texts": [LARGE], LARGE[:10]: 1}, 400),
     "an unknown model": ("/embed", {"texts": [LARGE], "model": "none"}, 404),
     "an unknown prompt": ("/v1/embeddings", {"input": LARGE, "input_type": "none"}, 400),
-    "no token": ("/embed", {"texts": ["\0", LARGE]}, 400),
+    "refused by Triton": ("/embed", {"texts": ["a" + "\u0903" * 2_000_000, LARGE[: 3 * MB]]}, 400),
     "not to be cut": ("/v1/embeddings", {"input": LARGE, "truncate": "NONE"}, 422),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import signal
 import socket
 import sys
@@ -83,6 +84,45 @@ def add_gateway_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--embed-port", type=int, default=EMBED_PORT, help="gateway, by convention /embed")
     parser.add_argument("--rerank-port", type=int, default=RERANK_PORT, help="gateway, by convention /rerank")
     parser.add_argument("--timeout", type=float, default=TIMEOUT_SECONDS, help="seconds a call may take")
+    parser.add_argument(
+        "--alias",
+        nargs="+",
+        type=alias,
+        default=os.environ.get("GATEWAY_ALIASES", "").split(),
+        metavar="NAME=MODEL",
+        help="names that callers may also give a model, such as text-embedding-3-small=minilm; "
+        "by default those in GATEWAY_ALIASES, apart by spaces",
+    )
+    parser.add_argument(
+        "--allow-origin",
+        nargs="+",
+        default=os.environ.get("GATEWAY_ALLOW_ORIGIN", "").split(),
+        metavar="ORIGIN",
+        help="whose pages may call from a browser, such as https://app.example.com, or * for all; "
+        "by default those in GATEWAY_ALLOW_ORIGIN, apart by spaces",
+    )
+
+
+def alias(pair: str) -> str:
+    """A pair of a name and a model."""
+    name, _, model = pair.rpartition("=")
+    if not name or not model:
+        raise argparse.ArgumentTypeError(f"{pair!r} is not NAME=MODEL, such as text-embedding-3-small=minilm")
+    return pair
+
+
+def aliases(options: argparse.Namespace) -> dict[str, str]:
+    """Names that callers may give to models; raises ServerError where the model is not served."""
+    found = {}
+    for pair in options.alias:
+        try:
+            name, _, model = alias(pair).rpartition("=")
+        except argparse.ArgumentTypeError as error:
+            raise ServerError(f"GATEWAY_ALIASES: {error}") from None
+        if model not in options.models:
+            raise ServerError(f"the alias {pair} names no model of --models: {', '.join(options.models)}")
+        found[name] = model
+    return found
 
 
 def add_triton_options(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,16 @@ from pathlib import Path
 
 from build.config import read_config
 from build.errors import BuildError
-from tools.command import Ports, add_gateway_options, add_triton_options, check_ports, make_parser, run, switches
+from tools.command import (
+    Ports,
+    add_gateway_options,
+    add_triton_options,
+    aliases,
+    check_ports,
+    make_parser,
+    run,
+    switches,
+)
 from tools.shim import keys
 from tools.shim.server import listening
 from tools.shim.upstream import Absent, Task
@@ -31,6 +40,7 @@ async def serve(options: argparse.Namespace, stop: asyncio.Event) -> None:
     """Runs Triton and the gateway; raises ServerError when either cannot run."""
     accepted = keys.load()
     check_ports(options)
+    aliases(options)
     ports = Ports.of(options)
     log = options.work_folder / f"triton-{ports.http}.log"
     triton = EmbeddedTriton(
@@ -46,7 +56,17 @@ async def gateway(
     """The gateway in front of the Triton beside it, and what the terminal says of it."""
     address, ports = f"{options.host}:{options.grpc_port}", (options.embed_port, options.rerank_port)
     absent = {name: Absent(cause, task_of(options.repository, name)) for name, cause in left_out.items()}
-    async with listening(address, options.models, options.host, ports, options.timeout, accepted, absent):
+    async with listening(
+        address,
+        options.models,
+        options.host,
+        ports,
+        options.timeout,
+        accepted,
+        absent,
+        aliases(options),
+        options.allow_origin,
+    ):
         served = [name for name in options.models if name not in left_out]
         print(greeting(options, served, log), flush=True)
         yield

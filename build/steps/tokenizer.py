@@ -9,8 +9,9 @@ Outputs  input_ids INT32 [b, S], special tokens included; S is the longest row o
          tokens UINT8 [b, N], of texts and only when it is asked for: a JSON list of objects, one for each id, with
          its text, whether it is special, and where it starts and stops in prompt and text. UTF-8, filled up with
          spaces, because the embedded server's Python backend cannot send BYTES from NumPy 2
-Errors   INVALID_ARG, for the one request at fault: text that is not UTF-8 or holds no token, unknown prompt_name
-         or input_type, a text of more than a million characters whose first tokens depend on its last
+Errors   INVALID_ARG, for the one request at fault: text that is not UTF-8 or has no tokens, a query of white
+         space, unknown prompt_name or input_type, a text of more than a million characters whose first tokens
+         depend on its last
          CANCELLED, where nobody waits for the answer any more
 
 Model parameters: `max_tokens`, the longest row; for texts `prompts`, a JSON object of prompt name -> prefix; for
@@ -111,7 +112,7 @@ class TritonPythonModel:
     def _answer(self, request: Any) -> Any:
         try:
             return pb_utils.InferenceResponse(self._tensors(request))
-        except (BadRequestError, UnsettledError) as error:
+        except BadRequestError as error:
             message = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
         except CancelledError:
             message = pb_utils.TritonError("nobody waits for the answer", pb_utils.TritonError.CANCELLED)
@@ -122,14 +123,20 @@ class TritonPythonModel:
         rows: list[Row] = []
         described: list[bytes] = []
         latest = deadline.of(request)
-        for text in self._read(request):
+        for i, text in enumerate(self._read(request)):
             if time.monotonic() > latest or (sum(map(len, text)) > LONG and request.is_cancelled()):
                 raise CancelledError
-            parts = self._long_texts.row(*text)
+            try:
+                parts = self._long_texts.row(*text)
+            except UnsettledError as error:
+                raise BadRequestError(f"{self._place(i)}: {error}") from None
             (encoding,) = self._tokenizer.encode_batch_fast(
                 [parts[0].text if len(parts) == 1 else tuple(part.text for part in parts)]
             )
-            rows.append(self._row(encoding))
+            row = self._row(encoding)
+            if not row.ids:
+                raise BadRequestError(f"{self._place(i)} has no tokens: send one that the tokenizer keeps some of")
+            rows.append(row)
             if describes:
                 described.append(self._described(text[0], parts[0]))
         tensors = _tensors(rows)
@@ -158,12 +165,14 @@ class TritonPythonModel:
         ]
 
     def _row(self, encoding: Encoding) -> Row:
-        if all(encoding.special_tokens_mask):
-            raise BadRequestError("a text is empty: the tokenizer keeps none of its characters")
         ids = encoding.ids
         if self._segment_offset:
             ids = [i + self._segment_offset * kind for i, kind in zip(ids, encoding.type_ids, strict=True)]
         return Row(self._prefix + ids + self._suffix, bool(encoding.overflowing))
+
+    def _place(self, i: int) -> str:
+        """How an error names a row."""
+        return f"{'text' if self._read == self._read_texts else 'passage'}[{i}]"
 
     def _described(self, text: str, beginning: Beginning) -> bytes:
         """The tokens of a text in words, encoded once more because the fast way keeps no offsets."""
@@ -191,13 +200,15 @@ def _strings(request: Any, name: str) -> list[str]:
     tensor = pb_utils.get_input_tensor_by_name(request, name)
     if tensor is None:
         return []
-    try:
-        texts = [value.decode() for value in tensor.as_numpy().reshape(-1)]
-    except UnicodeDecodeError as error:
-        raise BadRequestError(f"{name} is not valid UTF-8: {error.reason}") from None
-    for text in texts:
-        if not text.strip() and name != "prompt_name":
-            raise BadRequestError(f"{name} {text[:20]!r} is empty")
+    texts = []
+    for i, value in enumerate(tensor.as_numpy().reshape(-1)):
+        try:
+            text = value.decode()
+        except UnicodeDecodeError as error:
+            raise BadRequestError(f"{name}[{i}] is not valid UTF-8: {error.reason}") from None
+        if name in ("query", "instruction") and not text.strip():
+            raise BadRequestError(f"{name}[{i}] is empty")
+        texts.append(text)
     return texts
 
 

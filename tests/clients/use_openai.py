@@ -19,7 +19,7 @@ for kind, words, call in (
     (openai.BadRequestError, "check_embedding_ctx_length", {"input": [101, 102]}),
     (openai.BadRequestError, "check_embedding_ctx_length", {"input": [[101], [102]]}),
     (openai.BadRequestError, "was not trained to give fewer", {"dimensions": 8}),
-    (openai.BadRequestError, "input[1] is empty", {"input": ["a", " "]}),
+    (openai.BadRequestError, "input[1] is empty", {"input": ["a", ""]}),
     (openai.NotFoundError, "this server has: minilm", {"model": "text-embedding-3-small"}),
 ):
     with raises(kind, words):

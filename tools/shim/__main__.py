@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from tools.command import Ports, add_gateway_options, check_ports, make_parser, run
+from tools.command import Ports, add_gateway_options, aliases, check_ports, make_parser, run
 from tools.shim import keys
 from tools.shim.server import listening
 
@@ -26,7 +26,16 @@ async def serve(options: argparse.Namespace, stop: asyncio.Event) -> None:
     accepted = keys.load()
     check_ports(options)
     ports = (options.embed_port, options.rerank_port)
-    async with listening(options.triton, options.models, options.host, ports, options.timeout, accepted):
+    async with listening(
+        options.triton,
+        options.models,
+        options.host,
+        ports,
+        options.timeout,
+        accepted,
+        aliases=aliases(options),
+        origins=options.allow_origin,
+    ):
         print(f"gateway on {options.host}:{ports[0]} and :{ports[1]}, Triton at {options.triton}", flush=True)
         await stop.wait()
         print("stopping: finishing what is under way", flush=True)

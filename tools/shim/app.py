@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import re
 import time
 from collections.abc import Awaitable, Collection
 from http import HTTPStatus
+from urllib.parse import quote
 
 import orjson
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
 from tools.shim import keys, openapi, tracing
-from tools.shim.body import json_object, read
-from tools.shim.dialects import ROUTES
+from tools.shim.body import Lenient, json_object, read
+from tools.shim.cors import allow, is_preflight, preflight
+from tools.shim.dialects import ROUTES, error_dialect
 from tools.shim.errors import (
     CLIENT_WENT_AWAY,
     MAX_ECHO,
@@ -26,7 +29,6 @@ from tools.shim.errors import (
     compressed,
     cut,
     forget,
-    own_error,
     quoted,
     slow_body,
 )
@@ -40,36 +42,56 @@ from tools.shim.upstream import Upstream
 NO_ROUTE = "none"
 """The route of requests for paths that there are not: what callers make up must not become a label."""
 
+IGNORED = "X-Ignored-Fields"
+"""The header that names the fields of a call that changed nothing, because the dialect does not know them."""
+
+MAX_NAMES = 16
+MAX_NAME = 64
+
 ERROR_TYPE = web.ResponseKey("error_type", str)
 
 log = logging.getLogger(__name__)
 
 
 def make_app(
-    upstream: Upstream, timeout: float, accepted: Collection[bytes], busy: set[asyncio.BaseProtocol]
+    upstream: Upstream,
+    timeout: float,
+    accepted: Collection[bytes],
+    busy: set[asyncio.BaseProtocol],
+    origins: Collection[str] = (),
 ) -> web.Application:
     """The gateway as an aiohttp application over an upstream that the caller opens and closes.
 
     A call may take `timeout` seconds, or fewer where it says so. Where keys are `accepted`, it needs one of them.
-    The connections of calls under way are in `busy`.
+    Pages of the `origins` may call from a browser. The connections of calls under way are in `busy`.
     """
     gateway = Gateway(upstream, Lanes())
     metrics, bodies = Metrics(upstream), Bodies()
     app = web.Application(middlewares=[observer(metrics, busy), errors])
+    app.on_response_prepare.append(allow(origins))
     posts: dict[str, list[Post]] = {}
     for route in ROUTES:
         if isinstance(route, Post):
             posts.setdefault(route.path, []).append(route)
         else:
-            app.router.add_get(route.path, get_handler(gateway, route, accepted))
+            get = get_handler(gateway, route, accepted)
+            for path in paths(route.path):
+                app.router.add_get(path, get)
     for path, routes in posts.items():
-        handler = post_handler(gateway, bodies, timeout, routes, accepted, metrics)
-        app.router.add_post(path, handler, expect_handler=continue_later)
+        post = post_handler(gateway, bodies, timeout, routes, accepted, metrics)
+        for one in paths(path):
+            app.router.add_post(one, post, expect_handler=continue_later)
     app.router.add_get("/metrics", metrics.expose)
     document = orjson.dumps(openapi.document())
     app.router.add_get("/openapi.json", lambda _: as_json(document))
     add_pages(app)
     return app
+
+
+def paths(path: str) -> list[str]:
+    """A route's path as aiohttp has it, with and without a slash at its end; in braces may be slashes."""
+    open_path = re.sub("{(.*?)}", r"{\1:.+}", path)
+    return [path] if path == "/" else [f"{open_path}/", open_path]
 
 
 def post_handler(
@@ -89,12 +111,14 @@ def post_handler(
             nonlocal route
             started = time.perf_counter()
             content = json_object(await bodies.read(request))
-            route = next((one for one in routes if one.key in content), route)
+            route = next((one for one in routes if one.takes(content)), route)
             call: object = read(route.body, content)
             parsed = time.perf_counter()
             reply = await route.answer(own, call)
             answered = time.perf_counter()
             response = answer(reply.content)
+            if isinstance(call, Lenient) and call.ignored:
+                response.headers[IGNORED] = names(call.ignored)
             if reply.result is not None:
                 stages = {
                     "parse": parsed - started,
@@ -140,7 +164,7 @@ def get_handler(gateway: Gateway, route: Get, accepted: Collection[bytes]) -> Ha
             if accepted and not route.open:
                 keys.check(accepted, request.headers.get("Authorization", ""))
             flags = {flag: read_flag(flag, request.query.get(flag, "0")) for flag in route.flags}
-            return answer((await route.answer(gateway, **flags)).content)
+            return answer((await route.answer(gateway, **flags, **request.match_info)).content)
         except Exception as error:
             return failed(request, error, route.error)
 
@@ -172,6 +196,11 @@ def answer(content: object) -> web.Response:
     """`content` as JSON; numpy's float32 keeps exactly the digits that read back as the same float32."""
     body = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
     return web.Response(body=body, content_type="application/json")
+
+
+def names(fields: Collection[str]) -> str:
+    """A caller's own words in a header: quoted as in a URL, the first ones of the first fields."""
+    return ", ".join(quote(field[:MAX_NAME]) for field in list(fields)[:MAX_NAMES])
 
 
 def add_headers(response: web.Response, result: Result, stages: dict[str, float]) -> None:
@@ -206,7 +235,7 @@ def observer(metrics: Metrics, busy: set[asyncio.BaseProtocol]) -> Middleware:
             raise gone
         finally:
             resource = request.match_info.route.resource
-            route = resource.canonical if resource else NO_ROUTE
+            route = (resource.canonical.rstrip("/") or "/") if resource else NO_ROUTE
             metrics.count_request(route, status)
             metrics.calls_in_flight -= is_call
             busy.discard(request.protocol)
@@ -220,11 +249,11 @@ def observer(metrics: Metrics, busy: set[asyncio.BaseProtocol]) -> Middleware:
 
 @web.middleware
 async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """What no route takes becomes a row of the error table like everything else."""
+    """What no route takes becomes a row of the error table like everything else, in the dialect of its path."""
     try:
-        return await handler(request)
+        return preflight(request) if is_preflight(request) else await handler(request)
     except Exception as error:
-        return failed(request, error, own_error)
+        return failed(request, error, error_dialect(request.path))
 
 
 def failed(request: web.Request, error: Exception, dialect: ErrorDialect) -> web.Response:

@@ -1,36 +1,54 @@
 """Bodies as types: reads JSON into a dataclass or says what to change, and writes JSON Schema from the same type.
 
-A body is a frozen dataclass; its annotations may be the types below, str, bool, int, Literal, lists, unions and
-other such dataclasses. A field without a default is required; a static method `check` may refuse the raw object
-with better words. An answer is a TypedDict.
+A body is a frozen dataclass; its annotations may be the types below, str, bool, int, Literal, lists, unions, dict,
+Any and other such dataclasses. A field without a default is required; one that has a default, or is not known, may
+be null, which is as if it were not there. A field that takes one value only, or none, says why in its annotation.
+A static method `check` may refuse the raw object with better words. An answer is a TypedDict.
 """
 
 from __future__ import annotations
 
+import json
+import re
 import types
 from collections.abc import Callable
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 import orjson
 
-from tools.shim.errors import bad_request, quoted, too_large
+from tools.shim.errors import MAX_ECHO, bad_request, cut, quoted, too_large
 
 MAX_TEXTS = 2048
 """Texts in one call."""
 
+NOT_EMPTY = "holds a character"
 VISIBLE = "holds more than white space"
 POSITIVE = "is at least 1"
+SURROGATE = re.compile("[\ud800-\udfff]")
 VECTOR = "float32 [D], as numpy has it"
 
-Text = Annotated[str, VISIBLE]
-"""A text of the caller."""
+Text = Annotated[str, NOT_EMPTY]
+"""A text to embed."""
+
+Query = Annotated[str, VISIBLE]
+"""What documents are ordered by. They themselves may be any string."""
 
 Positive = Annotated[int, POSITIVE]
 Vector = Annotated[Any, VECTOR]
 
 Body = TypeVar("Body")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lenient:
+    """A body of a dialect whose own servers pass over fields that they do not know."""
+
+    ignored: tuple[str, ...] = ()
+    """Their names."""
+
+
 Reader = Callable[[Any, str], Any]
 
 JSON_TYPES: dict[Any, str] = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
@@ -42,10 +60,28 @@ def json_object(body: bytes | bytearray) -> dict[str, Any]:
     try:
         content = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise bad_request(f"the body is not valid JSON: {error}") from None
+        place = _lone_surrogate(body) if "surrogate" in str(error) else ""
+        raise bad_request(f"{place or 'the body'} is not valid JSON: {error}") from None
     if not isinstance(content, dict):
         raise bad_request(f"the body must be a JSON object, not {_json_type(content)}")
     return content
+
+
+def _lone_surrogate(body: bytes | bytearray) -> str:
+    """Where half of a surrogate pair stands alone, as in `texts[1]`; "" where that cannot be told."""
+    try:
+        places: list[tuple[str, Any]] = [("", json.loads(body))]
+    except (ValueError, RecursionError):
+        return ""
+    while places:
+        where, value = places.pop()
+        if isinstance(value, dict):
+            places += [(f"{where}.{name}".removeprefix("."), one) for name, one in value.items()]
+        elif isinstance(value, list):
+            places += [(f"{where}[{i}]", one) for i, one in enumerate(value)]
+        elif isinstance(value, str) and SURROGATE.search(value):
+            return cut(where, MAX_ECHO)
+    return ""
 
 
 def read(kind: type[Body], content: dict[str, Any]) -> Body:
@@ -62,6 +98,8 @@ def schema(kind: Any) -> dict[str, Any]:
         return {"type": "array", "items": {"type": "number"}}
     if mark == VISIBLE:
         return {"type": "string", "pattern": r"\S"}
+    if mark == NOT_EMPTY:
+        return {"type": "string", "minLength": 1}
     if mark == POSITIVE:
         return {"type": "integer", "minimum": 1}
     if base in JSON_TYPES:
@@ -75,11 +113,27 @@ def schema(kind: Any) -> dict[str, Any]:
         return {"type": "array", "items": schema(arguments[0])}
     if origin is dict or base is Any:
         return {"type": "object"} if origin is dict else {}
-    hints = get_type_hints(base, include_extras=True)
-    content = {"type": "object", "properties": {name: schema(hint) for name, hint in hints.items()}}
     if is_typeddict(base):
-        return content | {"required": sorted(base.__required_keys__)}
-    return content | {"required": list(_required(base)), "additionalProperties": False}
+        hints = get_type_hints(base, include_extras=True)
+        properties = {name: schema(hint) for name, hint in hints.items()}
+        return {"type": "object", "properties": properties, "required": sorted(base.__required_keys__)}
+    required = _required(base)
+    properties = {
+        name: schema(hint) if name in required else _nullable(schema(hint)) for name, hint in _hints(base).items()
+    }
+    content = {"type": "object", "properties": properties, "required": list(required)}
+    return content if issubclass(base, Lenient) else content | {"additionalProperties": {"type": "null"}}
+
+
+def _nullable(content: dict[str, Any]) -> dict[str, Any]:
+    """The schema `content`, or null."""
+    if "anyOf" in content:
+        null = {"type": "null"}
+        return {"anyOf": [one for one in content["anyOf"] if one != null] + [null]}
+    if "enum" in content:
+        return {"enum": [*content["enum"], None]}
+    kind = content.get("type")
+    return content if kind in (None, "null") else content | {"type": [kind, "null"]}
 
 
 @cache
@@ -90,17 +144,25 @@ def _reader(kind: Any) -> Reader:
     if origin in UNIONS:
         return _union_reader(arguments)
     if origin is Literal:
-        return _literal_reader(arguments)
+        return _literal_reader(arguments, mark)
     if origin is list:
         return _list_reader(arguments[0])
+    if base is Any:
+        return lambda value, _: value
+    if origin is dict:
+        return _dict_reader
+    if base is type(None) and mark:
+        return _refusal(mark)
     if base not in JSON_TYPES:
         return _object_reader(base)
 
     def scalar(value: Any, where: str) -> Any:
         if type(value) is not base:
             raise bad_request(f"{where} must be {_words(base)}, not {_json_type(value)}")
+        if mark == NOT_EMPTY and not value:
+            raise bad_request(f"{where} is empty: every text needs at least one character")
         if mark == VISIBLE and (not value or value.isspace()):
-            raise bad_request(f"{where} is empty: every text needs at least one visible character")
+            raise bad_request(f"{where} is empty: it needs at least one visible character")
         if mark == POSITIVE and value < 1:
             raise bad_request(f"{where} must be at least 1, not {value}")
         return value
@@ -120,13 +182,32 @@ def _union_reader(choices: tuple[Any, ...]) -> Reader:
     return union
 
 
-def _literal_reader(choices: tuple[Any, ...]) -> Reader:
+def _literal_reader(choices: tuple[Any, ...], reason: str) -> Reader:
     def literal(value: Any, where: str) -> Any:
-        if value not in choices:
-            raise bad_request(f"{where} must be one of {', '.join(map(repr, choices))}")
+        if not any(type(value) is type(choice) and value == choice for choice in choices):
+            why = f": {reason}" if reason else ""
+            raise bad_request(f"{where} must be {_one_of(choices)}{why}")
         return value
 
     return literal
+
+
+def _one_of(choices: tuple[Any, ...]) -> str:
+    words = [str(choice).lower() if isinstance(choice, bool) else repr(choice) for choice in choices]
+    return words[0] if len(words) == 1 else f"one of {', '.join(words)}"
+
+
+def _refusal(reason: str) -> Reader:
+    def refuse(_: Any, where: str) -> Any:
+        raise bad_request(f"{where} cannot be used here: {reason}")
+
+    return refuse
+
+
+def _dict_reader(value: Any, where: str) -> Any:
+    if type(value) is not dict:
+        raise bad_request(f"{where} must be an object, not {_json_type(value)}")
+    return value
 
 
 def _list_reader(item: Any) -> Reader:
@@ -145,9 +226,9 @@ def _list_reader(item: Any) -> Reader:
 
 
 def _object_reader(kind: Any) -> Reader:
-    hints = get_type_hints(kind, include_extras=True)
-    readers = {name: _reader(hint) for name, hint in hints.items()}
+    readers = {name: _reader(hint) for name, hint in _hints(kind).items()}
     required = _required(kind)
+    is_lenient = issubclass(kind, Lenient)
     check: Callable[[dict[str, Any]], None] = getattr(kind, "check", lambda _: None)
 
     def fields_of(value: Any, where: str) -> Any:
@@ -158,12 +239,21 @@ def _object_reader(kind: Any) -> Reader:
         for name in required:
             if name not in value:
                 raise bad_request(f"the field {path + name!r} is missing")
-        if unknown := value.keys() - readers.keys():
+        sent = {name: one for name, one in value.items() if one is not None or name in required}
+        unknown = sorted(sent.keys() - readers.keys())
+        if unknown and not is_lenient:
             known = ", ".join(readers)
-            raise bad_request(f"unknown field {quoted(path + min(unknown))}: this route takes {known}")
-        return kind(**{name: readers[name](one, path + name) for name, one in value.items()})
+            raise bad_request(f"unknown field {quoted(path + unknown[0])}: this route takes {known}")
+        body = {name: readers[name](one, path + name) for name, one in sent.items() if name in readers}
+        return kind(**body, ignored=tuple(unknown)) if is_lenient else kind(**body)
 
     return fields_of
+
+
+def _hints(kind: Any) -> dict[str, Any]:
+    """The fields of a body and their types."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {one.name: hints[one.name] for one in fields(kind) if one.name != "ignored"}
 
 
 def _required(kind: Any) -> tuple[str, ...]:
@@ -178,7 +268,7 @@ def _python_type(kind: Any) -> Any:
     """The type of the values that JSON gives for `kind`."""
     base, _ = _unmarked(kind)
     if get_origin(base) is Literal:
-        return str
+        return type(get_args(base)[0])
     return base if base in JSON_TYPES else get_origin(base) or dict
 
 
@@ -186,9 +276,10 @@ def _words(kind: Any) -> str:
     base, _ = _unmarked(kind)
     if get_origin(base) is list:
         item, _ = _unmarked(get_args(base)[0])
-        return "a list of strings" if item is str else "a list"
+        is_text = item is str or str in [_unmarked(one)[0] for one in get_args(item)]
+        return "a list of strings" if is_text else "a list"
     if get_origin(base) is Literal:
-        return f"one of {', '.join(map(repr, get_args(base)))}"
+        return _one_of(get_args(base))
     words = {str: "a string", bool: "a boolean", int: "an integer", type(None): "null"}
     return words.get(base, "an object")
 

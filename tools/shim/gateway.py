@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tritonclient.utils import InferenceServerException
 
 from tools.shim import schedule
 from tools.shim.admission import Lane, Work
@@ -161,7 +163,10 @@ class Gateway:
                 name: [value] * len(indices) if isinstance(value, str) else [distinct[i] for i in indices]
                 for name, value in inputs.items()
             }
-            return await self.upstream.infer(step or model.name, own, self.seconds, outputs)
+            try:
+                return await self.upstream.infer(step or model.name, own, self.seconds, outputs)
+            except InferenceServerException as error:
+                raise placed(error, [texts.index(distinct[i]) for i in indices]) from None
 
         with lane.admitted(sum(work, Work()), self.seconds) as place:
             tensors = await schedule.run(
@@ -176,6 +181,16 @@ class Gateway:
             i = int(tensors["truncated"].argmax())
             raise too_long(f"text {i} is longer than the {model.max_tokens} tokens that {model.name} reads")
         return Result(model, tensors, first - started, time.perf_counter() - first)
+
+
+ROW = re.compile(r"\b(?:text|passage)\[(\d+)]")
+"""How a step names a text of its request."""
+
+
+def placed(error: InferenceServerException, places: list[int]) -> InferenceServerException:
+    """The error, where its text stands in the call instead of in the request; `places` are those of its texts."""
+    message = ROW.sub(lambda row: f"text {places[int(row[1])]}", error.message() or "", count=1)
+    return InferenceServerException(message, error.status(), error.debug_details())
 
 
 def text_inputs(model: ServedModel, texts: list[str], prompt: str | None) -> dict[str, str | list[str]]:

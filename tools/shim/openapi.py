@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,10 @@ from tools.shim.routes import TIMEOUT_HEADER, Get, Post
 REQUEST_ID = {"description": "The caller's own, or a new one.", "schema": {"type": "string"}}
 HEADERS = {
     "X-Token-Count": {"description": "Tokens of all texts.", "schema": {"type": "string"}},
+    "X-Ignored-Fields": {
+        "description": "Fields that changed nothing, because the dialect does not know them.",
+        "schema": {"type": "string"},
+    },
     "X-Truncated": {"description": "How many texts were cut to fit.", "schema": {"type": "string"}},
     "Server-Timing": {"description": "Milliseconds of each stage.", "schema": {"type": "string"}},
 }
@@ -71,6 +76,11 @@ def operation(routes: list[Post | Get]) -> dict[str, Any]:
     flags = [flag for route in routes if isinstance(route, Get) for flag in route.flags]
     if flags:
         content["parameters"] = [{"name": flag, "in": "query", "schema": {"enum": ["0", "1"]}} for flag in flags]
+    if names := re.findall("{(.*?)}", routes[0].path):
+        content["parameters"] = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+            for name in names
+        ]
     if bodies:
         content["parameters"] = [TIMEOUT]
         content["responses"]["200"]["headers"] |= HEADERS

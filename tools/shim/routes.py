@@ -23,7 +23,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Post:
-    """A route that takes a body. Where several share a path, the one whose `key` the body has is taken."""
+    """A route that takes a body. Where several share a path, the first that fits the body is taken."""
 
     path: str
     body: type
@@ -31,12 +31,19 @@ class Post:
     gives: Any
     """Type of the answer."""
     key: str = ""
+    """A field of the body by which it fits."""
+    fits: Callable[[dict[str, Any]], bool] | None = None
+    """Or what tells."""
     error: ErrorDialect = own_error
+
+    def takes(self, content: dict[str, Any]) -> bool:
+        """Whether it fits a body."""
+        return self.fits(content) if self.fits else self.key in content
 
 
 @dataclass(frozen=True)
 class Get:
-    """A route without a body."""
+    """A route without a body; what is in braces in its path is given to `answer`, too."""
 
     path: str
     answer: Callable[..., Awaitable[Reply]]

@@ -35,20 +35,22 @@ async def listening(
     timeout: float,
     accepted: Collection[bytes],
     absent: Mapping[str, Absent] | None = None,
+    aliases: Mapping[str, str] | None = None,
+    origins: Collection[str] = (),
 ) -> AsyncIterator[None]:
     """Answers calls that carry one of the `accepted` keys, or all where there are none; on leaving, drains.
 
     Listens on every one of `ports`; `triton` is the address of its gRPC. What is known of models that it could not
-    load is in `absent`.
+    load is in `absent`. Callers may also use `aliases`, and pages of `origins` may call from a browser.
     """
     # The header `Server`, which would tell everybody the versions of Python and aiohttp.
     web_response.SERVER_SOFTWARE = "triton-embeddings"  # type: ignore[attr-defined]
     logging.getLogger("aiohttp.server").addFilter(is_ours)
     for name in ("asyncio", Doors.__module__):
         logging.getLogger(name).addFilter(Seldom())
-    async with Upstream(triton, models, absent or {}) as upstream:
+    async with Upstream(triton, models, absent or {}, aliases or {}) as upstream:
         busy: set[asyncio.BaseProtocol] = set()
-        app = make_app(upstream, timeout, accepted, busy)
+        app = make_app(upstream, timeout, accepted, busy, origins)
         runner = web.AppRunner(
             app,
             access_log=None,

@@ -128,10 +128,17 @@ class Absent:
 class Upstream:
     """A connection to one Triton server. Use it as an async context manager."""
 
-    def __init__(self, address: str, names: Sequence[str], absent: Mapping[str, Absent]) -> None:
+    def __init__(
+        self,
+        address: str,
+        names: Sequence[str],
+        absent: Mapping[str, Absent],
+        aliases: Mapping[str, str] | None = None,
+    ) -> None:
         self._address = address
         self._names = names
         self._absent = absent
+        self._aliases = aliases or {}
         self._models: dict[str, ServedModel] = {}
         self._answered: dict[str, float] = {}
         """When a model last answered, unless its last call failed."""
@@ -167,11 +174,16 @@ class Upstream:
         return served
 
     async def model(self, task: Task, name: str | None) -> ServedModel:
-        """The model called `name`, or the task's default, the first one.
+        """The model called `name`, or so by alias or checkpoint's source; else the task's default, the first.
 
         Raises GatewayError 404 with those there are, and 503 where Triton does not have the model, or one of
         unknown task before the default: calls never go to another model than they would if all were well.
         """
+        name = self._aliases.get(name, name) if name else name
+        if name is not None and name not in self._names:
+            for model in await self.models():
+                if model.task == task and model.facts.get("source") == name:
+                    return model
         for one in self._names if name is None else {name}.intersection(self._names):
             if name is None and one in self._absent and self._absent[one].task not in (None, task):
                 continue
@@ -181,6 +193,18 @@ class Upstream:
         there_are = ", ".join(model.name for model in await self.models() if model.task == task) or "none"
         asked = f"no model {quoted(name)}" if name else "no model"
         raise unknown_model(f"{asked} for {task}; this server has: {there_are}")
+
+    async def named(self, name: str) -> ServedModel:
+        """The model of any task called `name`, as `model` finds it; raises GatewayError 404 and 503 as it does."""
+        name = self._aliases.get(name, name)
+        if name in self._names:
+            return await self._known(name)
+        served = await self.models()
+        for model in served:
+            if model.facts.get("source") == name:
+                return model
+        there_are = ", ".join(model.name for model in served)
+        raise unknown_model(f"no model {quoted(name)}; this server has: {there_are}")
 
     async def _known(self, name: str) -> ServedModel:
         """One of the models that are to be served; raises GatewayError 503 where Triton does not have it."""

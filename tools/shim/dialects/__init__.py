@@ -1,7 +1,28 @@
 """The dialects that callers speak: each a list of routes over the gateway's two calls."""
 
-from tools.shim.dialects import cohere, nim, openai, own, tei
+from tools.shim.dialects import cohere, nim, ollama, openai, own, tei, vllm
+from tools.shim.errors import ErrorDialect, own_error
 from tools.shim.routes import Get, Post
 
-ROUTES: list[Post | Get] = [*own.ROUTES, *openai.ROUTES, *cohere.ROUTES, *tei.ROUTES, *nim.ROUTES]
+ROUTES: list[Post | Get] = [
+    *own.ROUTES,
+    *openai.ROUTES,
+    *cohere.ROUTES,
+    *tei.ROUTES,
+    *nim.ROUTES,
+    *vllm.ROUTES,
+    *ollama.ROUTES,
+]
 """Of two that share a path and fit a body alike, the first is taken."""
+
+
+def error_dialect(path: str) -> ErrorDialect:
+    """How a wrong method or an unknown path is told: in the dialect that the path or its beginning belongs to."""
+    path = path.rstrip("/")
+    for route in ROUTES:
+        if route.path == path:
+            return route.error
+    for beginning, dialect in {"/v1/": openai.error, "/v2/": cohere.error, "/api/": ollama.error}.items():
+        if f"{path}/".startswith(beginning):
+            return dialect
+    return own_error

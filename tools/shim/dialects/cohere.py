@@ -1,34 +1,79 @@
-"""Cohere's and Jina's rerank."""
+"""Cohere's rerank and embed, and Jina's and vLLM's rerank, which are Cohere's with more fields."""
 
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass
-from typing import Any, TypedDict
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal, TypedDict
 
-from tools.shim.body import Positive, Text
-from tools.shim.errors import GatewayError, bad_request
-from tools.shim.gateway import Gateway, Result
+from tools.shim.body import Lenient, Positive, Query, Text, Vector
+from tools.shim.dialects.encodings import ENCODERS, Encoding
+from tools.shim.dialects.lengths import check_tokens
+from tools.shim.dialects.openai import PROMPTS, TEXT_ALONE
+from tools.shim.errors import GatewayError
+from tools.shim.gateway import Gateway
 from tools.shim.routes import Get, Post, Reply
+
+BY_TEXT = "documents are ordered by their text"
+UNPUBLISHED = "how Cohere scales int8 and uint8 is not published; float, base64, binary and ubinary are there"
 
 
 @dataclass(frozen=True)
-class Document:
-    """A document with nothing but its text."""
+class Document(Lenient):
+    """A document, by its text."""
 
-    text: Text
+    text: str
 
 
 @dataclass(frozen=True)
 class RerankCall:
     """Documents to order by how well they answer the query."""
 
-    query: Text
-    documents: list[Text | Document]
+    query: Query
+    documents: list[str | Document]
     model: str | None = None
     top_n: Positive | None = None
     return_documents: bool | None = None
     max_tokens_per_doc: Positive | None = None
+    max_chunks_per_doc: Positive | None = None
+    rank_fields: list[Annotated[Literal["text"], BY_TEXT]] | None = None
+    priority: int | None = None
+
+
+@dataclass(frozen=True)
+class WideRerankCall(RerankCall, Lenient):
+    """The same with Jina's fields, up to `return_embeddings`, and vLLM's."""
+
+    truncation: bool | None = None
+    max_doc_length: Positive | None = None
+    max_query_length: Positive | None = None
+    max_chunk_per_doc: Positive | None = None
+    return_embeddings: Annotated[Literal[False], "/v1/embeddings gives embeddings"] | None = None
+    truncate_prompt_tokens: int | None = None
+    truncation_side: Annotated[Literal["right"], "texts are cut at their end only"] | None = None
+    use_activation: bool | None = None
+    activation: bool | None = None
+    softmax: bool | None = None
+    user: str | None = None
+    request_id: str | None = None
+    cache_salt: str | None = None
+    mm_processor_kwargs: Annotated[None, TEXT_ALONE] = None
+
+
+@dataclass(frozen=True)
+class EmbedCall:
+    """Texts to embed; `input_type` names the prompt to put before them."""
+
+    texts: list[Text]
+    model: str | None = None
+    input_type: str | None = None
+    embedding_types: list[Annotated[Encoding, UNPUBLISHED]] | None = None
+    truncate: Annotated[Literal["NONE", "END"], "texts are cut at their end only"] | None = None
+    max_tokens: Positive | None = None
+    output_dimension: Positive | None = None
+    priority: int | None = None
+    images: Annotated[None, TEXT_ALONE] = None
+    inputs: Annotated[None, "send texts: " + TEXT_ALONE] = None
 
 
 class Ranked(TypedDict, total=False):
@@ -49,13 +94,28 @@ class Ranking(TypedDict):
     usage: dict[str, int]
 
 
+class Embeddings(TypedDict):
+    """One embedding for each text, in order: a list, or one of each type that was asked for."""
+
+    id: str
+    response_type: Literal["embeddings_floats", "embeddings_by_type"]
+    texts: list[str]
+    embeddings: list[Vector] | dict[str, Any]
+    meta: dict[str, Any]
+
+
 async def rerank(gateway: Gateway, call: RerankCall) -> Reply:
     """Orders documents."""
     texts = [document if isinstance(document, str) else document.text for document in call.documents]
-    result = await gateway.rerank(call.query, texts, call.model)
-    check_length(call, result)
+    wide = call if isinstance(call, WideRerankCall) else None
+    cut = wide is None or wide.truncation is not False
+    result = await gateway.rerank(call.query, texts, call.model, truncate=cut)
+    for field in ("max_tokens_per_doc", "max_doc_length", "max_query_length", "truncate_prompt_tokens"):
+        check_tokens(result, getattr(call, field, None), field)
+    is_raw = wide is not None and False in (wide.use_activation, wide.activation, wide.softmax)
+    scores = result.logits if is_raw else result.scores
     results: list[dict[str, Any]] = [
-        {"index": int(i), "relevance_score": float(result.scores[i])} for i in result.order[: call.top_n]
+        {"index": int(i), "relevance_score": float(scores[i])} for i in result.order[: call.top_n]
     ]
     if call.return_documents:
         for ranked in results:
@@ -64,20 +124,55 @@ async def rerank(gateway: Gateway, call: RerankCall) -> Reply:
         "id": str(uuid.uuid4()),
         "model": result.model.name,
         "results": results,
-        "meta": {"api_version": {"version": "2"}, "tokens": {"input_tokens": result.tokens}},
-        "usage": {"total_tokens": result.tokens},
+        "meta": meta("2", result.tokens) | {"billed_units": {"search_units": 1}},
+        "usage": {"prompt_tokens": result.tokens, "total_tokens": result.tokens},
     }
     return Reply(content, result)
 
 
-def check_length(call: RerankCall, result: Result) -> None:
-    """Raises GatewayError 400 where `max_tokens_per_doc` would have cut more than the model's window does."""
-    longest = int(result.tensors["token_count"].max())
-    if call.max_tokens_per_doc is not None and longest > call.max_tokens_per_doc:
-        raise bad_request(
-            f"a document and the query are {longest} tokens, over max_tokens_per_doc: documents are cut to the "
-            f"{result.model.max_tokens} tokens of {result.model.name} only, so shorten it or leave the field out"
-        )
+async def embed(gateway: Gateway, call: EmbedCall) -> Reply:
+    """Embeds texts."""
+    return await embed_as(gateway, call, "1")
+
+
+async def embed_v2(gateway: Gateway, call: EmbedCall) -> Reply:
+    """Embeds texts, by type."""
+    return await embed_as(gateway, call, "2")
+
+
+async def embed_as(gateway: Gateway, call: EmbedCall, version: str) -> Reply:
+    """Embeds texts as a version of the API answers."""
+    prompt = PROMPTS.get(call.input_type, call.input_type) if call.input_type else None
+    result = await gateway.embed(
+        call.texts, call.model, prompt=prompt, dimensions=call.output_dimension, truncate=call.truncate != "NONE"
+    )
+    check_tokens(result, call.max_tokens, "max_tokens")
+    rows = result.tensors["embeddings"]
+    types = call.embedding_types or (["float"] if version == "2" else [])
+    content = {
+        "id": str(uuid.uuid4()),
+        "response_type": "embeddings_by_type" if types else "embeddings_floats",
+        "texts": call.texts,
+        "embeddings": {kind: [ENCODERS[kind](row) for row in rows] for kind in types} if types else rows,
+        "meta": meta(version, result.tokens) | {"billed_units": {"input_tokens": result.tokens}},
+    }
+    return Reply(content, result)
+
+
+def meta(version: str, tokens: int) -> dict[str, Any]:
+    """What every answer says besides."""
+    return {"api_version": {"version": version}, "tokens": {"input_tokens": tokens}}
+
+
+def is_wide(content: dict[str, Any]) -> bool:
+    """Whether a body for `/rerank`, with documents, has more than the gateway's own dialect takes."""
+    documents = content.get("documents")
+    if not isinstance(documents, list):
+        return False
+    return bool(EXTRAS & content.keys()) or any(isinstance(one, dict) for one in documents)
+
+
+EXTRAS = {one.name for one in fields(WideRerankCall)} - {"query", "documents", "model", "ignored"}
 
 
 def error(error: GatewayError) -> tuple[int, object]:
@@ -86,5 +181,9 @@ def error(error: GatewayError) -> tuple[int, object]:
 
 
 ROUTES: list[Post | Get] = [
-    Post(path, RerankCall, rerank, Ranking, error=error) for path in ("/v1/rerank", "/v2/rerank")
+    Post("/rerank", WideRerankCall, rerank, Ranking, fits=is_wide, error=error),
+    Post("/v1/rerank", WideRerankCall, rerank, Ranking, error=error),
+    Post("/v2/rerank", RerankCall, rerank, Ranking, error=error),
+    Post("/v1/embed", EmbedCall, embed, Embeddings, error=error),
+    Post("/v2/embed", EmbedCall, embed_v2, Embeddings, error=error),
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
-from tools.shim.body import Text
+from tools.shim.body import Query
 from tools.shim.dialects.openai import Usage
 from tools.shim.errors import GatewayError
 from tools.shim.gateway import Gateway
@@ -13,17 +13,24 @@ from tools.shim.routes import Get, Post, Reply
 
 
 @dataclass(frozen=True)
-class Passage:
-    """A query or a passage."""
+class Question:
+    """A query."""
 
-    text: Text
+    text: Query
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A passage."""
+
+    text: str
 
 
 @dataclass(frozen=True)
 class RankingCall:
     """Passages to order by how well they answer the query; as in NIM, long ones are refused unless cut at END."""
 
-    query: Passage
+    query: Question
     passages: list[Passage]
     model: str | None = None
     truncate: Literal["NONE", "END"] | None = None

@@ -1,22 +1,28 @@
-"""OpenAI's embeddings and list of models, with the `input_type` and `truncate` that NVIDIA NIM adds to them."""
+"""OpenAI's embeddings and models, with the fields that NVIDIA NIM, Jina and vLLM add to them."""
 
 from __future__ import annotations
 
-import base64
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict
-
-import numpy as np
-import numpy.typing as npt
+from typing import Annotated, Any, Literal, TypedDict
 
 from tools.shim.body import Positive, Text, Vector
+from tools.shim.dialects.encodings import ENCODERS, Encoding
+from tools.shim.dialects.lengths import check_tokens, normalised
 from tools.shim.errors import GatewayError, bad_request
 from tools.shim.gateway import Gateway
 from tools.shim.routes import Get, Post, Reply
 from tools.shim.upstream import ServedModel
 
-PROMPTS = {"passage": "document", "search_query": "query", "search_document": "document"}
-"""`input_type` -> prompt name, where they differ."""
+PROMPTS = {
+    "passage": "document",
+    "search_query": "query",
+    "search_document": "document",
+    "retrieval.query": "query",
+    "retrieval.passage": "document",
+}
+"""`input_type` or `task` -> prompt name, where they differ."""
+
+TEXT_ALONE = "this server's models read text only"
 
 TEXT_ONLY = (
     "input holds token ids, whose meaning differs from model to model: send text "
@@ -25,16 +31,46 @@ TEXT_ONLY = (
 
 
 @dataclass(frozen=True)
-class EmbeddingsCall:
-    """Text to embed; `input_type` names the prompt to put before it."""
+class TextInput:
+    """A text as Jina also takes it."""
 
-    input: Text | list[Text]
+    text: Text
+
+
+@dataclass(frozen=True)
+class EmbeddingsCall:
+    """Text to embed; `input_type`, or Jina's `task`, names the prompt to put before it.
+
+    The fields from `embedding_type` on are Jina's, those from `truncate_prompt_tokens` on vLLM's.
+    """
+
+    input: Text | list[Text | TextInput]
     model: str | None = None
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Positive | None = None
-    input_type: str | None = None
-    truncate: Literal["NONE", "END"] | None = None
     user: str | None = None
+    input_type: str | None = None
+    truncate: Literal["NONE", "END"] | bool | None = None
+    modality: Annotated[Literal["text"], TEXT_ALONE] | list[Annotated[Literal["text"], TEXT_ALONE]] | None = None
+    embedding_type: Encoding | None = None
+    task: str | None = None
+    normalized: bool | None = None
+    late_chunking: Annotated[Literal[False], "every text is embedded by itself"] | None = None
+    return_multivector: Annotated[Literal[False], "a text gets one vector"] | None = None
+    truncate_prompt_tokens: int | None = None
+    truncation_side: Annotated[Literal["right"], "texts are cut at their end only"] | None = None
+    add_special_tokens: (
+        Annotated[Literal[True], "models are given the tokens that they were trained with"] | None
+    ) = None
+    normalize: bool | None = None
+    use_activation: bool | None = None
+    embed_dtype: Annotated[Literal["float32"], "vectors are sent as they are computed"] | None = None
+    endianness: Annotated[Literal["native", "little"], "base64 holds little-endian float32"] | None = None
+    request_id: str | None = None
+    priority: int | None = None
+    cache_salt: str | None = None
+    messages: Annotated[None, "send the texts as input"] = None
+    mm_processor_kwargs: Annotated[None, TEXT_ALONE] = None
 
     @staticmethod
     def check(content: dict[str, Any]) -> None:
@@ -47,7 +83,7 @@ class EmbeddingsCall:
 
 
 class Embedding(TypedDict):
-    """Numbers, or base64 of little-endian float32."""
+    """Numbers, or base64 of little-endian float32; bytes where one bit a dimension was asked for."""
 
     object: Literal["embedding"]
     index: int
@@ -97,15 +133,19 @@ class Models(TypedDict):
 
 async def embeddings(gateway: Gateway, call: EmbeddingsCall) -> Reply:
     """Embeds texts."""
-    texts = [call.input] if isinstance(call.input, str) else call.input
-    prompt = PROMPTS.get(call.input_type, call.input_type) if call.input_type else None
-    cut = call.truncate != "NONE"
+    inputs = [call.input] if isinstance(call.input, str) else call.input
+    texts = [one if isinstance(one, str) else one.text for one in inputs]
+    kind = call.input_type or call.task
+    prompt = PROMPTS.get(kind, kind) if kind else None
+    cut = call.truncate not in ("NONE", False)
     result = await gateway.embed(texts, call.model, prompt=prompt, dimensions=call.dimensions, truncate=cut)
-    encode = as_base64 if call.encoding_format == "base64" else np.asarray
-    data = [
-        {"object": "embedding", "index": i, "embedding": encode(row)}
-        for i, row in enumerate(result.tensors["embeddings"])
-    ]
+    check_tokens(result, call.truncate_prompt_tokens, "truncate_prompt_tokens")
+    rows = result.tensors["embeddings"]
+    for field in ("normalized", "normalize", "use_activation"):
+        if (wanted := getattr(call, field)) is not None:
+            rows = normalised(result, wanted, field)
+    encode = ENCODERS[call.encoding_format or call.embedding_type or "float"]
+    data = [{"object": "embedding", "index": i, "embedding": encode(row)} for i, row in enumerate(rows)]
     usage = {"prompt_tokens": result.tokens, "total_tokens": result.tokens}
     return Reply({"object": "list", "data": data, "model": result.model.name, "usage": usage}, result)
 
@@ -113,6 +153,11 @@ async def embeddings(gateway: Gateway, call: EmbeddingsCall) -> Reply:
 async def models(gateway: Gateway) -> Reply:
     """Lists what is served."""
     return Reply({"object": "list", "data": [describe(model) for model in await gateway.upstream.models()]})
+
+
+async def model(gateway: Gateway, model: str) -> Reply:
+    """Describes one model, by its name, an alias or its checkpoint's source."""
+    return Reply(describe(await gateway.upstream.named(model)))
 
 
 def describe(model: ServedModel) -> Model:
@@ -134,11 +179,6 @@ def describe(model: ServedModel) -> Model:
     }
 
 
-def as_base64(row: npt.NDArray[np.float32]) -> str:
-    """Little-endian float32, as OpenAI's clients decode them."""
-    return base64.b64encode(row.astype("<f4").tobytes()).decode()
-
-
 def error(error: GatewayError) -> tuple[int, object]:
     """OpenAI's error object; `code` is the gateway's own word."""
     kind = "invalid_request_error" if error.status < 500 else "server_error"
@@ -151,4 +191,5 @@ ROUTES: list[Post | Get] = [
         for path in ("/v1/embeddings", "/embeddings")
     ),
     Get("/v1/models", models, Models, error=error),
+    Get("/v1/models/{model}", model, Model, error=error),
 ]

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
 from tools.shim import gpu
-from tools.shim.body import Text, Vector
+from tools.shim.body import Query, Text, Vector
+from tools.shim.dialects import cohere, openai
 from tools.shim.errors import not_ready
 from tools.shim.gateway import Gateway
 from tools.shim.routes import Get, Post, Reply
@@ -32,21 +33,29 @@ class Embeddings(TypedDict):
 class RerankCall:
     """Documents to order by how well they answer the query; without a model, by the first that reranks."""
 
-    query: Text
-    documents: list[Text]
+    query: Query
+    documents: list[str]
     model: str | None = None
 
 
+class Ranked(TypedDict):
+    """One document, by its place in the call."""
+
+    index: int
+    relevance_score: float
+
+
 class Scores(TypedDict):
-    """One score for each document, in order, and the documents' indices by descending score."""
+    """One score for each document, in order; the documents by descending score, by index and as others have it."""
 
     scores: Vector
     order: list[int]
+    results: list[Ranked]
     model: str
 
 
-class Models(TypedDict):
-    """What is served; the first model of a task is its default."""
+class Models(openai.Models):
+    """What is served, as our own callers and as OpenAI's read it; the first model of a task is its default."""
 
     models: list[dict[str, Any]]
 
@@ -74,14 +83,17 @@ async def embed(gateway: Gateway, call: EmbedCall) -> Reply:
 async def rerank(gateway: Gateway, call: RerankCall) -> Reply:
     """Scores documents."""
     result = await gateway.rerank(call.query, call.documents, call.model)
-    return Reply({"scores": result.scores, "order": result.order, "model": result.model.name}, result)
+    results = [{"index": int(i), "relevance_score": result.scores[i]} for i in result.order]
+    content = {"scores": result.scores, "order": result.order, "results": results, "model": result.model.name}
+    return Reply(content, result)
 
 
 async def models(gateway: Gateway) -> Reply:
     """Lists what is served."""
     facts = ("name", "task", "max_batch_size", "dimensions", "max_tokens")
     served = await gateway.upstream.models()
-    return Reply({"models": [{fact: getattr(model, fact) for fact in facts} for model in served]})
+    own = [{fact: getattr(model, fact) for fact in facts} for model in served]
+    return Reply({"models": own, "object": "list", "data": [openai.describe(model) for model in served]})
 
 
 async def health(gateway: Gateway, verbose: bool = False, partial: bool = False) -> Reply:
@@ -103,7 +115,13 @@ async def health(gateway: Gateway, verbose: bool = False, partial: bool = False)
 
 ROUTES: list[Post | Get] = [
     Post("/embed", EmbedCall, embed, Embeddings, key="texts"),
-    Post("/rerank", RerankCall, rerank, Scores, key="documents"),
+    Post(
+        "/rerank",
+        RerankCall,
+        rerank,
+        Scores,
+        fits=lambda content: not cohere.is_wide(content) and "documents" in content,
+    ),
     Get("/models", models, Models),
     Get("/health", health, Health, open=True, flags=("verbose", "partial")),
 ]

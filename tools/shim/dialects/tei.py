@@ -1,4 +1,6 @@
-"""Text Embeddings Inference: `/embed` with `inputs`, `/rerank` with `texts`, `/` for both, `/info`, `/tokenize`.
+"""Text Embeddings Inference: `/embed` with `inputs`, `/rerank` with `texts`, `/` for both, `/similarity`.
+
+Also `/tokenize` and `/info`.
 
 It has no field for a model: the first of each task answers. As with its own `--auto-truncate`, which is on unless
 told otherwise, texts are cut to the window where a call does not say.
@@ -12,9 +14,10 @@ from typing import Any, Literal, TypedDict
 
 import orjson
 
-from tools.shim.body import MAX_TEXTS, Positive, Text, Vector
+from tools.shim.body import MAX_TEXTS, Lenient, Positive, Query, Text, Vector
+from tools.shim.dialects.lengths import normalised
 from tools.shim.errors import GatewayError, bad_request
-from tools.shim.gateway import Gateway, unit_length
+from tools.shim.gateway import Gateway
 from tools.shim.routes import Get, Post, Reply
 
 Side = Literal["Left", "left", "Right", "right"]
@@ -31,7 +34,7 @@ ERROR_TYPES = {
 
 
 @dataclass(frozen=True)
-class EmbedCall:
+class EmbedCall(Lenient):
     """Texts to embed behind the prompt called `prompt_name`."""
 
     inputs: Text | list[Text]
@@ -43,11 +46,11 @@ class EmbedCall:
 
 
 @dataclass(frozen=True)
-class RerankCall:
+class RerankCall(Lenient):
     """Texts to order by how well they answer the query; raw scores are logits. `top_n` is litellm's addition."""
 
-    query: Text
-    texts: list[Text]
+    query: Query
+    texts: list[str]
     truncate: bool | None = None
     truncation_direction: Side | None = None
     raw_scores: bool = False
@@ -63,7 +66,7 @@ class Rank(TypedDict):
 
 
 @dataclass(frozen=True)
-class TokenizeCall:
+class TokenizeCall(Lenient):
     """Texts to tokenize as the model reads them, cut to its window."""
 
     inputs: Text | list[Text]
@@ -79,6 +82,31 @@ class Token(TypedDict):
     special: bool
     start: int | None
     stop: int | None
+
+
+@dataclass(frozen=True)
+class Sentences(Lenient):
+    """A text, and others to compare with it."""
+
+    source_sentence: Text
+    sentences: list[Text]
+
+
+@dataclass(frozen=True)
+class SimilarityParameters(Lenient):
+    """As of `/embed`."""
+
+    truncate: bool | None = None
+    truncation_direction: Side | None = None
+    prompt_name: str | None = None
+
+
+@dataclass(frozen=True)
+class SimilarityCall(Lenient):
+    """Texts to compare with one."""
+
+    inputs: Sentences
+    parameters: SimilarityParameters | None = None
 
 
 class Info(TypedDict):
@@ -99,21 +127,26 @@ class Info(TypedDict):
 async def embed(gateway: Gateway, call: EmbedCall) -> Reply:
     """Embeds texts."""
     check_direction(call.truncation_direction)
-    model = await gateway.upstream.model("embed", None)
-    if call.normalize is False and model.unit_length:
-        raise bad_request(
-            f"{model.name} gives embeddings of unit length only: leave normalize out or set it to true"
-        )
     result = await gateway.embed(
         as_list(call.inputs),
         prompt=call.prompt_name,
         dimensions=call.dimensions,
         truncate=call.truncate is not False,
     )
-    embeddings = result.tensors["embeddings"]
-    if call.normalize is not False and not model.unit_length:
-        embeddings = unit_length(embeddings)
-    return Reply(embeddings, result)
+    return Reply(normalised(result, call.normalize is not False, "normalize"), result)
+
+
+async def similarity(gateway: Gateway, call: SimilarityCall) -> Reply:
+    """Compares texts by the cosines of their embeddings."""
+    parameters = call.parameters or SimilarityParameters()
+    check_direction(parameters.truncation_direction)
+    result = await gateway.embed(
+        [call.inputs.source_sentence, *call.inputs.sentences],
+        prompt=parameters.prompt_name,
+        truncate=parameters.truncate is not False,
+    )
+    source, *others = normalised(result, True, "normalize")
+    return Reply([float(other @ source) for other in others], result)
 
 
 async def rerank(gateway: Gateway, call: RerankCall) -> Reply:
@@ -185,6 +218,7 @@ def error(error: GatewayError) -> tuple[int, object]:
 ROUTES: list[Post | Get] = [
     *(Post(path, EmbedCall, embed, list[Vector], key="inputs", error=error) for path in ("/embed", "/")),
     *(Post(path, RerankCall, rerank, list[Rank], key="texts", error=error) for path in ("/rerank", "/")),
+    Post("/similarity", SimilarityCall, similarity, list[float], error=error),
     Post("/tokenize", TokenizeCall, tokenize, list[list[Token]], error=error),
     Get("/info", info, Info, error=error),
 ]

@@ -1,0 +1,84 @@
+"""Write blank.json and blank.npz: what the references give for texts without a visible character.
+
+It reads the tiny checkpoints beside it and that of all-MiniLM-L6-v2. It needs torch, transformers and
+sentence-transformers, which nothing else in this repository may need. To run it:
+
+    python tests/reference/make_blank.py <checkpoint folder of all-MiniLM-L6-v2>
+
+Each text or pair is run alone, so nothing is padded, in float32 on one thread of the CPU.
+
+blank.json holds the texts, the query whose documents they are, and the packages' versions. blank.npz holds:
+    NAME             float32 [texts, dimension], of each embedding model by its name
+    NAME             float32 [documents], logits of the query with "" and with each text, of each reranker
+    binary, ubinary  int8 and uint8 [texts, 384 / 8], minilm's as sentence-transformers quantises them
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers as hf
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers.util import quantize_embeddings
+
+HERE = Path(__file__).resolve().parent
+TINY = HERE / "tiny"
+sys.path.insert(0, str(TINY))
+
+from make_tiny import BODY, LOAD, PREFIX, SUFFIX, TASK  # noqa: E402
+
+PACKAGES = ("torch", "transformers", "sentence-transformers", "tokenizers", "numpy")
+EMBEDDERS = ("bert-cls", "gemma3", "nomic-bert", "qwen3-embedding", "xlm-roberta")
+CROSS_ENCODERS = ("bert-cross-encoder", "cross-encoder")
+TEXTS = [" ", "\n\t\r\n", "\u00a0\u3000", "\0", "\u200b\u200d\ufeff", "\ue000\uf8ff", "\u0301\u0301", "\u2028"]
+QUERY = "How do plants make sugar?"
+
+
+@torch.inference_mode()
+def qwen_logits(folder: Path, documents: list[str]) -> list[float]:
+    """As the sample for transformers on the model card of Qwen3-Reranker scores pairs."""
+    model = hf.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = hf.AutoTokenizer.from_pretrained(folder)
+    yes, no = tokenizer.convert_tokens_to_ids(["yes", "no"])
+    ends = [tokenizer.encode(text, add_special_tokens=False) for text in (PREFIX, SUFFIX)]
+    logits = []
+    for document in documents:
+        ids = ends[0] + tokenizer(BODY.format(TASK, QUERY, document))["input_ids"] + ends[1]
+        last = model(torch.tensor([ids])).logits[0, -1]
+        logits.append(float(last[yes] - last[no]))
+    return logits
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write blank.json and blank.npz.")
+    parser.add_argument("checkpoint", type=Path, help="folder of the all-MiniLM-L6-v2 checkpoint")
+    checkpoint: Path = parser.parse_args().checkpoint
+    torch.set_num_threads(1)
+    arrays: dict[str, Any] = {}
+    for name, folder in {"minilm": checkpoint, **{name: TINY / name for name in EMBEDDERS}}.items():
+        model = SentenceTransformer(str(folder), **LOAD)
+        arrays[name] = np.stack([model.encode(text, batch_size=1, show_progress_bar=False) for text in TEXTS])
+    for precision in ("binary", "ubinary"):
+        arrays[precision] = quantize_embeddings(arrays["minilm"], precision=precision)
+    documents = ["", *TEXTS]
+    for name in CROSS_ENCODERS:
+        scorer = CrossEncoder(str(TINY / name), **LOAD)
+        identity = torch.nn.Identity()
+        arrays[name] = np.concatenate(
+            [scorer.predict([(QUERY, one)], activation_fn=identity) for one in documents]
+        )
+    arrays["qwen3-reranker"] = np.array(qwen_logits(TINY / "qwen3-reranker", documents), np.float32)
+    facts = {"texts": TEXTS, "query": QUERY, "versions": {name: version(name) for name in PACKAGES}}
+    (HERE / "blank.json").write_text(json.dumps(facts, indent=2) + "\n")
+    np.savez(HERE / "blank.npz", **arrays)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Cross-origin resource sharing: which pages of other hosts may call from a browser. Off unless switched on.
+
+A browser asks beforehand (the preflight, answered without a key), and hides an answer whose headers do not let the
+page's origin read it. See the Fetch standard, "HTTP-CORS protocol".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection
+from http import HTTPStatus
+
+from aiohttp import hdrs, web
+
+ANY = "*"
+
+READABLE = "X-Token-Count, X-Truncated, X-Ignored-Fields, X-Request-Id, Server-Timing, Retry-After"
+"""Headers of an answer that a page may read besides the usual ones."""
+
+SECONDS = "600"
+"""How long a browser may keep the answer to a preflight."""
+
+
+def is_preflight(request: web.Request) -> bool:
+    """Whether a browser asks beforehand."""
+    return request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers
+
+
+def preflight(request: web.Request) -> web.Response:
+    """Nothing but headers, which `allow` adds for origins that may call; without them the browser does not."""
+    if request.match_info.http_exception and request.match_info.http_exception.status == HTTPStatus.NOT_FOUND:
+        raise request.match_info.http_exception
+    return web.Response(status=HTTPStatus.NO_CONTENT)
+
+
+def allow(origins: Collection[str]) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
+    """What adds the headers for `origins`, such as `https://app.example.com`, or `*` for all, to an answer."""
+
+    async def add(request: web.Request, response: web.StreamResponse) -> None:
+        if not origins:
+            return
+        if ANY not in origins:
+            response.headers.add(hdrs.VARY, hdrs.ORIGIN)
+        origin = request.headers.get(hdrs.ORIGIN, "")
+        if ANY not in origins and origin not in origins:
+            return
+        response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = ANY if ANY in origins else origin
+        response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = READABLE
+        if is_preflight(request):
+            response.headers[hdrs.ACCESS_CONTROL_ALLOW_METHODS] = "GET, POST"
+            asked = request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS)
+            if asked:
+                response.headers[hdrs.ACCESS_CONTROL_ALLOW_HEADERS] = asked
+            response.headers[hdrs.ACCESS_CONTROL_MAX_AGE] = SECONDS
+
+    return add

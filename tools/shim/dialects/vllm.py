@@ -1,0 +1,126 @@
+"""vLLM's score: pairs of texts; its embeddings are OpenAI's and its rerank Jina's."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypedDict
+
+import numpy as np
+
+from tools.shim.body import MAX_TEXTS, Lenient, Query
+from tools.shim.dialects import openai
+from tools.shim.dialects.lengths import check_tokens
+from tools.shim.errors import bad_request, too_large
+from tools.shim.gateway import Gateway, Result
+from tools.shim.routes import Get, Post, Reply
+
+TEXT_ONLY = "this server's models read text only"
+
+
+@dataclass(frozen=True)
+class ScoreCall(Lenient):
+    """One text against one or many, or as many against as many, pair by pair; newer names are on the right.
+
+    `text_1` or `queries` or `data_1`; `text_2` or `documents` or `data_2`.
+    """
+
+    text_1: Query | list[Query] | None = None
+    text_2: str | list[str] | None = None
+    queries: Query | list[Query] | None = None
+    documents: str | list[str] | None = None
+    data_1: Query | list[Query] | None = None
+    data_2: str | list[str] | None = None
+    model: str | None = None
+    truncate_prompt_tokens: int | None = None
+    truncation_side: Annotated[Literal["right"], "texts are cut at their end only"] | None = None
+    use_activation: bool | None = None
+    activation: bool | None = None
+    softmax: bool | None = None
+    user: str | None = None
+    request_id: str | None = None
+    priority: int | None = None
+    cache_salt: str | None = None
+    mm_processor_kwargs: Annotated[None, TEXT_ONLY] = None
+
+
+class Score(TypedDict):
+    """One pair, by its place in the call."""
+
+    index: int
+    object: Literal["score"]
+    score: float
+
+
+class Scores(TypedDict):
+    """The scores in order."""
+
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    data: list[Score]
+    usage: openai.Usage
+
+
+async def score(gateway: Gateway, call: ScoreCall) -> Reply:
+    """Scores pairs."""
+    queries = either(call.text_1, call.queries, call.data_1, name="text_1")
+    documents = either(call.text_2, call.documents, call.data_2, name="text_2")
+    if len(queries) == 1:
+        queries = queries * len(documents)
+    if len(queries) != len(documents):
+        raise bad_request(
+            f"text_1 has {len(queries)} texts and text_2 {len(documents)}: send one text_1, or as many as text_2"
+        )
+    result = await score_pairs(gateway, queries, documents, call.model)
+    check_tokens(result, call.truncate_prompt_tokens, "truncate_prompt_tokens")
+    is_raw = False in (call.use_activation, call.activation, call.softmax)
+    values = result.logits if is_raw else result.scores
+    data = [{"index": i, "object": "score", "score": float(value)} for i, value in enumerate(values)]
+    usage = {"prompt_tokens": result.tokens, "total_tokens": result.tokens}
+    content = {
+        "id": f"score-{uuid.uuid4()}",
+        "object": "list",
+        "created": int(time.time()),
+        "model": result.model.name,
+        "data": data,
+        "usage": usage,
+    }
+    return Reply(content, result)
+
+
+def either(*texts: str | list[str] | None, name: str) -> list[str]:
+    """The one of `texts` that was sent, as a list; raises GatewayError 400 where none or several were."""
+    sent = [one for one in texts if one is not None]
+    if len(sent) != 1:
+        raise bad_request(
+            f"the field {name!r} is missing" if not sent else f"{name!r} is sent twice, by two names"
+        )
+    found = [sent[0]] if isinstance(sent[0], str) else sent[0]
+    if len(found) > MAX_TEXTS:
+        raise too_large(f"{name} holds {len(found)} texts: send at most {MAX_TEXTS} a call")
+    return found
+
+
+async def score_pairs(gateway: Gateway, queries: list[str], documents: list[str], model: str | None) -> Result:
+    """The results of all pairs in order, asked for query by query."""
+    places: dict[str, list[int]] = {}
+    for i, query in enumerate(queries):
+        places.setdefault(query, []).append(i)
+    results = await asyncio.gather(
+        *(gateway.rerank(query, [documents[i] for i in own], model) for query, own in places.items())
+    )
+    order = np.argsort(np.concatenate([np.array(own) for own in places.values()]))
+    tensors: dict[str, Any] = {
+        name: np.concatenate([result.tensors[name] for result in results])[order] for name in results[0].tensors
+    }
+    waited = max(result.waited for result in results)
+    return Result(results[0].model, tensors, waited, max(result.computed for result in results))
+
+
+ROUTES: list[Post | Get] = [
+    Post(path, ScoreCall, score, Scores, error=openai.error) for path in ("/v1/score", "/score")
+]
