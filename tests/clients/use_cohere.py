@@ -1,5 +1,5 @@
 import cohere
-from truth import DOCUMENTS, GATEWAY, KEY, QUERY, order, raises, same, scores
+from truth import DOCUMENTS, GATEWAY, KEY, QUERY, TEXTS, embeddings, order, raises, same, scores
 
 expected = [scores()[i] for i in order()]
 for client in (cohere.Client(api_key=KEY, base_url=GATEWAY), cohere.ClientV2(api_key=KEY, base_url=GATEWAY)):
@@ -12,3 +12,17 @@ for client in (cohere.Client(api_key=KEY, base_url=GATEWAY), cohere.ClientV2(api
 client = cohere.Client(api_key=KEY, base_url=GATEWAY)
 answer = client.rerank(model="minilm-rerank", query=QUERY, documents=DOCUMENTS, return_documents=True, top_n=1)
 assert answer.results[0].document.text == DOCUMENTS[1]
+for client in (cohere.Client(api_key=KEY, base_url=GATEWAY), cohere.ClientV2(api_key=KEY, base_url=GATEWAY)):
+    call = {
+        "model": "minilm",
+        "texts": TEXTS,
+        "input_type": "search_document",
+        "embedding_types": ["float", "int8"],
+    }
+    with raises(cohere.BadRequestError, "int8"):
+        client.embed(**call)
+    answer = client.embed(**call | {"embedding_types": ["float", "ubinary"]})
+    assert same(answer.embeddings.float_, embeddings(TEXTS))
+    assert len(answer.embeddings.ubinary[0]) == 384 / 8
+client = cohere.Client(api_key=KEY, base_url=GATEWAY)
+assert same(client.embed(model="minilm", texts=TEXTS).embeddings, embeddings(TEXTS))

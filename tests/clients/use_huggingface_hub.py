@@ -10,3 +10,6 @@ for url in (GATEWAY, f"{GATEWAY}/embed"):
     assert same(client.feature_extraction(LONG, **options).tolist(), embeddings([LONG]))
     with raises(HfHubHTTPError, "longer than the 256 tokens"):
         client.feature_extraction(LONG, truncate=False)
+similarities = InferenceClient(f"{GATEWAY}/similarity", token=KEY).sentence_similarity(TEXTS[0], TEXTS)
+expected = [sum(a * b for a, b in zip(embeddings(TEXTS[:1])[0], one, strict=True)) for one in embeddings(TEXTS)]
+assert all(abs(a - b) < 1e-5 for a, b in zip(similarities, expected, strict=True))
