@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from tokenizers import Tokenizer
-from tritonclient.grpc.model_config_pb2 import BatchInput, DataType, ModelConfig
+from tritonclient.grpc.model_config_pb2 import BatchInput, DataType, ModelConfig, ModelInstanceGroup
 from tritonclient.utils import triton_to_np_dtype
 
 from build.config import read_config
@@ -179,6 +179,8 @@ def check(repository: Path, family: str, done: set[str] | None = None) -> Iterat
     done.update(steps)
     backend = graphs[0].backend
     engine = ENGINES.get(backend)
+    if engine and graphs[0].instance_group[0].kind == ModelInstanceGroup.KIND_GPU:
+        engine, backend = None, "a GPU"
     if engine is None or (engine is OnnxRuntime and not _onnxruntime_runs(_graph(repository, graphs[0]))):
         if is_first:
             yield f"{family}: its graphs were not tried, for want of {backend} here"

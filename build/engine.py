@@ -1,8 +1,9 @@
 """Compiles the graphs of a family built for TensorRT: `python -m build.engine ENSEMBLE ...`.
 
 Runs where the plans are going to be served: in NVIDIA's tritonserver image, on the GPU. Every `model.onnx`
-becomes `model.plan` beside it, strongly typed (the precision is the graph's own), with one optimisation profile
-that covers whatever Triton may batch, and a stamp (see `build.plan`). A plan whose stamp still fits is left alone.
+becomes `model.plan` beside it, strongly typed (the precision is the graph's own), with optimisation profiles for
+small batches up to the largest that Triton may make, and a stamp (see `build.plan`). A plan whose stamp still fits
+is left alone.
 
 `--quantize` first quantises the encoder's linear layers with NVIDIA ModelOpt, calibrated on texts of your own.
 Where the GPU or ModelOpt cannot, the plan is built in the graph's own precision, and a printed line says so.
@@ -30,13 +31,11 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from build.config import read_config
 from build.errors import BuildError
 from build.graphs.ragged import WIDEST
-from build.plan import GRAPH, Machine, PlannedModel, Stamp, mismatch, planned_models
+from build.plan import GRAPH, Machine, PlannedModel, Stamp, mismatch, planned_models, tensorrt_module
+from build.target import token_limits
 
 ROOT = Path(__file__).parent.parent
 CACHE = ROOT / ".cache"
-
-USUAL_TOKENS = 4096
-"""Tokens in the batch that kernels are chosen for."""
 
 QUANTIZATIONS = {"fp8": (8, 9), "nvfp4": (10, 0)}
 """Quantisation -> the lowest compute capability that multiplies in it."""
@@ -54,20 +53,27 @@ class NotQuantizedError(Exception):
 
 @dataclass(frozen=True)
 class Profile:
-    """How much may come in one batch."""
+    """How much may come in one batch, at most; kernels are chosen for that much."""
 
     tokens: int
-    """In a usual batch: what kernels are tuned for. The most is `texts * longest`, as Triton counts texts only."""
+    """In the whole batch."""
     texts: int
-    """At most."""
     longest: int
     """Tokens of the longest text."""
 
     @classmethod
-    def of(cls, model: ModelConfig, tokenizer: ModelConfig) -> Profile:
-        """The profile of one model of a family, whose tokenizer cuts texts to its `max_tokens`."""
+    def all_of(cls, model: ModelConfig, tokenizer: ModelConfig) -> list[Profile]:
+        """The profiles of one model of a family, whose tokenizer cuts texts to its `max_tokens`.
+
+        Triton takes the one whose kernels are for the number of tokens nearest to the batch's, of those that have
+        room for it. It does not look at `lengths` and `widest`, so each profile has room for as many and as long
+        texts as its tokens can make.
+        """
         texts, longest = model.max_batch_size, int(tokenizer.parameters["max_tokens"].string_value)
-        return cls(min(USUAL_TOKENS, texts * longest), texts, longest)
+        return [
+            cls(tokens, min(texts, tokens), min(longest, tokens))
+            for tokens in token_limits(texts, longest)[-(len(model.instance_group[0].profile) or 1) :]
+        ]
 
     def shapes(self, inputs: Mapping[str, Shape], hidden_size: int) -> dict[str, tuple[Shape, Shape, Shape]]:
         """Name -> (smallest, usual, largest) shape of every input of a graph.
@@ -76,10 +82,9 @@ class Profile:
         `last_hidden_state` [T * hidden_size], any other [B, ...].
         """
         usual_width = max(1, self.tokens // self.texts)
-        largest = self.texts * self.longest
         sizes = {
-            "input_ids": (1, self.tokens, largest),
-            "last_hidden_state": tuple(hidden_size * slots for slots in (1, self.tokens, largest)),
+            "input_ids": (1, self.tokens, self.tokens),
+            "last_hidden_state": (hidden_size, hidden_size * self.tokens, hidden_size * self.tokens),
             WIDEST: (1, usual_width, self.longest),
         }
         shapes = {}
@@ -92,7 +97,7 @@ class Profile:
 class CalibrationTexts:
     """Texts as an encoder gets them, in the order ModelOpt asks: what its CalibrationDataReader does.
 
-    Every batch is `input_ids` INT32 [T], `lengths` INT32 [B] and `widest` INT32 [S], T at most a usual batch's
+    Every batch is `input_ids` INT32 [T], `lengths` INT32 [B] and `widest` INT32 [S], T at most the profile's
     tokens unless one text has more.
     """
 
@@ -151,11 +156,11 @@ def unsupported(quantization: str, machine: Machine) -> str | None:
 def tensorrt() -> Any:
     """TensorRT's Python module; raises BuildError when it is not installed."""
     try:
-        return importlib.import_module("tensorrt")
+        return tensorrt_module()
     except ImportError as error:
         raise BuildError(
-            f"TensorRT's Python package cannot be imported ({error}): build plans in NVIDIA's tritonserver image, "
-            "and where that lacks the package install the version that its TRT_VERSION names"
+            f"TensorRT's Python package cannot be imported ({error}): build plans in the image that serves them, "
+            "or install tensorrt-cu13-bindings of the version that its TRT_VERSION names"
         ) from None
 
 
@@ -180,7 +185,7 @@ def calibration_ids(file: Path, tokenizer: Path, profile: Profile) -> list[list[
 
 
 def compile_graph(
-    trt: Any, graph: Path, profile: Profile, hidden_size: int, workspace: int, timings: Path
+    trt: Any, graph: Path, profiles: Sequence[Profile], hidden_size: int, workspace: int, timings: Path
 ) -> memoryview:
     """The plan of one graph; `trt` is TensorRT's Python module, `workspace` in bytes.
 
@@ -204,10 +209,11 @@ def compile_graph(
         # Of another driver, say: TensorRT checks that itself.
         config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
-    limits = builder.create_optimization_profile()
-    for name, shapes in profile.shapes({t.name: tuple(t.shape) for t in inputs}, hidden_size).items():
-        limits.set_shape(name, *shapes)
-    config.add_optimization_profile(limits)
+    for profile in profiles:
+        limits = builder.create_optimization_profile()
+        for name, shapes in profile.shapes({t.name: tuple(t.shape) for t in inputs}, hidden_size).items():
+            limits.set_shape(name, *shapes)
+        config.add_optimization_profile(limits)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise BuildError(f"TensorRT {trt.__version__} cannot build {graph}: {log.errors()}")
@@ -293,19 +299,20 @@ def build_plan(
 ) -> str:
     """Writes the plan of one model and its stamp; returns the quantisation that it has in the end."""
     trt = tensorrt()
-    profile = Profile.of(model.config, tokenizer)
+    profiles = Profile.all_of(model.config, tokenizer)
     hidden_size = next((t.dims[-1] for t in model.config.input if t.name == "last_hidden_state"), 1)
     timings = timing_cache(CACHE, machine)
 
     def compiled(graph: Path) -> memoryview:
-        return compile_graph(trt, graph, profile, hidden_size, options.workspace << 30, timings)
+        return compile_graph(trt, graph, profiles, hidden_size, options.workspace << 30, timings)
 
     graph = model.version / GRAPH
     if quantization == "none":
         plan = compiled(graph)
     else:
         tokens = model.version.parent.parent / tokenizer.name / "1" / "tokenizer.json"
-        texts = CalibrationTexts(calibration_ids(options.calibration, tokens, profile), profile)
+        usual = profiles[len(profiles) // 2]
+        texts = CalibrationTexts(calibration_ids(options.calibration, tokens, usual), usual)
         try:
             with quantized(graph, quantization, texts) as smaller:
                 plan = compiled(smaller)

@@ -158,8 +158,8 @@ def models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> list[
             f"{max_tokens} tokens were asked for, but {checkpoint.folder} takes 1 to {checkpoint.max_tokens}"
         )
     texts = entry.batching.texts
-    if target.feed.needs_width:
-        # An engine of fixed size has room for as many texts as may all be of the longest kind.
+    if target.feed.backend != "python":
+        # Triton counts texts, and all of them may be as long as the longest or take its width in attention.
         texts = min(texts, max(1, entry.batching.tokens // max_tokens))
     ids = 1 + max(checkpoint.tokenizer.get_vocab().values())
     family = repository.Family(entry.name, target, checkpoint.hidden_size, max_tokens, ids, texts, _facts(entry))

@@ -12,8 +12,10 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
@@ -29,6 +31,9 @@ IMAGE_DIGEST = "TRITON_IMAGE_DIGEST"
 
 VERSION_VARIABLES = ("TRT_VERSION", "TENSORRT_VERSION")
 """Environment variables by which NVIDIA's images tell their TensorRT; the first is what their containers set."""
+
+MODULES = ("tensorrt", "tensorrt_bindings")
+"""TensorRT's Python package whole, and without the libraries that NVIDIA's images have."""
 
 UNKNOWN = "unknown"
 
@@ -157,6 +162,14 @@ def mismatch(version: Path, machine: Machine) -> str | None:
     return None
 
 
+def tensorrt_module() -> Any:
+    """TensorRT's Python module; raises ImportError when it is not installed."""
+    for name in MODULES[:-1]:
+        with suppress(ImportError):
+            return importlib.import_module(name)
+    return importlib.import_module(MODULES[-1])
+
+
 def _gpu() -> tuple[str, str]:
     command = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
     try:
@@ -178,7 +191,7 @@ def _gpu() -> tuple[str, str]:
 
 def _tensorrt_version() -> str:
     try:
-        return str(importlib.import_module("tensorrt").__version__)
+        return str(tensorrt_module().__version__)
     except ImportError:
         for variable in VERSION_VARIABLES:
             if version := os.environ.get(variable):

@@ -28,7 +28,7 @@ from tritonclient.grpc.model_config_pb2 import (
 )
 
 from build.graphs.ragged import WIDEST
-from build.target import Target
+from build.target import Target, token_limits
 
 TOKEN_BUDGET = 512
 """Tokens in one engine call: larger calls gain nothing on a CPU and leave less to share among its cores."""
@@ -262,7 +262,7 @@ def _graph_model(
 ) -> ModelConfig:
     """A model of `model.onnx`; precision and threads are what `onnx_runner.py` computes it with."""
     runtime = family.target.feed
-    config = _model(family, step, runtime.backend, inputs, outputs, runtime.kind)
+    config = _model(family, step, runtime.backend, inputs, outputs, family.target.kind)
     if runtime.backend == "python":
         _add_parameters(config, {"precision": precision, "threads": threads, "token_budget": str(TOKEN_BUDGET)})
         if step == "encoder":
@@ -279,6 +279,8 @@ def _graph_model(
             tensor.allow_ragged_batch = False
     if runtime.needs_width:
         _add_batch_input(config, BatchInput.BATCH_MAX_ELEMENT_COUNT_AS_SHAPE, WIDEST)
+        profiles = token_limits(family.max_batch_size, family.max_tokens)
+        config.instance_group[0].profile.extend(map(str, range(len(profiles))))
     for name, (texts, tokens) in WARM_UP.items():
         _add_warm_up(config, name, min(texts, family.max_batch_size), min(tokens, family.max_tokens))
     return config

@@ -25,6 +25,8 @@ class Runtime:
     """Requests of any lengths are merged end to end; if not, only those of one length, as rows."""
     precisions: tuple[str, ...] = ("fp32", "bf16", "fp16")
     """What it computes in."""
+    gpu_precisions: tuple[str, ...] = ()
+    """What it computes in on a GPU only, where that is asked for by name."""
     needs_width: bool = False
     """Shapes cannot follow from values, so the width of rows comes as the shape of an input of its own."""
     masks: str = "boolean"
@@ -36,27 +38,39 @@ class Runtime:
 
 RUNTIMES = {
     "python": Runtime("python", "model.onnx", ModelInstanceGroup.KIND_CPU),
-    # On a CPU it has no bf16 arithmetic. On a GPU a mask rules its flash attention out.
+    # On a CPU it has no bf16 arithmetic; on a GPU a mask rules its flash attention out.
     "onnxruntime": Runtime(
         "onnxruntime",
         "model.onnx",
         ModelInstanceGroup.KIND_AUTO,
         precisions=("fp32", "fp16"),
+        gpu_precisions=("bf16",),
         masks="counts",
     ),
     # Its backend knows no batch_input.
     "openvino": Runtime("openvino", "model.onnx", ModelInstanceGroup.KIND_CPU, ragged=False),
-    # Its parser refuses a word on the softmax, and TensorRT-RTX 1.7 cannot compile every boolean mask.
+    # Its attention has no kernel for fp32 and takes no word on the softmax; TensorRT-RTX 1.7 cannot compile every
+    # boolean mask.
     "tensorrt": Runtime(
         "tensorrt",
         "model.plan",
         ModelInstanceGroup.KIND_GPU,
+        precisions=("bf16", "fp16"),
         needs_width=True,
         masks="additive",
         softmax_precision=None,
     ),
 }
 """`python` is OpenVINO too, run by the step `onnx_runner.py` with ragged batches."""
+
+TOKEN_LIMITS = (512, 2048, 8192)
+"""Tokens in a batch for which an engine of fixed size keeps kernels, beside the largest batch."""
+
+
+def token_limits(texts: int, longest: int) -> list[int]:
+    """Tokens that each optimisation profile has room for, the last of them for the largest batch."""
+    return [*(limit for limit in TOKEN_LIMITS if limit < texts * longest), texts * longest]
+
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 
@@ -73,10 +87,17 @@ class Target:
     @classmethod
     def of(cls, runtime: str, precision: str | None, allowed: Sequence[str], name: str) -> Target:
         """The runtime with `precision`, or the first `allowed` one that it has; BuildError where it cannot."""
-        both = [one for one in allowed if one in RUNTIMES[runtime].precisions]
+        feed = RUNTIMES[runtime]
+        both = [one for one in allowed if one in (*feed.precisions, *feed.gpu_precisions)]
         if precision is not None and precision not in both:
             raise BuildError(f"{name} cannot be built for {runtime} in {precision}: choose {' or '.join(both)}")
-        return cls(runtime, precision or both[0])
+        return cls(runtime, precision or next(one for one in both if one in feed.precisions))
+
+    @property
+    def kind(self) -> int:
+        """Where its instances run, a `ModelInstanceGroup.Kind`."""
+        on_gpu = self.precision in self.feed.gpu_precisions
+        return int(ModelInstanceGroup.KIND_GPU) if on_gpu else self.feed.kind
 
     @property
     def feed(self) -> Runtime:

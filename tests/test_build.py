@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -20,7 +21,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from build import catalog, family
 from build import make as command
-from build.catalog import CatalogEntry
+from build.catalog import Batching, CatalogEntry
 from build.checkpoint import Checkpoint
 from build.errors import BuildError
 from build.files import sha256
@@ -266,6 +267,18 @@ def test_graphs_are_plain_onnx() -> None:
     for path in REPOSITORY.glob("*/1/model.onnx"):
         model = onnx.load(path, load_external_data=False)
         assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 23)]
+
+
+@pytest.mark.parametrize(
+    ("runtime", "texts"), [("python", 64), ("onnxruntime", 4), ("openvino", 4), ("tensorrt", 4)]
+)
+def test_batches_are_bounded_by_texts_as_wide_as_the_longest(runtime: str, texts: int) -> None:
+    """Triton's own backends take whatever is merged at once; ours cuts it into micro-batches."""
+    entry = replace(describe(TINY / "bert-cls", "bert-cls"), batching=Batching(texts=64, tokens=256))
+    models = family.models(entry, Checkpoint(TINY / "bert-cls"), Target(runtime, "fp32"))
+    assert {model.config.max_batch_size for model in models if model.config.backend == runtime} <= {texts}
+    (encoder,) = (model.config for model in models if model.config.name == "bert-cls-encoder")
+    assert encoder.max_batch_size == texts
 
 
 def test_memory_follows_the_largest_tensor(tmp_path: Path) -> None:

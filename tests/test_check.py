@@ -18,8 +18,10 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantiz
 from test_adoption import EXPORTED, answer, build, checkpoint, edit_onnx, graph_of, set_dim
 from test_exported import refused
 from test_families import expected
+from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
 
 from build import check, make
+from build.config import read_config
 
 AGAIN = "take another graph of the model, exported with dynamic axes for batch and sequence"
 
@@ -151,6 +153,20 @@ def test_an_engine_that_is_not_here_is_named(tmp_path: Path, capsys: pytest.Capt
     assert "bert-cls: its graphs were not tried, for want of tensorrt here\n" in capsys.readouterr().out
 
 
+def test_bf16_in_onnxruntime_is_for_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Asked for by name, and then no Triton without a GPU loads it; by default a CPU can run what is built."""
+    options = ["--runtime", "onnxruntime", "--repository", str(tmp_path)]
+    for asked, kind in (
+        ([], ModelInstanceGroup.KIND_AUTO),
+        (["--precision", "bf16"], ModelInstanceGroup.KIND_GPU),
+    ):
+        assert make.main([str(TINY / "bert-cls"), *options, *asked]) == 0
+        for step in ("encoder", "pooling"):
+            assert read_config(tmp_path, f"bert-cls-{step}").instance_group[0].kind == kind
+        note = "bert-cls: its graphs were not tried, for want of a GPU here"
+        assert (note in capsys.readouterr().out) == bool(asked)
+
+
 def test_what_is_not_tried_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -193,7 +209,7 @@ def test_the_command_checks_what_is_there(tmp_path: Path) -> None:
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
     assert (checked("bert-cls").returncode, checked("bert-cls").stdout) == (0, "")
-    assert checked("none").stderr == f"there is no model none in {tmp_path}\n"
+    assert checked("none").stderr.startswith(f"no model 'none' in {tmp_path}: ")
     graph = tmp_path / "bert-cls-encoder" / "1" / "model.onnx"
     graph.write_bytes(graph.read_bytes()[:5000])
     # Before it, the engine writes what it thinks.

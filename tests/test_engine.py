@@ -15,6 +15,7 @@ import onnx
 import pytest
 import tensorrt_rtx_bindings
 from conftest import ROOT, TINY
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from build import engine, make
 from build.config import read_config
@@ -71,13 +72,31 @@ def hopper(gpus: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_shapes_cover_what_triton_may_batch() -> None:
     inputs = {"input_ids": (-1,), "lengths": (-1,), "widest": (-1,), "last_hidden_state": (-1,), "scores": (-1, 3)}
-    assert Profile(tokens=512, texts=64, longest=100).shapes(inputs, hidden_size=10) == {
-        "input_ids": ((1,), (512,), (6400,)),
+    assert Profile(tokens=6400, texts=64, longest=200).shapes(inputs, hidden_size=10) == {
+        "input_ids": ((1,), (6400,), (6400,)),
         "lengths": ((1,), (64,), (64,)),
-        "widest": ((1,), (8,), (100,)),
-        "last_hidden_state": ((10,), (5120,), (64000,)),
+        "widest": ((1,), (100,), (200,)),
+        "last_hidden_state": ((10,), (64000,), (64000,)),
         "scores": ((1, 3), (64, 3), (64, 3)),
     }
+
+
+def test_every_batch_has_a_profile_with_room_for_it() -> None:
+    """By Triton's rule: of those whose tokens are enough, the one for the nearest number of tokens."""
+    model = ModelConfig(max_batch_size=16)
+    model.instance_group.add(profile=["0", "1", "2", "3"])
+    tokenizer = ModelConfig()
+    tokenizer.parameters["max_tokens"].string_value = "8192"
+    profiles = Profile.all_of(model, tokenizer)
+    assert [profile.tokens for profile in profiles] == [512, 2048, 8192, 131072]
+    for lengths in ([1], [512], [32] * 16, [2047, 1], [3000], [8192], [1] * 15 + [8192], [8192] * 16):
+        fitting = [profile for profile in profiles if sum(lengths) <= profile.tokens]
+        taken = min(fitting, key=lambda profile: abs(profile.tokens - sum(lengths)))
+        assert len(lengths) <= taken.texts
+        assert max(lengths) <= taken.longest
+    # A head without ragged inputs, whose shapes do not vary with tokens.
+    del model.instance_group[0].profile[:]
+    assert [profile.texts for profile in Profile.all_of(model, tokenizer)] == [16]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -86,7 +105,9 @@ def test_every_input_has_its_limits(repository: Path, name: str) -> None:
     assert models[0].config.name == f"{name}-encoder"
     tokenizer = read_config(repository, f"{name}-tokenizer")
     for model in models:
-        profile = Profile.of(model.config, tokenizer)
+        profiles = Profile.all_of(model.config, tokenizer)
+        assert len(profiles) == len(model.config.instance_group[0].profile)
+        profile = profiles[-1]
         assert profile.texts == model.config.max_batch_size
         assert str(profile.longest) == tokenizer.parameters["max_tokens"].string_value
         graph = onnx.load(model.version / "model.onnx", load_external_data=False).graph
@@ -317,10 +338,10 @@ def test_no_calibration_texts(tmp_path: Path) -> None:
 def test_graphs_compile(repository: Path, tmp_path: Path, name: str) -> None:
     """By TensorRT-RTX, which has the same parser and builder interface and compiles without a GPU."""
     for model in planned_models(repository, name):
-        profile = Profile.of(model.config, read_config(repository, f"{name}-tokenizer"))
+        profiles = Profile.all_of(model.config, read_config(repository, f"{name}-tokenizer"))
         hidden_size = json.loads((TINY / name / "config.json").read_text())["hidden_size"]
         graph, timings = model.version / "model.onnx", tmp_path / "timings"
-        compiled = compile_graph(tensorrt_rtx_bindings, graph, profile, hidden_size, 1 << 30, timings)
+        compiled = compile_graph(tensorrt_rtx_bindings, graph, profiles, hidden_size, 1 << 30, timings)
         assert len(compiled) > 100_000
 
 
@@ -328,4 +349,4 @@ def test_graphs_compile(repository: Path, tmp_path: Path, name: str) -> None:
 def test_a_graph_that_tensorrt_cannot_read(tmp_path: Path) -> None:
     graph = ROOT / "model_repository" / "minilm-encoder" / "1" / "model.onnx"
     with pytest.raises(BuildError, match=r"TensorRT .* cannot read .*model.onnx: NonZero NonZero_\d+: "):
-        compile_graph(tensorrt_rtx_bindings, graph, Profile(1, 1, 1), 1, 1 << 30, tmp_path / "t")
+        compile_graph(tensorrt_rtx_bindings, graph, [Profile(1, 1, 1)], 1, 1 << 30, tmp_path / "t")

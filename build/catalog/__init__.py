@@ -54,8 +54,8 @@ class Batching:
 
     texts: int = 64
     """In one batch."""
-    tokens: int = 16384
-    """In one batch, which is what an engine of fixed size is built for."""
+    tokens: int = 65536
+    """In one batch of the C++ backends, every text as wide as the longest may be: bounds what a GPU needs."""
 
 
 @dataclass(frozen=True)
