@@ -233,7 +233,7 @@ def embedding_models(entry: CatalogEntry, checkpoint: Checkpoint, family: Family
         raise BuildError(
             f"{dimensions} dimensions were asked for, but {checkpoint.folder} gives 1 to {pooling.width}"
         )
-    head = replace(family.target, precision="fp32")
+    head = family.target.head
     facts = {"pooling": pooling.mode, "unit_length": "true" if pooling.normalise else "false"}
     family = replace(family, facts={**family.facts, **facts})
     ensembles = [Model(repository.embed_ensemble(family, dimensions))]
@@ -265,7 +265,7 @@ def reranking_models(checkpoint: Checkpoint, family: Family, encoder: Model) -> 
         config = repository.pair_tokenizer(family, checkpoint.segment_offset)
     else:
         config = repository.template_tokenizer(family, template)
-    head = replace(family.target, precision="fp32")
+    head = family.target.head
     return [
         Model(repository.rerank_ensemble(family, template is not None)),
         tokenizer(config, checkpoint),

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import (
+    TYPE_BF16,
     TYPE_BOOL,
+    TYPE_FP16,
     TYPE_FP32,
     TYPE_INT32,
     TYPE_STRING,
@@ -308,7 +310,8 @@ def _model(
 
 
 def _states(family: Family) -> Tensor:
-    return Tensor("last_hidden_state", TYPE_FP32, (-1, family.hidden_size), ragged=True)
+    types = {"fp32": TYPE_FP32, "fp16": TYPE_FP16, "bf16": TYPE_BF16}
+    return Tensor("last_hidden_state", types[family.target.states], (-1, family.hidden_size), ragged=True)
 
 
 def _add_parameters(config: ModelConfig, parameters: Mapping[str, str]) -> None:

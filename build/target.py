@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onnx import TensorProto
 from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
@@ -32,6 +32,8 @@ class Runtime:
     masks: str = "boolean"
     """How attention is told which keys a query sees. `boolean`: always by a mask. `additive`: causal ones by
     `is_causal`, others by what is added to the scores. `counts`: by `is_causal`, the number of keys, or a mask."""
+    narrow_states: bool = False
+    """Hidden states pass from encoder to head in the encoder's precision; if not, in fp32."""
     softmax_precision: int | None = TensorProto.FLOAT
     """What attention's softmax is taken in; None where the runtime takes no word on it."""
 
@@ -45,6 +47,7 @@ RUNTIMES = {
         ModelInstanceGroup.KIND_AUTO,
         precisions=("fp32", "fp16"),
         gpu_precisions=("bf16",),
+        narrow_states=True,
         masks="counts",
     ),
     # Its backend knows no batch_input.
@@ -57,6 +60,7 @@ RUNTIMES = {
         ModelInstanceGroup.KIND_GPU,
         precisions=("bf16", "fp16"),
         needs_width=True,
+        narrow_states=True,
         masks="additive",
         softmax_precision=None,
     ),
@@ -83,6 +87,8 @@ class Target:
     """One of RUNTIMES."""
     precision: str = "fp32"
     """One of PRECISIONS: the encoder's arithmetic; heads are small and stay in fp32."""
+    encoder: str | None = None
+    """The precision of the encoder before a head."""
 
     @classmethod
     def of(cls, runtime: str, precision: str | None, allowed: Sequence[str], name: str) -> Target:
@@ -94,9 +100,19 @@ class Target:
         return cls(runtime, precision or next(one for one in both if one in feed.precisions))
 
     @property
+    def head(self) -> Target:
+        """What the head behind an encoder of this target is built for."""
+        return replace(self, precision="fp32", encoder=self.precision)
+
+    @property
+    def states(self) -> str:
+        """The precision in which hidden states pass from encoder to head."""
+        return (self.encoder or self.precision) if self.feed.narrow_states else "fp32"
+
+    @property
     def kind(self) -> int:
         """Where its instances run, a `ModelInstanceGroup.Kind`."""
-        on_gpu = self.precision in self.feed.gpu_precisions
+        on_gpu = (self.encoder or self.precision) in self.feed.gpu_precisions
         return int(ModelInstanceGroup.KIND_GPU) if on_gpu else self.feed.kind
 
     @property

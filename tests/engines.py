@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
@@ -40,7 +41,23 @@ class OpenVino:
         self._compiled = openvino.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": precision})
 
     def __call__(self, **inputs: Array) -> dict[str, Array]:
-        return {name: np.array(value) for output, value in self._compiled(inputs).items() for name in output.names}
+        request = self._compiled.create_infer_request()
+        for name, array in inputs.items():
+            request.set_tensor(name, _tensor(np.ascontiguousarray(array)))
+        request.infer()
+        found = {name: request.get_tensor(name) for output in self._compiled.outputs for name in output.names}
+        return {name: _array(tensor) for name, tensor in found.items()}
+
+
+def _tensor(array: Array) -> openvino.Tensor:
+    if array.dtype == ml_dtypes.bfloat16:  # which its bindings know by name only
+        return openvino.Tensor(array.view(np.uint16), array.shape, openvino.Type.bf16)
+    return openvino.Tensor(array)
+
+
+def _array(tensor: openvino.Tensor) -> Array:
+    is_bf16 = tensor.element_type == openvino.Type.bf16
+    return np.array(tensor.data).view(ml_dtypes.bfloat16) if is_bf16 else np.array(tensor.data)
 
 
 def token_ids(name: str) -> list[list[int]]:

@@ -17,7 +17,7 @@ import onnx
 import pytest
 from conftest import ROOT, TINY
 from google.protobuf import text_format
-from tritonclient.grpc.model_config_pb2 import ModelConfig
+from tritonclient.grpc.model_config_pb2 import TYPE_BF16, TYPE_FP32, ModelConfig
 
 from build import catalog, family
 from build import make as command
@@ -279,6 +279,20 @@ def test_batches_are_bounded_by_texts_as_wide_as_the_longest(runtime: str, texts
     assert {model.config.max_batch_size for model in models if model.config.backend == runtime} <= {texts}
     (encoder,) = (model.config for model in models if model.config.name == "bert-cls-encoder")
     assert encoder.max_batch_size == texts
+
+
+@pytest.mark.parametrize(
+    ("runtime", "tensor"), [("python", TYPE_FP32), ("onnxruntime", TYPE_BF16), ("tensorrt", TYPE_BF16)]
+)
+@pytest.mark.parametrize("name", ["bert-cls", "cross-encoder"])
+def test_hidden_states_pass_in_the_precision_of_the_encoder(name: str, runtime: str, tensor: int) -> None:
+    """Where the runtime carries it; what callers get is FP32."""
+    parts = family.models(describe(TINY / name, name), Checkpoint(TINY / name), Target(runtime, "bf16"))
+    configs = {part.config.name.rpartition("-")[2]: part.config for part in parts if part.write_graph}
+    head = configs["pooling" if name == "bert-cls" else "scoring"]
+    assert [output.data_type for output in configs["encoder"].output] == [tensor]
+    assert [given.data_type for given in head.input if given.name == "last_hidden_state"] == [tensor]
+    assert {output.data_type for output in head.output} == {TYPE_FP32}
 
 
 def test_memory_follows_the_largest_tensor(tmp_path: Path) -> None:

@@ -49,13 +49,13 @@ def graphs(name: str, target: Target, folder: Path) -> dict[str, Path]:
     return paths
 
 
-def answers(runtime: str, encoder: Engine, head: Engine, batch: list[Array]) -> dict[str, Array]:
+def answers(target: Target, encoder: Engine, head: Engine, batch: list[Array]) -> dict[str, Array]:
     """One batch through encoder and head, every output for all of its texts."""
-    results = []
+    results, runtime = [], target.runtime
     for feed in feeds(runtime, batch):
         states = encoder(**feed)["last_hidden_state"]
         ids = feed["input_ids"]
-        assert states.dtype == np.float32
+        assert states.dtype == DTYPES[target.states]
         assert states.shape == (*ids.shape, 48)
         assert not states[ids < 0].any()
         results.append(head(last_hidden_state=states_fed(runtime, states), **feed))
@@ -71,7 +71,7 @@ def test_graphs_give_what_the_reference_gives(
     encoder, head = engine(paths["encoder"]), engine(paths["pooling" if name in EMBEDDERS else "scoring"])
     expected = np.load(TINY / name / "expected.npz")
     for texts, batch in requests(token_ids(name)):
-        answer = answers(runtime, encoder, head, batch)
+        answer = answers(Target(runtime, precision), encoder, head, batch)
         if name in EMBEDDERS:
             assert cosines(answer["embeddings"], expected["embeddings"][texts]).min() >= COSINE[precision]
         else:
@@ -94,9 +94,9 @@ def test_a_text_has_the_same_bits_alone_and_in_any_batch(
     # Heads always compute in FP32.
     head = type(encoder)(paths["pooling" if name in EMBEDDERS else "scoring"])
     rows = [np.array([ids], np.int32) for ids in token_ids(name)]
-    alone = [answers(runtime, encoder, head, [row]) for row in rows]
+    alone = [answers(Target(runtime, precision), encoder, head, [row]) for row in rows]
     for texts, batch in requests([row[0].tolist() for row in rows]):
-        for output, values in answers(runtime, encoder, head, batch).items():
+        for output, values in answers(Target(runtime, precision), encoder, head, batch).items():
             np.testing.assert_array_equal(values, np.concatenate([alone[i][output] for i in texts]))
 
 

@@ -45,12 +45,13 @@ class OnnxGraph:
 
     `feed` says how the target's runtime hands batches over. The precision is in the graph, by type: weights and
     arithmetic are of `dtype`, but for what is summed over many values (norms, softmax), which is of FP32 between
-    `widen` and `narrow`.
+    `widen` and `narrow`. Hidden states pass between graphs as `states`, a `TensorProto` data type.
     """
 
     def __init__(self, name: str, path: Path, target: Target) -> None:
         self.feed = target.feed
         self.dtype = DTYPES[target.precision]
+        self.states = helper.np_dtype_to_tensor_dtype(DTYPES[target.states])
         self._name = name
         self._path = path
         self._nodes: list[onnx.NodeProto] = []

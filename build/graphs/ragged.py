@@ -78,7 +78,9 @@ def state_inputs(g: OnnxGraph, hidden_size: int) -> tuple[str, str, str]:
     Triton hands every ragged input over flat, so `last_hidden_state` arrives as [T * H] and is reshaped here.
     """
     shape: list[int | str] = ["slots * hidden"] if g.feed.ragged else ["batch", "width", hidden_size]
-    states = g.input("last_hidden_state", TensorProto.FLOAT, shape)
+    states = g.input("last_hidden_state", g.states, shape)
+    if g.states != TensorProto.FLOAT:
+        states = g.op("Cast", states, to=TensorProto.FLOAT)
     input_ids, lengths = ragged_inputs(g)
     return g.op("Reshape", states, g.constant([-1, hidden_size], np.int64)), input_ids, lengths
 
@@ -165,12 +167,14 @@ def _places(g: OnnxGraph, input_ids: str, lengths: str) -> tuple[str, str]:
 
 
 def last_hidden_state(g: OnnxGraph, packed: str, r: Ragged, hidden_size: int) -> None:
-    """Declares the encoder's output FP32 [T, H]: every token back in its slot, zeros in slots that hold none."""
+    """Declares the encoder's output `g.states` [T, H]: every token back in its slot, zeros in the others."""
     slots = packed if r.token_of_slot is None else g.op("Gather", packed, r.token_of_slot)
     real = g.op("Unsqueeze", r.real_slots, g.constant([1], np.int64))
-    states = g.widen(g.op("Where", real, slots, g.scalar(0)))
+    states = g.op("Where", real, slots, g.scalar(0))
+    if g.states == TensorProto.FLOAT:
+        states = g.widen(states)
     shape: list[int | str] = ["slots", hidden_size]
     if not g.feed.ragged:
         rows = g.op("Concat", g.op("Shape", "input_ids"), g.constant([hidden_size], np.int64), axis=0)
         states, shape = g.op("Reshape", states, rows), ["batch", "width", hidden_size]
-    g.output("last_hidden_state", states, TensorProto.FLOAT, shape)
+    g.output("last_hidden_state", states, g.states, shape)
