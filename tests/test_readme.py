@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 
@@ -43,9 +44,15 @@ def test_python_example(stack: Stack) -> None:
 def test_clients_are_of_the_versions_that_are_tested() -> None:
     lock = (ROOT / "clients.lock").read_text()
     (table,) = re.findall(r"\| clients tested \|\n(.*?)\n\n", README, re.DOTALL)
-    versions = re.findall(r"([a-z][a-z-]+) (\d[\d.]+)", table)
-    assert len(versions) == 11
-    assert all(f"{name}=={version} " in lock for name, version in versions), versions
+    cells = [cell.partition("JavaScript: ") for cell in table.split("|")]
+    python = re.findall(r"([a-z][a-z-]+) (\d[\d.]+)", " ".join(cell[0] for cell in cells))
+    assert len(python) == 12
+    assert all(f"{name}=={version} " in lock for name, version in python), python
+    package = json.loads((ROOT / "tests" / "clients" / "npm" / "package.json").read_text())
+    javascript = re.findall(r"([@a-z][@a-z/-]+) (\d[\d.]+)", " ".join(cell[2] for cell in cells))
+    assert dict(javascript).items() <= package["dependencies"].items()
+    # The others are what these are made for.
+    assert package["dependencies"].keys() - dict(javascript) == {"@langchain/core", "chromadb", "cohere-ai-7"}
 
 
 def test_commands_and_links_exist() -> None:
