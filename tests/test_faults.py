@@ -356,6 +356,7 @@ def test_shared_memory_runs_out(tmp_path: Path) -> None:
         answer = call(stack, [f"{LONG}{i}" for i in range(100)])
         assert kind(answer) == (502, "upstream")
         assert "Failed to increase the shared memory pool" in answer.json()["error"]
+        assert "triton-embeddings" not in answer.json()["error"]  # the name of a segment
         assert (stack.embed(["before"]) == before).all()
         assert stack.get("embed", "/health").status == 200
     finally:
@@ -590,7 +591,15 @@ def test_a_short_soak(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(done.stdout)
-    assert {call.split()[0] for call in report["calls"]} >= {"short", "large", "rerank", "bad"}
+    assert {call.split()[0] for call in report["calls"]} >= {
+        "short",
+        "large",
+        "rerank",
+        "bad",
+        "long",
+        "query",
+        "no key",
+    }
 
 
 def test_two_servers_on_the_same_ports(stack: Stack, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -317,3 +318,22 @@ def test_a_long_query_beside_many_documents(own_gateway: Split) -> None:
     refused = rerank("seven " * (4 * MB // 6), [f"document {i}" for i in range(256)])
     assert (refused.status, refused.json()["type"]) == (413, "too_large")
     assert "shorten it, or send fewer documents" in refused.json()["error"]
+
+
+def test_texts_of_megabytes_go_after_short_ones(own_gateway: Split) -> None:
+    """Though each is one text, of a row of 256 tokens."""
+    own_gateway.start_gateway()
+    texts = [encoded({"texts": [f"{i} {LARGE[: 2 * MB]}"]}) for i in range(55)]
+    with ThreadPoolExecutor(55) as clients:
+        large = [clients.submit(post, own_gateway, "/embed", text) for text in texts]
+        until(lambda: any(one.done() for one in large))
+        pending = sum(not one.done() for one in large)
+        took = []
+        for i in range(5):
+            started = time.monotonic()
+            assert post(own_gateway, "/embed", encoded({"texts": [f"short {i}"]})).status == 200
+            took.append(time.monotonic() - started)
+        left = sum(not one.done() for one in large)
+        print(f"{max(took):.2f} s for a short call; {pending} before, {left} after five of them")
+        assert left > 0
+        assert {one.result().status for one in large} == {200}

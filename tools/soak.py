@@ -1,7 +1,8 @@
 """Serves a mixed load for a long time and watches what must stay flat: memory, shared memory, files and threads.
 
-Short and large calls, reranking, bad input, deadlines that pass and callers that go away, all at once. It starts a
-stack of its own on free ports and ends it. `make soak` takes an hour.
+Short and large calls, reranking, bad input, texts and queries of megabytes, bodies that are refused or stall,
+deadlines that pass and callers that go away, all at once. It starts a stack of its own on free ports and ends it.
+`make soak` takes an hour.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
+import secrets
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +27,16 @@ import psutil
 
 from tools.bench.server import PORTS, free_ports
 from tools.command import ROOT
+from tools.shim import keys
 
-LIMITS = {"memory_mb": (1.05, 16), "shm_mb": (1.0, 16), "files": (1.0, 16), "threads": (1.0, 4)}
+LIMITS = {"memory_mb": (1.05, 128), "shm_mb": (1.0, 16), "files": (1.0, 16), "threads": (1.0, 4)}
 """What is watched -> by how much, as a factor and besides, the end may be over the first half's most."""
-WARM_UP_CALLS = 20
-"""Large calls answered before the clock starts: they fill pools and caches."""
+WARM_UP_CALLS = {"large 200": 20, "long 200": 4, "query 200": 4}
+"""Calls answered before the clock starts: they fill pools and caches."""
+PATIENT = 120.0
+"""Seconds that a call may take."""
+MOST_SAID = 2000
+"""Bytes of an error."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,26 +49,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
     words = [word for name, port in ports.items() for word in (f"--{name}-port", str(port))]
     command = [sys.executable, "-m", "tools.serve", "--work-folder", str(options.work_folder), *words]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as stack:
+    key = secrets.token_hex(16)
+    environment = os.environ | {keys.VARIABLE: key}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as stack:
         try:
-            report = asyncio.run(soak(stack, ports["embed"], options.seconds, options.clients))
+            report = asyncio.run(soak(stack, ports["embed"], key, options.seconds, options.clients))
         finally:
             stack.terminate()
     print(json.dumps(report))
     return 1 if report["grew"] or report["wrong"] or stack.returncode else 0
 
 
-async def soak(stack: subprocess.Popen[bytes], port: int, seconds: float, clients: int) -> dict[str, Any]:
+async def soak(
+    stack: subprocess.Popen[bytes], port: int, key: str, seconds: float, clients: int
+) -> dict[str, Any]:
     """Runs the load; returns calls by status, what was watched at both halves, and what is wrong with either."""
     url = f"http://127.0.0.1:{port}"
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(url, connector=connector, timeout=aiohttp.ClientTimeout(120)) as session:
+    connector, own = aiohttp.TCPConnector(limit=0), {"Authorization": f"Bearer {key}"}
+    async with aiohttp.ClientSession(
+        url, connector=connector, timeout=aiohttp.ClientTimeout(PATIENT), headers=own
+    ) as session:
         await ready(session, stack)
         statuses: Counter[str] = Counter()
         wrong: list[str] = []
         over = asyncio.Event()
         tasks = [asyncio.create_task(client(session, i, over, statuses, wrong)) for i in range(clients)]
-        while statuses["large 200"] < WARM_UP_CALLS and not wrong:
+        while any(statuses[call] < count for call, count in WARM_UP_CALLS.items()) and not wrong:
             await asyncio.sleep(0.2)
         started = time.monotonic()
         samples: list[dict[str, float]] = []
@@ -80,43 +95,94 @@ async def client(
     """One caller: draws a kind of call, sends it, and compares its status with what that kind may get."""
     draw = random.Random(seed)
     while not over.is_set():
-        name = draw.choices(list(KINDS), [weight for weight, *_ in KINDS.values()])[0]
-        _, path, allowed, patience = KINDS[name]
-        headers = {"X-Request-Timeout": "0.05"} if name == "late" else {}
+        name = draw.choices(list(KINDS), [kind.weight for kind in KINDS.values()])[0]
+        kind = KINDS[name]
+        content = json.dumps(body(name, draw)).encode()
         try:
-            call = session.post(path, data=json.dumps(body(name, draw)).encode(), headers=headers)
-            answer = await asyncio.wait_for(call, patience)
-            count = len(json.loads(await answer.read()).get("embeddings", ()))
+            call = session.post(
+                kind.path, data=stalling(content) if kind.stalls else content, headers=kind.headers
+            )
+            answer = await asyncio.wait_for(call, kind.patience)
+            sent_back = await answer.read()
         except (asyncio.TimeoutError, aiohttp.ClientError) as error:
             statuses[f"{name} gave up"] += 1
-            if name != "gone":
+            if kind.patience == PATIENT:
                 wrong.append(f"{name}: {error!r}")
             continue
         statuses[f"{name} {answer.status}"] += 1
-        if answer.status not in allowed or (name == "short" and count != 1):
-            wrong.append(f"{name}: status {answer.status}, {count} embeddings")
+        count = len(json.loads(sent_back).get("embeddings", ()))
+        is_echo = answer.status >= 400 and len(sent_back) > MOST_SAID
+        if answer.status not in kind.statuses or (name == "short" and count != 1) or is_echo:
+            wrong.append(f"{name}: status {answer.status}, {count} embeddings, {len(sent_back)} bytes")
+
+
+async def stalling(content: bytes) -> AsyncIterator[bytes]:
+    """Most of a body, and then nothing."""
+    yield content[: len(content) * 9 // 10]
+    await asyncio.sleep(PATIENT)
 
 
 def body(name: str, draw: random.Random) -> dict[str, Any]:
     """What a kind of call sends."""
     words = [f"word{draw.randrange(2000)}" for _ in range(60)]
     texts = [" ".join(draw.sample(words, draw.randrange(1, 60))) for _ in range(draw.randrange(40, 120))]
-    if name == "rerank":
-        return {"query": texts[0], "documents": texts[1:20]}
-    if name == "bad":
-        return {"texts": draw.choice([[], [""], ["\0"], [1], None])}
-    return {"texts": texts[:1] if name == "short" else texts}
+    megabytes = " ".join(words) * (4 * 2**20 // 500)
+    match name:
+        case "rerank":
+            return {"query": texts[0], "documents": texts[1:20]}
+        case "query":
+            return {"query": megabytes[: 2**20], "documents": texts[:20]}
+        case "bad":
+            return {"texts": draw.choice([[], [""], ["\0"], [1], None])}
+        case "late refusal":
+            return {"texts": [megabytes, 1]}
+        case "values":
+            return {"texts": [[]] * 2**18}
+        case "echo":
+            return {"texts": texts[:1], "model": megabytes}
+        case "over":
+            return {"texts": [megabytes] * 5}
+        case "long":
+            return {"texts": [draw.choice([megabytes, megabytes.replace(" ", "")])]}
+        case "stalled":
+            return {"texts": [megabytes]}
+        case "short" | "no key":
+            return {"texts": texts[:1]}
+    return {"texts": texts}
 
 
-KINDS: dict[str, tuple[int, str, set[int], float]] = {
-    "short": (60, "/embed", {200}, 120),
-    "large": (6, "/embed", {200, 429}, 120),
-    "rerank": (10, "/rerank", {200, 429}, 120),
-    "bad": (10, "/embed", {400}, 120),
-    "late": (5, "/embed", {200, 429, 504}, 120),
-    "gone": (5, "/embed", {200, 429}, 0.1),
+@dataclass(frozen=True)
+class Kind:
+    """A kind of call."""
+
+    weight: int
+    path: str
+    statuses: Collection[int]
+    """That it may get."""
+    patience: float = PATIENT
+    """Seconds after which its caller goes away."""
+    stalls: bool = False
+    """Whether its body never ends."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+BUSY = (429, 503)
+KINDS = {
+    "short": Kind(600, "/embed", {200}),
+    "large": Kind(60, "/embed", {200, *BUSY}),
+    "rerank": Kind(100, "/rerank", {200, *BUSY}),
+    "bad": Kind(100, "/embed", {400}),
+    "late": Kind(50, "/embed", {200, 408, 504, *BUSY}, headers={"X-Request-Timeout": "0.05"}),
+    "gone": Kind(50, "/embed", {200, *BUSY}, patience=0.1),
+    "no key": Kind(20, "/embed", {401}, headers={"Authorization": "Bearer none"}),
+    "late refusal": Kind(5, "/embed", {400, *BUSY}),
+    "values": Kind(5, "/embed", {413}),
+    "echo": Kind(5, "/embed", {404, *BUSY}),
+    "over": Kind(5, "/embed", {413}),
+    "long": Kind(10, "/embed", {200, *BUSY}),
+    "query": Kind(5, "/rerank", {200, *BUSY}),
+    "stalled": Kind(10, "/embed", {408, *BUSY}, patience=2, stalls=True),
 }
-"""Kind of call -> weight, path, statuses that it may get, seconds after which its caller goes away."""
 
 
 async def ready(session: aiohttp.ClientSession, stack: subprocess.Popen[bytes]) -> None:
