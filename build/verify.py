@@ -23,9 +23,9 @@ from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
 
 from build import reference
+from build.catalog import TOLERANCE as TOLERANCES
 from build.errors import BuildError
 from build.reference import Embedder, Expected, Pair, Scorer
-from build.target import PRECISIONS
 from build.texts import docstrings
 from tools.command import Ports
 
@@ -78,7 +78,11 @@ class Served:
     """A family on a running Triton; raises BuildError when it cannot be asked."""
 
     def __init__(self, url: str, family: str) -> None:
-        self._client = InferenceServerClient(url)
+        # This machine's own server is never asked by way of a proxy.
+        is_local = url.rpartition(":")[0] in ("localhost", "127.0.0.1", "[::1]")
+        self._client = InferenceServerClient(
+            url, channel_args=[("grpc.enable_http_proxy", 0)] if is_local else None
+        )
         self._url = url
         self.family = family
         config = self._ask(lambda: self._client.get_model_config(family)).config
@@ -296,7 +300,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tolerance", type=float, help=f"lowest agreement (the family's own, else {TOLERANCE})")
     parser.add_argument(
         "--precision",
-        choices=PRECISIONS,
+        choices=TOLERANCES,
         help="what it is served in (default: its graph's)",
     )
     parser.add_argument("--repository", type=Path, default=ROOT / "model_repository", help="for the family's own")

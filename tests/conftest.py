@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import pytest
 from hypothesis import settings
 from tritonclient.grpc import InferenceServerClient, InferInput
 
+from tools.access import HEADER, secret_file
 from tools.bench.server import PORTS, free_ports
 
 ROOT = Path(__file__).parent.parent
@@ -122,6 +123,10 @@ class Stack:
         (found,) = (process for process in self.tree() if any(f"{name}_0" in word for word in process.cmdline()))
         return found
 
+    def secret(self) -> str:
+        """What Triton's management APIs are closed behind."""
+        return secret_file(self.work_folder, self.ports["http"]).read_text()
+
     def segments(self) -> list[Path]:
         """Its shared-memory segments."""
         return sorted(Path("/dev/shm").glob(f"triton-embeddings-{self.process.pid}-*"))
@@ -132,10 +137,14 @@ class Stack:
     def get(self, port: str, path: str) -> Answer:
         return send(urllib.request.Request(self.url(port, path)))
 
-    def post(self, port: str, path: str, content: object) -> Answer:
+    def post(self, port: str, path: str, content: object, headers: Mapping[str, str] = {}) -> Answer:
         """Posts JSON, or `content` itself when it is bytes."""
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
-        return send(urllib.request.Request(self.url(port, path), body))
+        return send(urllib.request.Request(self.url(port, path), body, dict(headers)))
+
+    def manage(self, path: str) -> Answer:
+        """Posts to a management API of Triton's, as whoever has the secret may."""
+        return self.post("http", f"/v2/repository/{path}", {}, {HEADER: self.secret()})
 
     def embed(self, texts: list[str], model: str | None = None) -> npt.NDArray[np.float32]:
         answer = self.post("embed", "/embed", {"texts": texts, "model": model})

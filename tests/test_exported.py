@@ -125,7 +125,7 @@ def test_weights_too_are_pooled_on_request(tmp_path: Path, capsys: pytest.Captur
     message = refused(folder, capsys)
     assert "has no modules.json" in message
     assert "with --pooling mean, cls or last, and --normalise for unit length" in message
-    build(folder, tmp_path / "repository", "--pooling", "cls", "--normalise")
+    build(folder, tmp_path / "repository", "--pooling", "cls", "--normalise", "--runtime", "onnxruntime")
     vectors = embeddings(tmp_path / "repository", "bert-cls", token_ids("bert-cls"))
     assert cosines(vectors, expected("bert-cls")["embeddings"]).min() >= 0.99999
 

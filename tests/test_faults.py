@@ -320,13 +320,13 @@ def test_a_triton_without_one_of_the_models(split: Split, tmp_path: Path) -> Non
 def test_a_model_is_unloaded_under_load_and_loaded_again(own_stack: Stack) -> None:
     with Load(own_stack) as load:
         load.answers()
-        assert own_stack.post("http", "/v2/repository/models/minilm/unload", {}).status == 200
+        assert own_stack.manage("models/minilm/unload").status == 200
         load.fails(503)
         health = own_stack.get("embed", "/health")
         assert kind(health) == (503, "not_ready")
         assert "minilm: " in health.json()["error"]
         assert own_stack.rerank("the other model", ["goes on"])["order"] == [0]
-        assert own_stack.post("http", "/v2/repository/models/minilm/load", {}).status == 200
+        assert own_stack.manage("models/minilm/load").status == 200
         load.answers()
     assert load.counts[GONE] == 0
     assert own_stack.get("embed", "/health").status == 200

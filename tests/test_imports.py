@@ -33,28 +33,30 @@ ALLOWED = {
     "build.repository": "build.graphs build.target",
     "build.check": "build.config build.errors",
     "build.plan": "build.config build.errors build.files",
-    "build.engine": "build.config build.errors build.graphs build.plan",
+    "build.engine": "build.config build.errors build.graphs build.plan build.target",
     "build.family": "build.catalog build.check build.checkpoint build.errors build.files build.graphs build.hub "
     "build.onnx_file build.repository build.source build.target build.templates",
     "build.make": "build.catalog build.errors build.family build.files build.source build.target",
     "build.reference": "build.errors build.templates",
     # What is verified is served: the one place of the builder that knows where a stack listens.
-    "build.verify": "build.errors build.reference build.target build.texts tools.command",
-    "tools.command": "",
+    "build.verify": "build.catalog build.errors build.reference build.texts tools.command",
+    "tools.access": "",
+    "tools.direct": "",
+    "tools.command": "tools.access",
     "tools.preflight": "",
     "tools.stubs": "",
     "tools.stub_numpy2": "",
-    "tools.alive": "tools.command",
+    "tools.alive": "tools.access tools.command tools.direct",
     "tools.plans": "build.errors build.plan",
-    "tools.tritonserver": "tools.command tools.plans",
+    "tools.tritonserver": "tools.access tools.command tools.plans",
     # The gateway is an image of its own, without the builder.
     "tools.shim": "tools.command",
-    "tools.triton": "build.config build.errors tools.command tools.preflight tools.stubs",
+    "tools.triton": "build.config build.errors tools.access tools.command tools.preflight tools.stubs",
     "tools.serve": "build.config build.errors tools.command tools.shim tools.triton",
-    "tools.deploy": "tools.command",
+    "tools.deploy": "tools.command tools.direct",
     "tools.bench": "build.catalog build.graphs build.repository build.source build.texts tools.command "
-    "tools.triton",
-    "tools.soak": "tools.bench tools.command",
+    "tools.direct tools.triton",
+    "tools.soak": "tools.bench tools.command tools.shim",
 }
 
 

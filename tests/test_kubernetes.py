@@ -246,7 +246,8 @@ def test_probes_are_answered(rendered: dict[str, list[Manifest]], overlay: str, 
                 port = STACK_PORTS[ports.get(get["port"], get["port"])]
                 assert stack.get(port, get["path"]).status == 200
             else:
-                command = [*probe["exec"]["command"], "--http-port", str(stack.ports["http"])]
+                place = ["--http-port", str(stack.ports["http"]), "--work-folder", str(stack.work_folder)]
+                command = [*probe["exec"]["command"], *place]
                 environment = {
                     **os.environ,
                     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",

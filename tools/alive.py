@@ -1,9 +1,10 @@
 """Whether Triton can still answer: a liveness probe for the container it runs in.
 
 Triton's own liveness and readiness stay green when the process of a Python backend's step has died. This sends one
-text to every ensemble that is loaded. Only what cannot get better ends with 1: a Triton that does not answer at
-all, or one that says that a step's process is dead. A text that is not answered in time, or is turned away, is the
-lot of a busy server, which must not be killed for its load.
+text to every ensemble that is loaded, which it learns with the secret of the server's start. Only what cannot get
+better ends with 1: a Triton that does not answer at all, or one that says that a step's process is dead. A text
+that is not answered in time, or is turned away, is the lot of a busy server, which must not be killed for its
+load.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ import json
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from tools.access import HEADER, secret_file
 from tools.command import DEAD_STEP, Ports
+from tools.direct import open_url
 
 SECONDS = 5.0
 """How long Triton may take for one answer."""
@@ -26,9 +30,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 1 with the reason when Triton has to be started again."""
     parser = argparse.ArgumentParser(prog="python -m tools.alive", description=str(__doc__).splitlines()[0])
     parser.add_argument("--http-port", type=int, default=Ports.http, help="Triton v2 over HTTP")
-    url = f"http://127.0.0.1:{parser.parse_args(arguments).http_port}/v2"
+    parser.add_argument("--work-folder", type=Path, default=Path("/tmp"), help="where the secret lies")  # noqa: S108
+    options = parser.parse_args(arguments)
+    url = f"http://127.0.0.1:{options.http_port}/v2"
     try:
-        configs = [ask(f"{url}/models/{name}/config") for name in loaded(url)]
+        secret = secret_file(options.work_folder, options.http_port).read_text()
+        configs = [ask(f"{url}/models/{name}/config") for name in loaded(url, secret)]
+    except FileNotFoundError as error:
+        print(f"Triton has not been started: there is no {error.filename}", file=sys.stderr)
+        return 1
     except OSError as error:
         print(f"Triton does not answer: {error}", file=sys.stderr)
         return 1
@@ -39,9 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def loaded(url: str) -> list[str]:
+def loaded(url: str, secret: str) -> list[str]:
     """The models that are loaded."""
-    return [model["name"] for model in ask(f"{url}/repository/index", {"ready": True})]
+    index = ask(f"{url}/repository/index", {"ready": True}, {HEADER: secret})
+    return [model["name"] for model in index]
 
 
 def dead_step(url: str, config: Any) -> str | None:
@@ -61,10 +72,11 @@ def dead_step(url: str, config: Any) -> str | None:
     return None
 
 
-def ask(url: str, content: object = None) -> Any:
+def ask(url: str, content: object = None, headers: Mapping[str, str] = {}) -> Any:
     """GETs JSON, or POSTs `content`."""
     body = json.dumps(content).encode() if content is not None else None
-    with urllib.request.urlopen(urllib.request.Request(url, body), timeout=SECONDS) as answer:  # noqa: S310
+    request = urllib.request.Request(url, body, dict(headers))  # noqa: S310
+    with open_url(request, timeout=SECONDS) as answer:
         return json.loads(answer.read())
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from tools.access import restrictions
+
 ROOT = Path(__file__).parent.parent
 TIMEOUT_SECONDS = 120.0
 DRAIN_SECONDS = 10
@@ -150,7 +152,7 @@ def add_triton_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trace-rate", type=int, default=0, help="trace one request of so many; 0: only calls with a traceparent"
     )
-    parser.add_argument("--work-folder", type=Path, default=ROOT / ".cache", help="log and backends")
+    parser.add_argument("--work-folder", type=Path, default=ROOT / ".cache", help="log, secret and backends")
 
 
 def repository(place: str) -> Path | str:
@@ -181,9 +183,12 @@ def switches(options: argparse.Namespace) -> list[str]:
 
 
 def server_arguments(
-    repository: Path | str, models: Sequence[str], host: str, ports: Ports, switched_on: Sequence[str]
+    repository: Path | str, models: Sequence[str], host: str, ports: Ports, switched_on: Sequence[str], secret: str
 ) -> list[str]:
-    """What any tritonserver is started with, the wheel's and NVIDIA's own alike."""
+    """What any tritonserver is started with, the wheel's and NVIDIA's own alike.
+
+    Whoever sends `secret` may load models, map shared memory and change logging and tracing; nobody else may.
+    """
     return [
         f"--model-repository={repository}",
         "--model-control-mode=explicit",
@@ -199,6 +204,7 @@ def server_arguments(
         f"--grpc-port={ports.grpc}",
         f"--metrics-address={host}",
         f"--metrics-port={ports.metrics}",
+        *restrictions(secret),
         *switched_on,
     ]
 

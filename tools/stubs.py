@@ -1,6 +1,7 @@
-"""The processes ("stubs") in which a Triton runs its Python models, watched for those that die.
+"""The processes ("stubs") in which a Triton runs its Python models, watched for those that die or are stopped.
 
-Triton 2.51 neither starts such a process again nor stops saying that its model is ready.
+Triton 2.51 neither starts such a process again nor stops saying that its model is ready. One that is stopped, by
+SIGSTOP, it gives up for good after a second. One that is only slow is left alone.
 """
 
 from __future__ import annotations
@@ -8,12 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-ZOMBIE = "Z"
+ZOMBIE, STOPPED = "Z", "T"
+STOPPED_SECONDS = 15.0
+"""How long a stub may be stopped until it counts as dead: somebody may be looking at it."""
 STATE, EXIT_CODE = 0, 49
 """Fields of /proc/PID/stat, counted from behind the process's name, which may hold anything."""
 
@@ -25,6 +29,8 @@ class Death:
     model: str
     killed: bool
     """By a signal. Else it ended itself, as one also does that misses its Triton."""
+    stopped: bool = False
+    """It is there, but stopped."""
 
 
 class Stubs:
@@ -33,8 +39,9 @@ class Stubs:
     def __init__(self, tritonserver: int) -> None:
         self._tritonserver = tritonserver
         self._watched: dict[int, int] = {}
+        self._stopped: dict[int, float] = {}
         self.lost: asyncio.Future[Death] = asyncio.get_running_loop().create_future()
-        """Of the first stub that died, other than because Triton ended it."""
+        """Of the first stub that died, other than because Triton ended it, or that stays stopped."""
 
     def __enter__(self) -> Stubs:
         self.look()
@@ -48,12 +55,19 @@ class Stubs:
         self.lost.cancel()
 
     def look(self) -> None:
-        """Watches those that have come since."""
+        """Watches those that have come since, and gives up those that stay stopped."""
         for pid in children(self._tritonserver):
             with contextlib.suppress(OSError, IndexError):  # it has ended since
                 if pid not in self._watched and (model := model_of(pid)):
                     self._watched[pid] = os.pidfd_open(pid)
                     asyncio.get_running_loop().add_reader(self._watched[pid], self._ended, pid, model)
+
+        now = time.monotonic()
+        stopped = [pid for pid in self._watched if state(pid) == STOPPED]
+        self._stopped = {pid: self._stopped.get(pid, now) for pid in stopped}
+        for pid, since in self._stopped.items():
+            if now - since > STOPPED_SECONDS and not self.lost.done():
+                self.lost.set_result(Death(model_of(pid), killed=True, stopped=True))
 
     def _ended(self, pid: int, model: str) -> None:
         self._forget(pid)
@@ -79,10 +93,21 @@ def model_of(stub: int) -> str:
     return Path(f"/proc/{stub}/cmdline").read_text().split("\0")[-3].rsplit("_", 2)[0]
 
 
+def state(stub: int) -> str:
+    """One letter, as ps(1) shows it; "" of a process that is gone."""
+    fields = status(stub)
+    return fields[STATE] if fields else ""
+
+
 def exit_status(stub: int) -> int:
     """With what a process has ended, as wait(2) gives it; 0 too where Triton has noticed, which then ended it."""
+    fields = status(stub)
+    return int(fields[EXIT_CODE]) if fields and fields[STATE] == ZOMBIE else 0
+
+
+def status(stub: int) -> list[str]:
+    """The fields of /proc/PID/stat behind the process's name; none of a process that is gone."""
     try:
-        fields = Path(f"/proc/{stub}/stat").read_text().rpartition(")")[2].split()
+        return Path(f"/proc/{stub}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return 0
-    return int(fields[EXIT_CODE]) if fields[STATE] == ZOMBIE else 0
+        return []

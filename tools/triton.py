@@ -25,7 +25,7 @@ import aiohttp
 
 from build.config import read_config
 from build.errors import BuildError
-from tools import preflight
+from tools import access, preflight
 from tools.command import (
     DRAIN_SECONDS,
     Ports,
@@ -73,6 +73,7 @@ class EmbeddedTriton:
         self._ports = ports
         self._work_folder = work_folder
         self._switched_on = switched_on
+        self._secret = ""
         self._segments = f"{SEGMENT_PREFIX}-{os.getpid()}-"
         self._process: asyncio.subprocess.Process | None = None
         self._log = log
@@ -119,9 +120,11 @@ class EmbeddedTriton:
         if not wanted:
             raise ServerError("\n  ".join(self.left_out.values()))
         encoders = {step for name in wanted for step in steps[name] if step.endswith("-encoder")}
-        environment = _environment() | {"ENCODER_COUNT": str(max(1, len(encoders)))}
+        environment = _environment(with_object_store=not isinstance(self._repository, Path))
+        environment["ENCODER_COUNT"] = str(max(1, len(encoders)))
         try:
             backends = _assemble_backends(self._work_folder)
+            self._secret = access.make_secret(access.secret_file(self._work_folder, self._ports.http))
             log = self._log.open("wb") if self._log else contextlib.nullcontext()
         except OSError as error:
             place = error.filename or self._work_folder
@@ -146,6 +149,8 @@ class EmbeddedTriton:
             if not ready.done():
                 raise ServerError(self._cause_of_death("tritonserver did not start"))
             loaded = ready.result()
+            access.hide_arguments(self._process.pid, self._secret)
+            self._close_segments()
         finally:
             died.cancel()
             ready.cancel()
@@ -171,13 +176,15 @@ class EmbeddedTriton:
                     (exited, stubs.lost), timeout=WATCH_SECONDS, return_when=asyncio.FIRST_COMPLETED
                 )
                 stubs.look()
+                self._close_segments()
             if stubs.lost.done():
                 death = stubs.lost.result()
                 if not death.killed:
                     await asyncio.wait((exited,), timeout=DYING_SECONDS)
                 if not exited.done():
                     self._process.kill()
-                    return self._cause_of_death(f"the process of {death.model} died; start the server again")
+                    what = "has been stopped for too long" if death.stopped else "died"
+                    return self._cause_of_death(f"the process of {death.model} {what}; start the server again")
         return self._cause_of_death(f"tritonserver exited with status {exited.result()}; start it again")
 
     async def stop(self) -> None:
@@ -193,6 +200,7 @@ class EmbeddedTriton:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
+        access.secret_file(self._work_folder, self._ports.http).unlink(missing_ok=True)
         _remove_segments(SHARED_MEMORY.glob(f"{self._segments}*"))
 
     def _steps(self, ensemble: str) -> dict[str, str]:
@@ -208,11 +216,17 @@ class EmbeddedTriton:
                     steps[name] = read_config(self._repository, name).backend
         return steps
 
+    def _close_segments(self) -> None:
+        """Keeps other users from the texts in shared memory, which Triton makes readable, whatever the umask."""
+        for path in SHARED_MEMORY.glob(f"{self._segments}*"):
+            with contextlib.suppress(FileNotFoundError):
+                path.chmod(0o600)
+
     def _command(self, backends: Path, models: Sequence[str]) -> list[str]:
         server = _wheel() / "pytriton" / "tritonserver"
         return [
             str(server / "bin" / "tritonserver"),
-            *server_arguments(self._repository, models, self._host, self._ports, self._switched_on),
+            *server_arguments(self._repository, models, self._host, self._ports, self._switched_on, self._secret),
             f"--cache-directory={server / 'caches'}",
             f"--backend-directory={backends}",
             f"--backend-config=python,shm-region-prefix-name={self._segments}",
@@ -273,7 +287,8 @@ def remove_orphaned_segments() -> None:
 
 def _remove_segments(paths: Iterable[Path]) -> None:
     for path in paths:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError, PermissionError):  # gone, or another user's to remove
+            path.unlink()
 
 
 def wheel_libraries() -> Path:
@@ -309,14 +324,14 @@ def _assemble_backends(work_folder: Path) -> Path:
     return folder
 
 
-def _environment() -> dict[str, str]:
+def _environment(with_object_store: bool) -> dict[str, str]:
     """The environment in which tritonserver finds its libraries and the stub finds this virtual environment."""
     libraries = [str(wheel_libraries()), str(sysconfig.get_config_var("LIBDIR"))]
     libraries += filter(None, [os.environ.get("LD_LIBRARY_PATH")])
     # The stub ignores PYTHONPATH and takes site-packages from the python3 that PATH finds first.
     search = [str(Path(sys.prefix) / "bin"), os.environ.get("PATH", os.defpath)]
     return {
-        **os.environ,
+        **access.passed_on(os.environ, with_object_store),
         "LD_LIBRARY_PATH": os.pathsep.join(libraries),
         "PATH": os.pathsep.join(search),
     }

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools import plans
+from tools import access, plans
 from tools.command import Ports, add_triton_options, make_parser, server_arguments, switches
 
 
@@ -24,8 +24,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         models = [name for name in models if plans.main([name, "--repository", str(folder)]) == 0]
     if not models:
         return 1
-    command = server_arguments(options.repository, models, options.host, Ports.of(options), switches(options))
-    return os.execvp("tritonserver", ["tritonserver", *command])  # noqa: S606
+    ports = Ports.of(options)
+    secret = access.make_secret(access.secret_file(options.work_folder, ports.http))
+    command = server_arguments(folder, models, options.host, ports, switches(options), secret)
+    environment = access.passed_on(os.environ, with_object_store=not isinstance(folder, Path))
+    return os.execvpe("tritonserver", ["tritonserver", *command], environment)  # noqa: S606
 
 
 if __name__ == "__main__":

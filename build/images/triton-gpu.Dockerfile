@@ -19,4 +19,4 @@ EXPOSE 8200 8201 8202
 HEALTHCHECK --interval=3s --timeout=5s --start-period=10m --retries=3 CMD ["python3", "-ISc", "import socket; \
     s = socket.create_connection(('127.0.0.1', 8200), 4); s.sendall(b'GET /v2/health/ready HTTP/1.0\\r\\n\\r\\n'); \
     assert b' 200 ' in s.recv(64)"]
-ENTRYPOINT ["python3", "-m", "tools.tritonserver", "--host", "0.0.0.0", "--repository", "/models"]
+ENTRYPOINT ["python3", "-m", "tools.tritonserver", "--host", "0.0.0.0", "--repository", "/models", "--work-folder", "/tmp"]

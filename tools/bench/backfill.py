@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count, islice
@@ -18,6 +17,7 @@ from tools.bench.measure import FAMILY
 from tools.bench.results import RESULTS
 from tools.bench.server import stack
 from tools.command import ROOT
+from tools.direct import open_url
 
 TEXTS_PER_CALL, CLIENTS = 256, 4
 REPORTS = 20
@@ -56,7 +56,7 @@ def distinct_texts() -> Iterator[str]:
 
 def embed(address: str, texts: list[str]) -> int:
     """One call: how many vectors came back."""
-    with urllib.request.urlopen(f"http://{address}/embed", json.dumps({"texts": texts}).encode()) as reply:
+    with open_url(f"http://{address}/embed", json.dumps({"texts": texts}).encode()) as reply:
         return len(json.loads(reply.read())["embeddings"])
 
 

@@ -9,7 +9,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 import psutil
 
 from tools.command import ROOT
+from tools.direct import open_url
 
 WORK = ROOT / ".cache" / "bench"
 PORTS = ("embed", "rerank", "http", "grpc", "metrics")
@@ -169,7 +169,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def _get(address: str, path: str) -> bytes:
-    with urllib.request.urlopen(f"http://{address}{path}") as reply:
+    with open_url(f"http://{address}{path}") as reply:
         return bytes(reply.read())
 
 

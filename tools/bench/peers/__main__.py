@@ -32,6 +32,7 @@ from tools.bench.report import peers_table
 from tools.bench.results import RESULTS, Measurement, Results, Round, percentiles
 from tools.bench.server import Process, free_ports, stack
 from tools.command import ROOT
+from tools.direct import open_url
 
 HERE = Path(__file__).parent
 CACHE = ROOT / ".cache" / "peers"
@@ -63,7 +64,7 @@ class Server:
         body = json.dumps({self.field: texts, "model": FAMILY}).encode()
         request = urllib.request.Request(f"http://{self.address}/{self.route}", body)
         request.add_header("Content-Type", "application/json")
-        with urllib.request.urlopen(request) as reply:  # noqa: S310
+        with open_url(request) as reply:
             answer = json.loads(reply.read())
         rows = answer["embeddings"] if "embeddings" in answer else [row["embedding"] for row in answer["data"]]
         return np.array(rows)
