@@ -28,6 +28,7 @@ from build.errors import BuildError
 from build.reference import Embedder, Expected, Pair, Scorer
 from build.texts import docstrings
 from tools.command import Ports
+from tools.direct import channel_options
 
 ROOT = Path(__file__).parent.parent
 TOLERANCE = 0.999
@@ -78,11 +79,7 @@ class Served:
     """A family on a running Triton; raises BuildError when it cannot be asked."""
 
     def __init__(self, url: str, family: str) -> None:
-        # This machine's own server is never asked by way of a proxy.
-        is_local = url.rpartition(":")[0] in ("localhost", "127.0.0.1", "[::1]")
-        self._client = InferenceServerClient(
-            url, channel_args=[("grpc.enable_http_proxy", 0)] if is_local else None
-        )
+        self._client = InferenceServerClient(url, channel_args=channel_options(url))
         self._url = url
         self.family = family
         config = self._ask(lambda: self._client.get_model_config(family)).config

@@ -39,7 +39,7 @@ ALLOWED = {
     "build.make": "build.catalog build.errors build.family build.files build.source build.target",
     "build.reference": "build.errors build.templates",
     # What is verified is served: the one place of the builder that knows where a stack listens.
-    "build.verify": "build.catalog build.errors build.reference build.texts tools.command",
+    "build.verify": "build.catalog build.errors build.reference build.texts tools.command tools.direct",
     "tools.access": "",
     "tools.direct": "",
     "tools.command": "tools.access",
@@ -50,7 +50,7 @@ ALLOWED = {
     "tools.plans": "build.errors build.plan",
     "tools.tritonserver": "tools.access tools.command tools.plans",
     # The gateway is an image of its own, without the builder.
-    "tools.shim": "tools.command",
+    "tools.shim": "tools.command tools.direct",
     "tools.triton": "build.config build.errors tools.access tools.command tools.preflight tools.stubs",
     "tools.serve": "build.config build.errors tools.command tools.shim tools.triton",
     "tools.deploy": "tools.command tools.direct",

@@ -10,9 +10,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -23,6 +21,7 @@ from tritonclient.grpc import InferInput, InferRequestedOutput
 from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
+from tools.direct import channel_options
 from tools.shim import tracing
 from tools.shim.errors import GatewayError, not_ready, quoted, unknown_model
 
@@ -153,9 +152,8 @@ class Upstream:
         self._client: Any = None
 
     async def __aenter__(self) -> Upstream:
-        # This machine's own Triton is never asked by way of a proxy; another one as the environment says.
-        proxy = [("grpc.enable_http_proxy", 0)] if is_local(self._address) else []
-        self._client = InferenceServerClient(self._address, channel_args=[*CHANNEL, *proxy])
+        options = [*CHANNEL, *channel_options(self._address)]
+        self._client = InferenceServerClient(self._address, channel_args=options)
         return self
 
     async def __aexit__(
@@ -328,14 +326,6 @@ class Upstream:
 
     async def _config(self, name: str) -> Any:
         return (await self._client.get_model_config(name, client_timeout=CONFIG_SECONDS)).config
-
-
-def is_local(address: str) -> bool:
-    """Whether host:port is of this machine."""
-    host = address.rpartition(":")[0].strip("[]")
-    with suppress(ValueError):
-        return ip_address(host).is_loopback
-    return host == "localhost"
 
 
 PROBES: dict[Task, dict[str, list[str]]] = {
