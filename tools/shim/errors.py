@@ -27,10 +27,6 @@ MAX_MESSAGE = 1000
 """Characters of any sentence: what Triton says may repeat what it was sent."""
 
 
-SEGMENT = re.compile(r" for key '[^']*'")
-"""The name of shared memory in Triton's messages, which is nothing to callers."""
-
-
 @dataclass(eq=False)
 class GatewayError(Exception):
     """An answer other than 200: `message` is a sentence that says what to change."""
@@ -152,7 +148,6 @@ def _from_triton(error: InferenceServerException) -> GatewayError:
     message, _, _ = re.sub(r"^(\[[^]]*] )?(in ensemble '[^']*', )?", "", error.message() or "").partition(
         "\n\nAt:"
     )
-    message = SEGMENT.sub("", message)
     match (error.status() or "").removeprefix("StatusCode."):
         case "INVALID_ARGUMENT":
             return bad_request(message)
