@@ -230,15 +230,16 @@ def test_a_family_without_a_plan_takes_no_other_along(
 ) -> None:
     """In NVIDIA's image: tritonserver is started with the others, and not at all where there are none."""
     started: list[list[str]] = []
-    monkeypatch.setattr("os.execvp", lambda _, command: started.append(command) or 0)
+    monkeypatch.setattr("os.execvpe", lambda _, command, __: started.append(command) or 0)
     for part in repository.glob("gemma3*"):
         shutil.copytree(part, tmp_path / part.name)
     assert make.main([str(TINY / "bert-cls"), "--name", "plain", "--repository", str(tmp_path)]) == 0
-    assert tritonserver.main(["--models", "gemma3", "plain", "--repository", str(tmp_path)]) == 0
+    places = ["--repository", str(tmp_path), "--work-folder", str(tmp_path)]
+    assert tritonserver.main(["--models", "gemma3", "plain", *places]) == 0
     (command,) = started
     assert [word for word in command if word.startswith("--load-model")] == ["--load-model=plain"]
     assert "gemma3-encoder/1/model.plan has not been built" in capsys.readouterr().err
-    assert tritonserver.main(["--models", "gemma3", "--repository", str(tmp_path)]) == 1
+    assert tritonserver.main(["--models", "gemma3", *places]) == 1
     assert len(started) == 1
 
 

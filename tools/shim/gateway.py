@@ -22,6 +22,9 @@ from tools.shim.upstream import ServedModel, Upstream
 SHORT_BYTES = 2**16
 """Of a call of one request, beyond which it does not go before others: a text of megabytes is no short call."""
 
+BESIDE_BYTES = 2**20
+"""UTF-8 bytes of a query in one request, all times that it is sent beside a document."""
+
 MAX_SENT_BYTES = 2**28
 """UTF-8 bytes of what one call has Triton read, a query counted beside each document."""
 
@@ -144,15 +147,18 @@ class Gateway:
         beside = sum(len(value.encode()) for value in inputs.values() if isinstance(value, str))
         places = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         distinct = list(places)
-        sizes = [beside + len(text.encode()) for text in distinct]
-        if sum(sizes) > MAX_SENT_BYTES:
+        sizes = [len(text.encode()) for text in distinct]
+        sent = sum(sizes) + beside * len(sizes)
+        if sent > MAX_SENT_BYTES:
             raise too_large(
-                f"the query is read beside each document, {sum(sizes)} bytes together, over the limit of "
+                f"the query is read beside each document, {sent} bytes together, over the limit of "
                 f"{MAX_SENT_BYTES}: shorten it, or send fewer documents a call"
             )
-        work = [Work.of(size, model.max_tokens) for size in sizes]
-        requests = schedule.split(sizes, model.max_batch_size)
-        is_short = len(requests) == 1 and sum(sizes) <= SHORT_BYTES
+        work = [Work.of(beside + size, model.max_tokens) for size in sizes]
+        # Documents of one request share the work for their query, but the query is sent with each.
+        together = max(1, BESIDE_BYTES // max(1, beside))
+        requests = schedule.split(sizes, min(model.max_batch_size, together))
+        is_short = len(requests) == 1 and sent <= SHORT_BYTES
         lane = self.lanes.short if is_short else self.lanes.bulk
         first = 0.0
 
