@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 import uuid
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypedDict
@@ -84,7 +83,7 @@ async def score(gateway: Gateway, call: ScoreCall) -> Reply:
     content = {
         "id": f"score-{uuid.uuid4()}",
         "object": "list",
-        "created": int(time.time()),
+        "created": 0,
         "model": result.model.name,
         "data": data,
         "usage": usage,
