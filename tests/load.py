@@ -87,6 +87,8 @@ class Load:
                 if (self._expected[i] != np.array(vector, np.float32)).any():
                     self.wrong.append(self._texts[i])
                 continue
+            if answer.status not in self._statuses:
+                self.wrong.append(answer.body.decode())
             if answer.status == 503 and int(answer.headers["Retry-After"]) < 1:
                 self.wrong.append("a 503 does not say when to try again")
             time.sleep(0.02)

@@ -12,6 +12,7 @@ import sys
 import time
 import urllib.request
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
@@ -246,7 +247,10 @@ def test_texts_that_nobody_waits_for_are_not_tokenized(stack: Stack) -> None:
     with ThreadPoolExecutor(4) as clients:
         calls = [[f"{i} {j}{SLOW_TEXT}" for j in range(4)] for i in range(4)]
         late = list(clients.map(lambda texts: call(stack, texts, 0.3), calls))
-    assert [kind(answer) for answer in late] == [(504, "timeout")] * 4
+    # Where the rate is known by then, a call that cannot be done before its deadline is refused at once.
+    kinds = Counter(map(kind, late))
+    assert kinds.keys() <= {(504, "timeout"), (429, "overloaded")}
+    assert kinds[504, "timeout"] >= 2
     assert call(stack, ["short"]).status == 200
     assert tokenizing(stack) - before < 2.4 * once
 

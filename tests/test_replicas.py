@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import containers
 import numpy as np
@@ -232,7 +233,7 @@ def failures(stack: Stack) -> int:
 def test_alive(tmp_path: Path) -> None:
     """With the supervisor stopped, which would not let Triton survive the death of a step."""
     own = Split(tmp_path).start()
-    probe = ["--http-port", str(own.ports["http"])]
+    probe = ["--http-port", str(own.ports["http"]), "--work-folder", str(own.work_folder)]
     supervisor, triton = own.commands["triton"], own.tritonserver()
     try:
         assert alive.main(probe) == 0
@@ -266,10 +267,11 @@ def test_a_busy_triton_is_alive(monkeypatch: pytest.MonkeyPatch, stack: Stack) -
     """A text that waits longer than the probe does is no death."""
     started = alive.ask
 
-    def impatient(url: str, content: object = None) -> object:
+    def impatient(url: str, *rest: Any) -> object:
         if url.endswith("/infer"):
             raise TimeoutError
-        return started(url, content)
+        return started(url, *rest)
 
     monkeypatch.setattr(alive, "ask", impatient)
-    assert alive.main(["--http-port", str(stack.ports["http"])]) == 0
+    place = ["--http-port", str(stack.ports["http"]), "--work-folder", str(stack.work_folder)]
+    assert alive.main(place) == 0
