@@ -241,16 +241,17 @@ def tokenizing(stack: Stack) -> float:
 
 def test_texts_that_nobody_waits_for_are_not_tokenized(stack: Stack) -> None:
     """Though Triton tells no step of an ensemble that its caller has gone."""
-    before = tokenizing(stack)
+    before, started = tokenizing(stack), time.monotonic()
     assert call(stack, [f"{i}{SLOW_TEXT}" for i in range(4)]).status == 200
-    once = tokenizing(stack) - before
+    once, seconds = tokenizing(stack) - before, time.monotonic() - started
     with ThreadPoolExecutor(4) as clients:
         calls = [[f"{i} {j}{SLOW_TEXT}" for j in range(4)] for i in range(4)]
-        late = list(clients.map(lambda texts: call(stack, texts, 0.3), calls))
-    # Where the rate is known by then, a call that cannot be done before its deadline is refused at once.
+        late = list(clients.map(lambda texts: call(stack, texts, seconds / 3), calls))
+    # On a busy machine the deadline comes while the megabytes are read; where the rate is known by then, a call that
+    # cannot be done before it is refused at once.
     kinds = Counter(map(kind, late))
-    assert kinds.keys() <= {(504, "timeout"), (429, "overloaded")}
-    assert kinds[504, "timeout"] >= 2
+    assert kinds.keys() <= {(504, "timeout"), (408, "slow_body"), (429, "overloaded")}
+    assert kinds[504, "timeout"] >= 1
     assert call(stack, ["short"]).status == 200
     assert tokenizing(stack) - before < 2.4 * once
 
