@@ -247,8 +247,8 @@ def test_texts_that_nobody_waits_for_are_not_tokenized(stack: Stack) -> None:
     with ThreadPoolExecutor(4) as clients:
         calls = [[f"{i} {j}{SLOW_TEXT}" for j in range(4)] for i in range(4)]
         late = list(clients.map(lambda texts: call(stack, texts, seconds / 3), calls))
-    # On a busy machine the deadline comes while the megabytes are read; where the rate is known by then, a call that
-    # cannot be done before it is refused at once.
+    # On a busy machine the deadline comes while the megabytes are read; where the rate is known by then, a call
+    # that cannot be done before it is refused at once.
     kinds = Counter(map(kind, late))
     assert kinds.keys() <= {(504, "timeout"), (408, "slow_body"), (429, "overloaded")}
     assert kinds[504, "timeout"] >= 1
