@@ -128,6 +128,10 @@ def test_tei_info(stack: Stack) -> None:
         MAX_TEXTS,
         True,
     )
+    # What TEI's own document requires besides.
+    numbers = ("max_concurrent_requests", "max_batch_tokens", "tokenization_workers")
+    assert all(info[name] >= 1 for name in numbers)
+    assert info["model_dtype"] == "float32"
 
 
 def test_tei_tokenize(stack: Stack) -> None:
@@ -230,7 +234,12 @@ REFUSED: dict[str, tuple[str, dict[str, Any], int, str]] = {
     "TEI, a prompt": ("/embed", {"inputs": "a", "prompt_name": "x"}, 400, "minilm has document, query"),
     "TEI, dimensions": ("/embed", {"inputs": "a", "dimensions": 8}, 400, "not trained to give fewer"),
     "TEI, too long": ("/embed", {"inputs": ["a", LONG], "truncate": False}, 413, "text 1 is longer than the 256"),
-    "TEI, long document": ("/rerank", {"query": "a", "texts": [LONG], "truncate": False}, 413, "text 0 is longer"),
+    "TEI, long document": (
+        "/rerank",
+        {"query": "a", "texts": ["b", LONG], "truncate": False},
+        413,
+        "text 1 with its query is longer than the 256 tokens",
+    ),
     "TEI, truncate a word": (
         "/embed",
         {"inputs": "a", "truncate": "x"},
@@ -241,7 +250,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], int, str]] = {
     "NIM, too long": ("/v1/ranking", PASSAGES | {"passages": [{"text": LONG}]}, 422, "longer than the 256 tokens"),
     "NIM, no passages": ("/v1/ranking", PASSAGES | {"passages": []}, 400, "passages is empty"),
     "NIM, a string": ("/v1/ranking", PASSAGES | {"query": "a"}, 400, "query must be an object, not a string"),
-    "NIM, an image": ("/v1/ranking", PASSAGES | {"query": {"image": "a"}}, 400, "'query.text' is missing"),
+    "NIM, an image": ("/v1/ranking", PASSAGES | {"query": {"image": "a"}}, 400, "query.image cannot be used here"),
 }
 
 
@@ -260,12 +269,13 @@ def test_nim_cuts_when_told_to(stack: Stack) -> None:
 
 @pytest.fixture(scope="module")
 def cut_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A model with prompts that may be cut to 8 dimensions, and a cross-encoder."""
+    """A model with prompts that may be cut to 8 dimensions, a cross-encoder, and a reranker that is instructed."""
     folder = tmp_path_factory.mktemp("dialects")
     entry = replace(make.known_entry(str(TINY / "qwen3-embedding")), minimum_dimensions=8)
-    for one in (entry, make.known_entry(str(TINY / "cross-encoder"))):
+    for one in (entry, *(make.known_entry(str(TINY / name)) for name in ("cross-encoder", "qwen3-reranker"))):
         assert family.build(one, Target(), folder / "repository", folder / "cache")
-    options = ["--repository", str(folder / "repository"), "--models", "qwen3-embedding", "cross-encoder"]
+    models = ["qwen3-embedding", "cross-encoder", "qwen3-reranker"]
+    options = ["--repository", str(folder / "repository"), "--models", *models]
     running = Stack(folder / "work", options).start()
     yield running
     assert running.stop() == 0
@@ -300,6 +310,21 @@ def test_a_cross_encoders_logits(cut_stack: Stack) -> None:
     content = ok(cut_stack.post("rerank", "/v1/ranking", call))
     by_index = {rank["index"]: rank["logit"] for rank in content["rankings"]}
     np.testing.assert_allclose([by_index[i] for i in range(3)], direct, atol=1e-5)
+
+
+@pytest.mark.parametrize("instruction", [None, "Find recipes"])
+def test_vllms_instruction_is_the_models(cut_stack: Stack, instruction: str | None) -> None:
+    queries, documents = ["a query", "another", "a query"], ["one passage", "another", "and a third one"]
+    instructions = {} if instruction is None else {"instruction": [instruction] * 3}
+    direct = cut_stack.infer("qwen3-reranker", query=queries, passage=documents, **instructions)["score"][:, 0]
+    own = {"model": "qwen3-reranker", "instruction": instruction}
+    content = ok(cut_stack.post("rerank", "/score", {"queries": queries, "documents": documents, **own}))
+    assert (vectors([one["score"] for one in content["data"]]) == direct).all()
+    ranking = ok(
+        cut_stack.post("rerank", "/rerank", {"query": queries[0], "documents": documents, "top_n": 3, **own})
+    )
+    scores = {one["index"]: one["relevance_score"] for one in ranking["results"]}
+    assert [np.float32(scores[i]) for i in (0, 2)] == direct[[0, 2]].tolist()
 
 
 def test_the_document_is_the_committed_one(stack: Stack) -> None:

@@ -18,6 +18,9 @@ QUERY = "How do plants make sugar?"
 DOCUMENTS = ["Rates rose.", "Photosynthesis makes sugar.", "A kilo."]
 PAIR: dict[str, Any] = {"query": QUERY, "documents": DOCUMENTS}
 TEI_PAIR: dict[str, Any] = {"query": QUERY, "texts": DOCUMENTS}
+MARKS = "a" + "\u0903" * 2_000_000
+"""Too long for its first tokens to be told."""
+
 SENTENCES = {"source_sentence": "a text", "sentences": ["a text", "another one"]}
 PAGE = "https://app.example.com"
 ALIAS = "text-embedding-3-small"
@@ -46,9 +49,15 @@ ACCEPTED: dict[str, tuple[str, dict[str, Any]]] = {
     "Cohere, null": ("/v2/rerank", {**PAIR, "return_documents": None, "x": None}),
     "Jina, rerank": ("/v1/rerank", {**PAIR, "truncation": True, "return_embeddings": False}),
     "vLLM, rerank": ("/v1/rerank", {**PAIR, "use_activation": True, "priority": 0, "truncate_prompt_tokens": -1}),
+    "vLLM, score": (
+        "/v1/score",
+        {"queries": "a", "items": ["b"], "max_tokens_per_query": 0, "max_tokens_per_doc": 512},
+    ),
     "documents with fields": ("/v1/rerank", {"query": "a", "documents": [{"text": "b", "title": "c"}]}),
     "Ollama": ("/api/embed", {"model": "minilm:latest", "input": "a", "keep_alive": "5m", "options": {}}),
     "Ollama, a window": ("/api/embed", {"model": "minilm", "input": "a", "options": {"num_ctx": 2048}}),
+    "Ollama, seconds": ("/api/embed", {"model": "minilm", "input": "a", "keep_alive": 300.0}),
+    "Ollama, one text": ("/api/embeddings", {"model": "minilm", "prompt": "a", "keep_alive": 0.5}),
 }
 
 
@@ -83,6 +92,13 @@ def test_lenient_dialects_name_what_they_pass_over(stack: Stack, path: str, call
     assert answer.headers["X-Ignored-Fields"] == "surprise, %C3%A9%0D%0AX%3A%20y"
 
 
+def test_fields_within_fields_are_named_too(stack: Stack) -> None:
+    call = {"inputs": SENTENCES | {"surprise": 1}, "parameters": {"surprise": 2, "prompt_name": None}}
+    answer = stack.post("embed", "/similarity", call)
+    ok(answer)
+    assert answer.headers["X-Ignored-Fields"] == "inputs.surprise, parameters.surprise"
+
+
 @pytest.mark.parametrize(
     ("path", "call"),
     [
@@ -103,8 +119,28 @@ def test_strict_dialects_refuse_what_they_do_not_know(stack: Stack, path: str, c
 
 # name: (path, call, words of the sentence)
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
-    "Cohere, images": ("/v2/embed", {"texts": ["a"], "images": ["data:"]}, "images cannot be used here"),
-    "Cohere, inputs": ("/v2/embed", {"texts": ["a"], "inputs": [{}]}, "inputs cannot be used here: send texts"),
+    "Cohere, images": (
+        "/v2/embed",
+        {"images": ["data:"]},
+        "images cannot be used here: this server's models read",
+    ),
+    "Cohere, an image": (
+        "/v2/embed",
+        {"inputs": [{"content": [{"type": "image_url", "image_url": {"url": "data:"}}]}]},
+        "inputs[0].content[0].type must be 'text': this server's models read text only",
+    ),
+    "Cohere, two texts": (
+        "/v2/embed",
+        {"inputs": [{"content": [{"type": "text", "text": "a"}] * 2}]},
+        "inputs[0].content holds 2 texts",
+    ),
+    "Cohere, empty input": (
+        "/v2/embed",
+        {"inputs": [{"content": [{"type": "text", "text": ""}]}]},
+        "inputs[0].content[0].text is empty",
+    ),
+    "Cohere, texts twice": ("/v2/embed", {"texts": ["a"], "inputs": [{"content": [{"text": "a"}]}]}, "not both"),
+    "Cohere, no texts": ("/v2/embed", {"model": "minilm"}, "'texts' is missing"),
     "Cohere, int8": (
         "/v2/embed",
         {"texts": ["a"], "embedding_types": ["int8"]},
@@ -121,6 +157,26 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "Jina, normalized": ("/v1/embeddings", {"input": "a", "normalized": False}, "unit length only"),
     "Jina, a task": ("/v1/embeddings", {"input": "a", "task": "separation"}, "there is no prompt 'separation'"),
     "vLLM, shorter": ("/v1/embeddings", {"input": LONG, "truncate_prompt_tokens": 8}, "text 0 is 256 tokens"),
+    "Jina, an image": ("/v1/embeddings", {"input": ["a", {"image": "x"}]}, "input[1].image cannot be used here"),
+    "NIM, START": ("/v1/embeddings", {"input": "a", "truncate": "START"}, "texts are cut at their end only"),
+    "NIM, int8": ("/v1/embeddings", {"input": "a", "embedding_type": "int8"}, "scaled is not published"),
+    "TEI, token ids": ("/embed", {"inputs": [101, 102]}, "inputs holds token ids"),
+    "TEI, lists of token ids": ("/embed", {"inputs": [[101], [102]]}, "inputs holds token ids"),
+    "vLLM, instruction": (
+        "/v1/score",
+        {"text_1": "a", "text_2": "b", "instruction": "Find"},
+        "minilm-rerank takes no instruction",
+    ),
+    "vLLM, template": (
+        "/v1/rerank",
+        PAIR | {"chat_template_kwargs": {"instruction": "Find"}},
+        "chat_template_kwargs cannot be used here: models take no more",
+    ),
+    "vLLM, shorter documents": (
+        "/v1/score",
+        {"text_1": "a", "text_2": ["b", LONG], "max_tokens_per_doc": 8},
+        "text 1 with its query is 259 tokens, over max_tokens_per_doc",
+    ),
     "vLLM, messages": ("/v1/embeddings", {"input": "a", "messages": []}, "send the texts as input"),
     "vLLM, images": ("/v1/score", {"text_1": "a", "text_2": "b", "mm_processor_kwargs": {}}, "text only"),
     "vLLM, counts": ("/v1/score", {"text_1": ["a", "b"], "text_2": ["c"] * 3}, "text_1 has 2 texts and text_2 3"),
@@ -151,12 +207,23 @@ def test_what_cannot_be_done_is_refused_by_name(stack: Stack, name: str) -> None
     assert words in json.dumps(answer.json())
 
 
-def test_a_text_that_fails_in_triton_is_named_by_its_place(stack: Stack) -> None:
+@pytest.mark.parametrize(
+    ("path", "call", "place"),
+    [
+        ("/v1/embeddings", {"input": ["a", "bb", MARKS, "a", "ccc"]}, "text 2"),
+        ("/similarity", {"inputs": {"source_sentence": "a", "sentences": ["a", MARKS]}}, "text 2"),
+        ("/v2/rerank", {"query": "a", "documents": ["a", "bb", MARKS]}, "text 2 with its query"),
+        ("/v1/score", {"text_1": ["a", "a", "b"], "text_2": ["bb", "a", MARKS]}, "text 2 with its query"),
+        ("/v1/score", {"text_1": ["a", MARKS], "text_2": ["bb", "a"]}, "text 1 with its query"),
+    ],
+)
+def test_a_text_that_fails_in_triton_is_named_by_its_place(
+    stack: Stack, path: str, call: dict[str, Any], place: str
+) -> None:
     """Not by that in the request that it travelled in, which is ordered by length."""
-    texts = ["a", "bb", "a" + "\u0903" * 2_000_000, "a", "ccc"]
-    answer = stack.post("embed", "/v1/embeddings", {"input": texts})
+    answer = stack.post("embed", path, call)
     assert answer.status == 400
-    assert answer.json()["error"]["message"].startswith("text 2: a text of 2000001 characters is too long")
+    assert f'"{place}: a text of 2000001 characters is too long' in answer.body.decode()
 
 
 def test_blank_documents_are_scored(stack: Stack) -> None:
@@ -188,7 +255,8 @@ def test_models_are_both_lists(stack: Stack) -> None:
     assert both["object"] == "list"
     assert both["data"] == openai["data"]
     assert [model["name"] for model in both["models"]] == [model["id"] for model in both["data"]]
-    assert ok(stack.get("embed", "/v1/models/minilm")) == openai["data"][0]
+    for path in ("/models", "/v1/models"):
+        assert ok(stack.get("embed", f"{path}/minilm")) == openai["data"][0]
 
 
 def test_similarity(stack: Stack) -> None:
@@ -227,6 +295,8 @@ def test_cohere_embed_by_type(stack: Stack) -> None:
         offset = 128 if kind == "binary" else 0
         bits = [np.unpackbits((np.array(r, int) + offset).astype(np.uint8)) for r in (found[kind], expected[kind])]
         assert (bits[0] == bits[1]).mean() > 0.99
+    inputs = [{"content": [{"type": "text", "text": text}]} for text in blank["texts"]]
+    assert ok(stack.post("embed", "/v2/embed", {"inputs": inputs}))["embeddings"] == {"float": found["float"]}
     plain = ok(stack.post("embed", "/v1/embed", {"texts": ["a"], "input_type": "search_document"}))
     assert (np.array(plain["embeddings"], np.float32) == stack.embed(["a"])).all()
     assert plain["response_type"] == "embeddings_floats"
@@ -243,13 +313,17 @@ def test_ollama(stack: Stack) -> None:
     assert ok(stack.post("embed", "/api/show", {"model": "minilm"}))["capabilities"] == ["embedding"]
 
 
-@pytest.mark.parametrize("path", ["/embed/", "/v1/embeddings/", "/v1/models/", "/models/", "/v1/models/minilm/"])
+@pytest.mark.parametrize(
+    "path",
+    ["/embed/", "/v1/embeddings/", "/v1/models/", "/models/", "/v1/models/minilm/", "/openapi.json/", "/docs/"],
+)
 def test_a_slash_at_the_end_changes_nothing(stack: Stack, path: str) -> None:
     calls = {"/embed/": {"texts": ["a"]}, "/v1/embeddings/": {"input": "a"}}
     if call := calls.get(path):
         ok(stack.post("embed", path, call))
     else:
-        assert ok(stack.get("embed", path)) == ok(stack.get("embed", path.rstrip("/")))
+        answer, same = stack.get("embed", path), stack.get("embed", path.rstrip("/"))
+        assert (answer.status, answer.body) == (200, same.body)
 
 
 # (method, path, status, what the error has)

@@ -24,5 +24,10 @@ for client in (cohere.Client(api_key=KEY, base_url=GATEWAY), cohere.ClientV2(api
     answer = client.embed(**call | {"embedding_types": ["float", "ubinary"]})
     assert same(answer.embeddings.float_, embeddings(TEXTS))
     assert len(answer.embeddings.ubinary[0]) == 384 / 8
+inputs = [{"content": [{"type": "text", "text": text}]} for text in TEXTS]
+answer = cohere.ClientV2(api_key=KEY, base_url=GATEWAY).embed(
+    model="minilm", inputs=inputs, input_type="search_document", embedding_types=["float"]
+)
+assert same(answer.embeddings.float_, embeddings(TEXTS))
 client = cohere.Client(api_key=KEY, base_url=GATEWAY)
 assert same(client.embed(model="minilm", texts=TEXTS).embeddings, embeddings(TEXTS))

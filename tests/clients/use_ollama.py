@@ -2,7 +2,7 @@ import ollama
 from truth import GATEWAY, KEY, TEXTS, embeddings, raises, same
 
 client = ollama.Client(host=GATEWAY, headers={"Authorization": f"Bearer {KEY}"})
-assert same(client.embed(model="minilm", input=TEXTS, keep_alive="5m").embeddings, embeddings(TEXTS))
+assert same(client.embed(model="minilm", input=TEXTS, keep_alive=300.0).embeddings, embeddings(TEXTS))
 options = {"num_ctx": 2048, "temperature": 0}
 answer = client.embed(model="minilm:latest", input=TEXTS[0], truncate=True, dimensions=384, options=options)
 assert same(answer.embeddings, embeddings(TEXTS[:1]))

@@ -81,9 +81,11 @@ def make_app(
         post = post_handler(gateway, bodies, timeout, routes, accepted, metrics)
         for one in paths(path):
             app.router.add_post(one, post, expect_handler=continue_later)
-    app.router.add_get("/metrics", metrics.expose)
     document = orjson.dumps(openapi.document())
-    app.router.add_get("/openapi.json", lambda _: as_json(document))
+    for path in paths("/metrics"):
+        app.router.add_get(path, metrics.expose)
+    for path in paths("/openapi.json"):
+        app.router.add_get(path, lambda _: as_json(document))
     add_pages(app)
     return app
 

@@ -1,9 +1,9 @@
 """Bodies as types: reads JSON into a dataclass or says what to change, and writes JSON Schema from the same type.
 
-A body is a frozen dataclass; its annotations may be the types below, str, bool, int, Literal, lists, unions, dict,
-Any and other such dataclasses. A field without a default is required; one that has a default, or is not known, may
-be null, which is as if it were not there. A field that takes one value only, or none, says why in its annotation.
-A static method `check` may refuse the raw object with better words. An answer is a TypedDict.
+A body is a frozen dataclass; its annotations may be the types below, str, bool, int, float, Literal, lists,
+unions, dict, Any and other such dataclasses. A field without a default is required; one that has a default, or is
+not known, may be null, which is as if it were not there. A field that takes one value only, or none, says why in
+its annotation. A static method `check` may refuse the raw object with better words. An answer is a TypedDict.
 """
 
 from __future__ import annotations
@@ -236,16 +236,17 @@ def _object_reader(kind: Any) -> Reader:
             raise bad_request(f"{where} must be an object, not {_json_type(value)}")
         check(value)
         path = f"{where}." if where else ""
-        for name in required:
-            if name not in value:
-                raise bad_request(f"the field {path + name!r} is missing")
         sent = {name: one for name, one in value.items() if one is not None or name in required}
         unknown = sorted(sent.keys() - readers.keys())
         if unknown and not is_lenient:
             known = ", ".join(readers)
             raise bad_request(f"unknown field {quoted(path + unknown[0])}: this route takes {known}")
         body = {name: readers[name](one, path + name) for name, one in sent.items() if name in readers}
-        return kind(**body, ignored=tuple(unknown)) if is_lenient else kind(**body)
+        for name in required:
+            if name not in body:
+                raise bad_request(f"the field {path + name!r} is missing")
+        inner = [f"{name}.{one}" for name, part in body.items() for one in getattr(part, "ignored", ())]
+        return kind(**body, ignored=(*unknown, *inner)) if is_lenient else kind(**body)
 
     return fields_of
 
@@ -280,7 +281,7 @@ def _words(kind: Any) -> str:
         return "a list of strings" if is_text else "a list"
     if get_origin(base) is Literal:
         return _one_of(get_args(base))
-    words = {str: "a string", bool: "a boolean", int: "an integer", type(None): "null"}
+    words = {str: "a string", bool: "a boolean", int: "an integer", float: "a number", type(None): "null"}
     return words.get(base, "an object")
 
 

@@ -109,45 +109,58 @@ class Gateway:
         """
         model = await self.upstream.model("embed", model_name)
         check_dimensions(model, dimensions)
-        result = await self._infer(model, text_inputs(model, texts, prompt), texts, truncate)
+        result = await self._infer(model, text_inputs(model, texts, prompt), truncate)
         if dimensions in (None, model.dimensions):
             return result
         cut = unit_length(result.tensors["embeddings"][:, :dimensions])
         return Result(model, {**result.tensors, "embeddings": cut}, result.waited, result.computed)
 
     async def rerank(
-        self, query: str, documents: list[str], model_name: str | None = None, *, truncate: bool = True
+        self,
+        query: str | list[str],
+        documents: list[str],
+        model_name: str | None = None,
+        *,
+        instruction: str | None = None,
+        truncate: bool = True,
     ) -> Result:
-        """`score` and `logit` of each document."""
+        """`score` and `logit` of each document, for one query or for one each.
+
+        Where a model takes no `instruction`, it is refused.
+        """
         model = await self.upstream.model("rerank", model_name)
-        return await self._infer(model, {"query": query, "passage": documents}, documents, truncate)
+        inputs: dict[str, str | list[str]] = {"query": query, "passage": documents}
+        if instruction is not None:
+            if not model.takes_instruction:
+                raise bad_request(f"{model.name} takes no instruction: leave it out")
+            inputs["instruction"] = instruction
+        return await self._infer(model, inputs, truncate)
 
     async def tokenize(self, texts: list[str], prompt: str | None = None) -> Result:
         """`tokens` of each text, as the tokenizer step describes them, by the first model that embeds."""
         model = await self.upstream.model("embed", None)
         inputs = text_inputs(model, texts, prompt)
-        return await self._infer(
-            model, inputs, texts, True, model.tokenizer, ("tokens", "token_count", "truncated")
-        )
+        return await self._infer(model, inputs, True, model.tokenizer, ("tokens", "token_count", "truncated"))
 
     async def _infer(
         self,
         model: ServedModel,
         inputs: Mapping[str, str | list[str]],
-        texts: list[str],
         truncate: bool,
         step: str | None = None,
         outputs: tuple[str, ...] = (),
     ) -> Result:
-        """Every output for every text, in order, through as many Triton requests as it takes.
+        """Every output for every row of the inputs, in order, through as many Triton requests as it takes.
 
-        An input that is one string is sent beside each text; equal texts are sent once.
+        An input that is one string is sent beside each row; equal rows are sent once.
         """
         started = time.perf_counter()
         beside = sum(len(value.encode()) for value in inputs.values() if isinstance(value, str))
-        places = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        columns = {name: value for name, value in inputs.items() if not isinstance(value, str)}
+        rows = list(zip(*columns.values(), strict=True))
+        places = {row: i for i, row in enumerate(dict.fromkeys(rows))}
         distinct = list(places)
-        sizes = [len(text.encode()) for text in distinct]
+        sizes = [sum(len(text.encode()) for text in row) for row in distinct]
         sent = sum(sizes) + beside * len(sizes)
         if sent > MAX_SENT_BYTES:
             raise too_large(
@@ -165,14 +178,13 @@ class Gateway:
         async def infer(indices: list[int]) -> dict[str, npt.NDArray[Any]]:
             nonlocal first
             first = first or time.perf_counter()
-            own = {
-                name: [value] * len(indices) if isinstance(value, str) else [distinct[i] for i in indices]
-                for name, value in inputs.items()
-            }
+            own = {name: [value] * len(indices) for name, value in inputs.items() if isinstance(value, str)}
+            for name, column in zip(columns, zip(*(distinct[i] for i in indices), strict=True), strict=True):
+                own[name] = list(column)
             try:
                 return await self.upstream.infer(step or model.name, own, self.seconds, outputs)
             except InferenceServerException as error:
-                raise placed(error, [texts.index(distinct[i]) for i in indices]) from None
+                raise placed(error, [place_of(model, rows.index(distinct[i])) for i in indices]) from None
 
         with lane.admitted(sum(work, Work()), self.seconds) as place:
             tensors = await schedule.run(
@@ -180,12 +192,14 @@ class Gateway:
                 lambda indices: lane.run(place, sum((work[i] for i in indices), Work()), partial(infer, indices)),
                 lane.requests,
             )
-        if len(distinct) < len(texts):
-            rows = [places[text] for text in texts]
-            tensors = {name: tensor[rows] for name, tensor in tensors.items()}
+        if len(distinct) < len(rows):
+            again = [places[row] for row in rows]
+            tensors = {name: tensor[again] for name, tensor in tensors.items()}
         if not truncate and tensors["truncated"].any():
             i = int(tensors["truncated"].argmax())
-            raise too_long(f"text {i} is longer than the {model.max_tokens} tokens that {model.name} reads")
+            raise too_long(
+                f"{place_of(model, i)} is longer than the {model.max_tokens} tokens that {model.name} reads"
+            )
         return Result(model, tensors, first - started, time.perf_counter() - first)
 
 
@@ -193,9 +207,14 @@ ROW = re.compile(r"\b(?:text|passage)\[(\d+)]")
 """How a step names a text of its request."""
 
 
-def placed(error: InferenceServerException, places: list[int]) -> InferenceServerException:
-    """The error, where its text stands in the call instead of in the request; `places` are those of its texts."""
-    message = ROW.sub(lambda row: f"text {places[int(row[1])]}", error.message() or "", count=1)
+def place_of(model: ServedModel, i: int) -> str:
+    """How an error names the text at `i` of a call: a reranker reads it with its query, which may be to blame."""
+    return f"text {i} with its query" if model.task == "rerank" else f"text {i}"
+
+
+def placed(error: InferenceServerException, places: list[str]) -> InferenceServerException:
+    """The error, by where its text stands in the call instead of in the request; `places` are its texts'."""
+    message = ROW.sub(lambda row: places[int(row[1])], error.message() or "", count=1)
     return InferenceServerException(message, error.status(), error.debug_details())
 
 

@@ -6,6 +6,7 @@ Plain files, sent as they are. Swagger UI's come out of the drf-spectacular-side
 from __future__ import annotations
 
 import importlib.util
+from http import HTTPStatus
 from pathlib import Path
 
 from aiohttp import web
@@ -42,6 +43,7 @@ def add_pages(app: web.Application) -> None:
     }
     for path, file in files.items():
         app.router.add_get(path, sender(file))
+    app.router.add_get("/docs/", without_slash)
 
 
 def sender(file: Path) -> Handler:
@@ -52,6 +54,11 @@ def sender(file: Path) -> Handler:
         return web.Response(body=body, content_type=content_type, charset="utf-8", headers=HEADERS)
 
     return send
+
+
+async def without_slash(_: web.Request) -> web.Response:
+    """Leads to the page whose links are relative to where it is without a slash."""
+    return web.Response(status=HTTPStatus.MOVED_PERMANENTLY, headers={"Location": "../docs"})
 
 
 def swagger_ui() -> Path:

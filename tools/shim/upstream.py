@@ -97,6 +97,8 @@ class ServedModel:
     """Models that it is made of, which others may share; the first is its tokenizer."""
     prompts: Mapping[str, str]
     """Prompt name -> what it puts before a text."""
+    takes_instruction: bool
+    """Whether a caller may say what a reranker is to look for."""
     facts: Mapping[str, str]
     """What the builder wrote of the checkpoint into the ensemble's parameters."""
 
@@ -321,6 +323,7 @@ class Upstream:
             max_tokens=int(parameters["max_tokens"].string_value),
             steps=tuple(step.model_name for step in config.ensemble_scheduling.step),
             prompts=json.loads(parameters["prompts"].string_value) if "prompts" in parameters else {},
+            takes_instruction="instruction" in [one.name for one in config.input],
             facts={key: value.string_value for key, value in config.parameters.items()},
         )
 

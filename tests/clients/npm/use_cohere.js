@@ -18,6 +18,12 @@ for (const Client of [Client7, Client7V2, CohereClient, CohereClientV2]) {
     return true;
   });
 }
+for (const Client of [Client7V2, CohereClientV2]) {
+  const client = new Client({ environment: GATEWAY, token: KEY });
+  const inputs = TEXTS.map((text) => ({ content: [{ type: "text", text }] }));
+  const answer = await client.embed({ model: "minilm", inputs, inputType: "search_document", embeddingTypes: ["float"] });
+  same(answer.embeddings.float, embeddings);
+}
 for (const Client of [Client7, CohereClient]) {
   const client = new Client({ environment: GATEWAY, token: KEY });
   same((await client.embed({ model: "minilm", texts: TEXTS })).embeddings, embeddings);

@@ -9,10 +9,11 @@ for (const options of [{}, { encoding_format: "float" }, { user: "me", dimension
 }
 for (const baseURL of [`${GATEWAY}/v1`, GATEWAY]) {
   const found = [];
-  for await (const model of new OpenAI({ baseURL, apiKey: KEY }).models.list()) found.push(model.id);
+  const { models } = new OpenAI({ baseURL, apiKey: KEY });
+  for await (const model of models.list()) found.push(model.id);
   assert.deepEqual(found, ["minilm", "minilm-rerank"]);
+  assert.equal((await models.retrieve("minilm")).dimensions, 384);
 }
-assert.equal((await client.models.retrieve("minilm")).dimensions, 384);
 await assert.rejects(client.embeddings.create({ model: "minilm", input: ["a", ""] }), (error) => {
   assert.ok(error instanceof OpenAI.BadRequestError);
   assert.match(error.message, /input\[1\] is empty/);

@@ -1,6 +1,10 @@
 // Whoever sees 429 or 503 comes again when Retry-After says so: a stand-in answers both, then lets the call through.
 import assert from "node:assert/strict";
 import { createServer } from "node:http";
+import { createCohere } from "@ai-sdk/cohere";
+import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
+import { OpenAIEmbeddings } from "@langchain/openai";
+import { embedMany, rerank } from "ai";
 import { CohereClient as Client7 } from "cohere-ai-7";
 import { CohereClient } from "cohere-ai";
 import OpenAI from "openai";
@@ -43,4 +47,11 @@ for (const Client of [Client7, CohereClient]) {
   const { results } = await retried(() => client.rerank({ query: QUERY, documents: DOCUMENTS }));
   ranked(results.map((one) => one.index));
 }
+const model = createOpenAICompatible({ name: "triton", baseURL: `${url}/v1`, apiKey: KEY }).embeddingModel("minilm");
+same((await retried(() => embedMany({ model, values: TEXTS }))).embeddings, embeddings);
+const reranker = createCohere({ baseURL: `${url}/v2`, apiKey: KEY }).reranking("minilm-rerank");
+const { ranking } = await retried(() => rerank({ model: reranker, query: QUERY, documents: DOCUMENTS }));
+ranked(ranking.map((one) => one.originalIndex));
+const langchain = new OpenAIEmbeddings({ model: "minilm", apiKey: KEY, configuration: { baseURL: `${url}/v1` } });
+same(await retried(() => langchain.embedDocuments(TEXTS)), embeddings);
 proxy.close();

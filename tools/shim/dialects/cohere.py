@@ -7,15 +7,15 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, TypedDict
 
 from tools.shim.body import Lenient, Positive, Query, Text, Vector
-from tools.shim.dialects.encodings import ENCODERS, Encoding
+from tools.shim.dialects.encodings import ENCODERS, UNSCALED, Encoding
 from tools.shim.dialects.lengths import check_tokens
 from tools.shim.dialects.openai import PROMPTS, TEXT_ALONE
-from tools.shim.errors import GatewayError
+from tools.shim.errors import GatewayError, bad_request
 from tools.shim.gateway import Gateway
 from tools.shim.routes import Get, Post, Reply
 
 BY_TEXT = "documents are ordered by their text"
-UNPUBLISHED = "how Cohere scales int8 and uint8 is not published; float, base64, binary and ubinary are there"
+INSTRUCTION = "models take no more for their template than an instruction: send that"
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,9 @@ class WideRerankCall(RerankCall, Lenient):
     max_query_length: Positive | None = None
     max_chunk_per_doc: Positive | None = None
     return_embeddings: Annotated[Literal[False], "/v1/embeddings gives embeddings"] | None = None
+    instruction: Query | None = None
+    chat_template_kwargs: Annotated[None, INSTRUCTION] = None
+    max_tokens_per_query: Positive | None = None
     truncate_prompt_tokens: int | None = None
     truncation_side: Annotated[Literal["right"], "texts are cut at their end only"] | None = None
     use_activation: bool | None = None
@@ -61,19 +64,35 @@ class WideRerankCall(RerankCall, Lenient):
 
 
 @dataclass(frozen=True)
-class EmbedCall:
-    """Texts to embed; `input_type` names the prompt to put before them."""
+class Part:
+    """A part of an input."""
 
-    texts: list[Text]
+    text: Text
+    type: Annotated[Literal["text"], TEXT_ALONE] = "text"
+    image_url: Annotated[None, TEXT_ALONE] = None
+
+
+@dataclass(frozen=True)
+class Input:
+    """A text as its one part."""
+
+    content: list[Part]
+
+
+@dataclass(frozen=True)
+class EmbedCall:
+    """Texts to embed, plain or as inputs of one text each; `input_type` names the prompt to put before them."""
+
+    texts: list[Text] | None = None
+    inputs: list[Input] | None = None
     model: str | None = None
     input_type: str | None = None
-    embedding_types: list[Annotated[Encoding, UNPUBLISHED]] | None = None
+    embedding_types: list[Annotated[Encoding, UNSCALED]] | None = None
     truncate: Annotated[Literal["NONE", "END"], "texts are cut at their end only"] | None = None
     max_tokens: Positive | None = None
     output_dimension: Positive | None = None
     priority: int | None = None
     images: Annotated[None, TEXT_ALONE] = None
-    inputs: Annotated[None, "send texts: " + TEXT_ALONE] = None
 
 
 class Ranked(TypedDict, total=False):
@@ -104,13 +123,23 @@ class Embeddings(TypedDict):
     meta: dict[str, Any]
 
 
+LIMITS = (
+    "max_tokens_per_doc",
+    "max_tokens_per_query",
+    "max_doc_length",
+    "max_query_length",
+    "truncate_prompt_tokens",
+)
+
+
 async def rerank(gateway: Gateway, call: RerankCall) -> Reply:
     """Orders documents."""
     texts = [document if isinstance(document, str) else document.text for document in call.documents]
     wide = call if isinstance(call, WideRerankCall) else None
     cut = wide is None or wide.truncation is not False
-    result = await gateway.rerank(call.query, texts, call.model, truncate=cut)
-    for field in ("max_tokens_per_doc", "max_doc_length", "max_query_length", "truncate_prompt_tokens"):
+    instruction = wide.instruction if wide else None
+    result = await gateway.rerank(call.query, texts, call.model, instruction=instruction, truncate=cut)
+    for field in LIMITS:
         check_tokens(result, getattr(call, field, None), field)
     is_raw = wide is not None and False in (wide.use_activation, wide.activation, wide.softmax)
     scores = result.logits if is_raw else result.scores
@@ -143,8 +172,9 @@ async def embed_v2(gateway: Gateway, call: EmbedCall) -> Reply:
 async def embed_as(gateway: Gateway, call: EmbedCall, version: str) -> Reply:
     """Embeds texts as a version of the API answers."""
     prompt = PROMPTS.get(call.input_type, call.input_type) if call.input_type else None
+    texts = texts_of(call)
     result = await gateway.embed(
-        call.texts, call.model, prompt=prompt, dimensions=call.output_dimension, truncate=call.truncate != "NONE"
+        texts, call.model, prompt=prompt, dimensions=call.output_dimension, truncate=call.truncate != "NONE"
     )
     check_tokens(result, call.max_tokens, "max_tokens")
     rows = result.tensors["embeddings"]
@@ -152,11 +182,23 @@ async def embed_as(gateway: Gateway, call: EmbedCall, version: str) -> Reply:
     content = {
         "id": str(uuid.uuid4()),
         "response_type": "embeddings_by_type" if types else "embeddings_floats",
-        "texts": call.texts,
+        "texts": texts,
         "embeddings": {kind: [ENCODERS[kind](row) for row in rows] for kind in types} if types else rows,
         "meta": meta(version, result.tokens) | {"billed_units": {"input_tokens": result.tokens}},
     }
     return Reply(content, result)
+
+
+def texts_of(call: EmbedCall) -> list[str]:
+    """What is to be embedded; raises GatewayError 400 unless it is sent in one way, one text an input."""
+    if call.texts is None and call.inputs is None:
+        raise bad_request("the field 'texts' is missing")
+    if call.texts is not None and call.inputs is not None:
+        raise bad_request("send texts or inputs, not both")
+    for i, one in enumerate(call.inputs or ()):
+        if len(one.content) > 1:
+            raise bad_request(f"inputs[{i}].content holds {len(one.content)} texts: send one an input")
+    return call.texts or [one.content[0].text for one in call.inputs or ()]
 
 
 def meta(version: str, tokens: int) -> dict[str, Any]:

@@ -13,6 +13,9 @@ Row = npt.NDArray[np.float32]
 
 Encoding = Literal["float", "base64", "binary", "ubinary"]
 
+UNSCALED = "how int8 and uint8 are scaled is not published"
+"""Why a dialect's other types are refused."""
+
 
 def as_base64(row: Row) -> str:
     """Little-endian float32, as OpenAI's clients decode them."""

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tools.shim.errors import bad_request
-from tools.shim.gateway import Result, unit_length
+from tools.shim.gateway import Result, place_of, unit_length
 
 
 def check_tokens(result: Result, limit: int | None, field: str) -> None:
@@ -15,8 +15,8 @@ def check_tokens(result: Result, limit: int | None, field: str) -> None:
     if limit is not None and 0 <= limit < longest:
         i = int(result.tensors["token_count"].argmax())
         raise bad_request(
-            f"text {i} is {longest} tokens, over {field}: texts are cut to the {result.model.max_tokens} of "
-            f"{result.model.name} only, so shorten it or leave the field out"
+            f"{place_of(result.model, i)} is {longest} tokens, over {field}: texts are cut to the "
+            f"{result.model.max_tokens} of {result.model.name} only, so shorten it or leave the field out"
         )
 
 

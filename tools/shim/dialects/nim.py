@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Annotated, Literal, TypedDict
 
 from tools.shim.body import Query
-from tools.shim.dialects.openai import Usage
+from tools.shim.dialects.openai import TEXT_ALONE, Usage
 from tools.shim.errors import GatewayError
 from tools.shim.gateway import Gateway
 from tools.shim.routes import Get, Post, Reply
@@ -17,6 +17,7 @@ class Question:
     """A query."""
 
     text: Query
+    image: Annotated[None, TEXT_ALONE] = None
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Passage:
     """A passage."""
 
     text: str
+    image: Annotated[None, TEXT_ALONE] = None
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class EmbedCall(Lenient):
     input: Text | list[Text]
     truncate: bool = True
     dimensions: Positive | None = None
-    keep_alive: str | int | None = None
+    keep_alive: str | int | float | None = None
     options: dict[str, Any] | None = None
 
 
@@ -44,7 +44,7 @@ class EmbeddingsCall(Lenient):
 
     model: str
     prompt: Text
-    keep_alive: str | int | None = None
+    keep_alive: str | int | float | None = None
     options: dict[str, Any] | None = None
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypedDict
 
 from tools.shim.body import Positive, Text, Vector
-from tools.shim.dialects.encodings import ENCODERS, Encoding
+from tools.shim.dialects.encodings import ENCODERS, UNSCALED, Encoding
 from tools.shim.dialects.lengths import check_tokens, normalised
 from tools.shim.errors import GatewayError, bad_request
 from tools.shim.gateway import Gateway
@@ -24,10 +24,7 @@ PROMPTS = {
 
 TEXT_ALONE = "this server's models read text only"
 
-TEXT_ONLY = (
-    "input holds token ids, whose meaning differs from model to model: send text "
-    "(langchain's OpenAIEmbeddings does so with check_embedding_ctx_length=False)"
-)
+SEND_TEXT = "send text (langchain's OpenAIEmbeddings does so with check_embedding_ctx_length=False)"
 
 
 @dataclass(frozen=True)
@@ -35,6 +32,8 @@ class TextInput:
     """A text as Jina also takes it."""
 
     text: Text
+    image: Annotated[None, TEXT_ALONE] = None
+    pdf: Annotated[None, TEXT_ALONE] = None
 
 
 @dataclass(frozen=True)
@@ -50,9 +49,9 @@ class EmbeddingsCall:
     dimensions: Positive | None = None
     user: str | None = None
     input_type: str | None = None
-    truncate: Literal["NONE", "END"] | bool | None = None
+    truncate: Annotated[Literal["NONE", "END"], "texts are cut at their end only"] | bool | None = None
     modality: Annotated[Literal["text"], TEXT_ALONE] | list[Annotated[Literal["text"], TEXT_ALONE]] | None = None
-    embedding_type: Encoding | None = None
+    embedding_type: Annotated[Encoding, UNSCALED] | None = None
     task: str | None = None
     normalized: bool | None = None
     late_chunking: Annotated[Literal[False], "every text is embedded by itself"] | None = None
@@ -75,11 +74,16 @@ class EmbeddingsCall:
     @staticmethod
     def check(content: dict[str, Any]) -> None:
         """Refuses token ids in their own words."""
-        first = content.get("input")
-        while isinstance(first, list) and first:
-            first = first[0]
-        if isinstance(first, int):
-            raise bad_request(TEXT_ONLY)
+        refuse_token_ids(content, "input", SEND_TEXT)
+
+
+def refuse_token_ids(content: dict[str, Any], field: str, advice: str = "send text") -> None:
+    """Raises GatewayError 400 where a field of a body holds token ids instead of text."""
+    first = content.get(field)
+    while isinstance(first, list) and first:
+        first = first[0]
+    if isinstance(first, int):
+        raise bad_request(f"{field} holds token ids, whose meaning differs from model to model: {advice}")
 
 
 class Embedding(TypedDict):
@@ -191,5 +195,5 @@ ROUTES: list[Post | Get] = [
         for path in ("/v1/embeddings", "/embeddings")
     ),
     Get("/v1/models", models, Models, error=error),
-    Get("/v1/models/{model}", model, Model, error=error),
+    *(Get(path, model, Model, error=error) for path in ("/v1/models/{model}", "/models/{model}")),
 ]

@@ -16,6 +16,7 @@ import orjson
 
 from tools.shim.body import MAX_TEXTS, Lenient, Positive, Query, Text, Vector
 from tools.shim.dialects.lengths import normalised
+from tools.shim.dialects.openai import refuse_token_ids
 from tools.shim.errors import GatewayError, bad_request
 from tools.shim.gateway import Gateway
 from tools.shim.routes import Get, Post, Reply
@@ -43,6 +44,11 @@ class EmbedCall(Lenient):
     prompt_name: str | None = None
     normalize: bool | None = None
     dimensions: Positive | None = None
+
+    @staticmethod
+    def check(content: dict[str, Any]) -> None:
+        """Refuses token ids in their own words."""
+        refuse_token_ids(content, "inputs")
 
 
 @dataclass(frozen=True)
@@ -118,9 +124,11 @@ class Info(TypedDict):
     model_type: dict[str, Any]
     max_concurrent_requests: int
     max_input_length: int
+    max_batch_tokens: int
     max_batch_requests: int
     max_client_batch_size: int
     auto_truncate: bool
+    tokenization_workers: int
     version: str
 
 
@@ -187,9 +195,11 @@ async def info(gateway: Gateway) -> Reply:
         "model_type": kind,
         "max_concurrent_requests": gateway.lanes.short.requests,
         "max_input_length": model.max_tokens,
+        "max_batch_tokens": model.max_batch_size * model.max_tokens,
         "max_batch_requests": model.max_batch_size,
         "max_client_batch_size": MAX_TEXTS,
         "auto_truncate": True,
+        "tokenization_workers": 1,
         "version": "1.9",
     }
     return Reply(content)

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypedDict
-
-import numpy as np
+from typing import Annotated, Literal, TypedDict
 
 from tools.shim.body import MAX_TEXTS, Lenient, Query
 from tools.shim.dialects import openai
+from tools.shim.dialects.cohere import INSTRUCTION
 from tools.shim.dialects.lengths import check_tokens
+from tools.shim.dialects.openai import TEXT_ALONE
 from tools.shim.errors import bad_request, too_large
-from tools.shim.gateway import Gateway, Result
+from tools.shim.gateway import Gateway
 from tools.shim.routes import Get, Post, Reply
-
-TEXT_ONLY = "this server's models read text only"
 
 
 @dataclass(frozen=True)
 class ScoreCall(Lenient):
     """One text against one or many, or as many against as many, pair by pair; newer names are on the right.
 
-    `text_1` or `queries` or `data_1`; `text_2` or `documents` or `data_2`.
+    `text_1` or `queries` or `data_1`; `text_2` or `documents` or `data_2` or `items`.
     """
 
     text_1: Query | list[Query] | None = None
@@ -32,7 +29,12 @@ class ScoreCall(Lenient):
     documents: str | list[str] | None = None
     data_1: Query | list[Query] | None = None
     data_2: str | list[str] | None = None
+    items: str | list[str] | None = None
     model: str | None = None
+    instruction: Query | None = None
+    chat_template_kwargs: Annotated[None, INSTRUCTION] = None
+    max_tokens_per_query: int | None = None
+    max_tokens_per_doc: int | None = None
     truncate_prompt_tokens: int | None = None
     truncation_side: Annotated[Literal["right"], "texts are cut at their end only"] | None = None
     use_activation: bool | None = None
@@ -42,7 +44,7 @@ class ScoreCall(Lenient):
     request_id: str | None = None
     priority: int | None = None
     cache_salt: str | None = None
-    mm_processor_kwargs: Annotated[None, TEXT_ONLY] = None
+    mm_processor_kwargs: Annotated[None, TEXT_ALONE] = None
 
 
 class Score(TypedDict):
@@ -67,15 +69,17 @@ class Scores(TypedDict):
 async def score(gateway: Gateway, call: ScoreCall) -> Reply:
     """Scores pairs."""
     queries = either(call.text_1, call.queries, call.data_1, name="text_1")
-    documents = either(call.text_2, call.documents, call.data_2, name="text_2")
-    if len(queries) == 1:
-        queries = queries * len(documents)
-    if len(queries) != len(documents):
+    documents = either(call.text_2, call.documents, call.data_2, call.items, name="text_2")
+    if len(queries) not in (1, len(documents)):
         raise bad_request(
             f"text_1 has {len(queries)} texts and text_2 {len(documents)}: send one text_1, or as many as text_2"
         )
-    result = await score_pairs(gateway, queries, documents, call.model)
+    query = queries[0] if len(queries) == 1 else queries
+    result = await gateway.rerank(query, documents, call.model, instruction=call.instruction)
     check_tokens(result, call.truncate_prompt_tokens, "truncate_prompt_tokens")
+    for field in ("max_tokens_per_query", "max_tokens_per_doc"):
+        # 0, their default, bounds nothing.
+        check_tokens(result, getattr(call, field) or None, field)
     is_raw = False in (call.use_activation, call.activation, call.softmax)
     values = result.logits if is_raw else result.scores
     data = [{"index": i, "object": "score", "score": float(value)} for i, value in enumerate(values)]
@@ -102,22 +106,6 @@ def either(*texts: str | list[str] | None, name: str) -> list[str]:
     if len(found) > MAX_TEXTS:
         raise too_large(f"{name} holds {len(found)} texts: send at most {MAX_TEXTS} a call")
     return found
-
-
-async def score_pairs(gateway: Gateway, queries: list[str], documents: list[str], model: str | None) -> Result:
-    """The results of all pairs in order, asked for query by query."""
-    places: dict[str, list[int]] = {}
-    for i, query in enumerate(queries):
-        places.setdefault(query, []).append(i)
-    results = await asyncio.gather(
-        *(gateway.rerank(query, [documents[i] for i in own], model) for query, own in places.items())
-    )
-    order = np.argsort(np.concatenate([np.array(own) for own in places.values()]))
-    tensors: dict[str, Any] = {
-        name: np.concatenate([result.tensors[name] for result in results])[order] for name in results[0].tensors
-    }
-    waited = max(result.waited for result in results)
-    return Result(results[0].model, tensors, waited, max(result.computed for result in results))
 
 
 ROUTES: list[Post | Get] = [
