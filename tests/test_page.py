@@ -226,6 +226,34 @@ def test_a_key_is_asked_for(browser: Browser, tmp_path: Path) -> None:
         stack.stop()
 
 
+def test_a_page_of_another_origin_calls_where_it_may(browser: Browser, stack: Stack, tmp_path: Path) -> None:
+    """With a key, so that the browser asks beforehand; pages of the origin are let in, those of others are not."""
+    origin = stack.url("embed", "")
+    options, environment = ["--allow-origin", origin], {"GATEWAY_API_KEYS": KEY}
+    other = Stack(tmp_path / "stack", options, environment).start()
+    try:
+        for own, expected in (("embed", [200, "384", "3"]), ("rerank", "TypeError")):
+            page = browser.new_page()
+            page.goto(stack.url(own, "/health"))
+            # The gateway's own pages call nobody else, by their Content-Security-Policy; /health is none of them.
+            assert page.evaluate(CALL, [other.url("embed", "/v1/embeddings"), KEY]) == expected
+            page.close()
+    finally:
+        other.stop()
+
+
+CALL = """async ([url, key]) => {
+  const headers = { Authorization: `Bearer ${key}`, "Content-Type": "application/json" };
+  try {
+    const answer = await fetch(url, { method: "POST", headers, body: '{"input": "a"}' });
+    const { data } = await answer.json();
+    return [answer.status, String(data[0].embedding.length), answer.headers.get("X-Token-Count")];
+  } catch (error) {
+    return error.name;
+  }
+}"""
+
+
 def test_every_route_is_shown(browser: Browser, stack: Stack) -> None:
     visits = visit(browser, stack, "/docs")
     page = next(visits)
