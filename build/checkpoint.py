@@ -2,172 +2,199 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
 from build.errors import BuildError
-from build.files import SHARDS
+from build.settings import Settings, read_json
+from build.weights import Weights
 
-PREFIXES = ("", "model.", "bert.", "roberta.")
-ROBERTA = ("camembert", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl")
-"""Model types that count positions as RoBERTa does."""
+MODULES = "modules.json"
+PROMPTS = "config_sentence_transformers.json"
+WINDOWS = tuple(
+    f"sentence_{kind}_config.json"
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+"""Where sentence-transformers keeps what it says of the transformer; the first that is there holds."""
+LIBRARY = "sentence_transformers."
+
+
+@dataclass(frozen=True)
+class Module:
+    """One entry of `modules.json`."""
+
+    kind: str
+    """Its class: `Transformer`, `Pooling`, `Dense`, `Normalize`, ..."""
+    path: str
+    """Its folder in the checkpoint's."""
 
 
 class Checkpoint:
-    """Reads one checkpoint folder in the layout of transformers and sentence-transformers."""
+    """Reads one checkpoint folder in the layout of transformers and sentence-transformers.
+
+    It remembers all that was read, so that `unread_settings` and `unread_tensors` can name the rest.
+    """
 
     def __init__(self, folder: Path, downloaded: Mapping[str, str] | None = None) -> None:
         self.folder = folder
         self.downloaded = downloaded or {}
         """File -> sha256, where the catalog could not say it beforehand."""
+        self._settings: dict[Path, Settings] = {}
+        self._weights: list[Weights] = []
 
-    def json(self, name: str) -> Any:
-        """The parsed JSON file `name` of the checkpoint; raises BuildError when it is missing or broken."""
-        path = self.folder / name
-        try:
-            return json.loads(path.read_bytes())
-        except FileNotFoundError:
-            raise BuildError(f"the checkpoint has no {name} (looked in {self.folder})") from None
-        except ValueError as error:
-            raise BuildError(f"{path} is not valid JSON: {error}") from None
+    def settings(self, path: Path) -> Settings:
+        """The JSON object in a file of the checkpoint; raises BuildError when it is missing or broken."""
+        if path not in self._settings:
+            self._settings[path] = Settings(path, read_json(path))
+        return self._settings[path]
+
+    def weights(self, folder: Path, prefixes: Sequence[str] = (), harmless: Sequence[str] = ()) -> Weights:
+        """The tensors in one folder of the checkpoint."""
+        weights = Weights(folder, prefixes, harmless)
+        self._weights.append(weights)
+        return weights
+
+    def unread_settings(self) -> Iterator[tuple[str, str]]:
+        """Each key of the files that were read which nobody has read, with a sentence on it."""
+        for settings in self._settings.values():
+            yield from settings.unread()
+
+    def unread_tensors(self) -> Iterator[tuple[str, str]]:
+        """The same for tensors."""
+        for weights in self._weights:
+            yield from weights.unread()
 
     @cached_property
-    def config(self) -> dict[str, Any]:
-        """`config.json`."""
-        config = self.json("config.json")
-        if not isinstance(config, dict):
-            raise BuildError(f"{self.folder / 'config.json'} must hold a JSON object")
-        return config
+    def modules(self) -> list[Module]:
+        """What `modules.json` lists, [] where there is none; BuildError for a module with code of its own."""
+        path = self.folder / MODULES
+        if not path.exists():
+            return []
+        listed = read_json(path)
+        if not isinstance(listed, list):
+            raise BuildError(f"{path} must hold a JSON list of modules")
+        return [self._module(Settings(path, item, f"[{i}].")) for i, item in enumerate(listed)]
 
-    def require(self, field: str, value: object, default: object = None) -> None:
-        """Raises BuildError unless `config.json` has `field` set to `value`."""
-        found = self.config.get(field, default)
-        if found != value:
+    def _module(self, item: Settings) -> Module:
+        library, _, kind = item.word("type").rpartition(".")
+        path = item.word("path", default="")
+        if not f"{library}.".startswith(LIBRARY):
             raise BuildError(
-                f"{self.folder / 'config.json'} has {field} = {found!r}; "
-                f"the graph of {self.config.get('model_type')!r} is written for {value!r} only"
+                f"{item.path} has a module of type {library}.{kind}: code of its own computes it, which is "
+                "never run; "
+                "build it from an exported graph with --onnx"
             )
+        if Path(path).is_absolute() or ".." in Path(path).parts:
+            raise BuildError(f"{item.path} has a module at {path!r}, which is outside the checkpoint")
+        item.skip(["idx", "name"])
+        # Names of arguments that a call of the reference may have for it.
+        item.require("kwargs", [])
+        self._settings[item.path / item.word("name", default=kind)] = item
+        return Module(kind, path)
 
-    def field(self, *names: str) -> Any:
-        """The first of `names` that `config.json` has: older checkpoints call some fields otherwise."""
-        for name in names:
-            if name in self.config:
-                return self.config[name]
-        raise BuildError(f"{self.folder / 'config.json'} has no {' or '.join(names)}")
+    @cached_property
+    def transformer(self) -> Path:
+        """The folder of the transformer: the checkpoint's own, or one in it, as `0_Transformer`."""
+        first = self.modules[0] if self.modules else None
+        return self.folder / first.path if first is not None and first.kind == "Transformer" else self.folder
 
-    @property
-    def hidden_size(self) -> int:
-        """Width of the hidden states."""
-        return int(self.field("hidden_size", "n_embd", "dim", "d_model"))
+    @cached_property
+    def config(self) -> Settings:
+        """`config.json`."""
+        return self.settings(self.transformer / "config.json")
 
-    @property
-    def first_position(self) -> int:
-        """Row of the position table that the first token takes."""
-        # RoBERTa counts from the padding token's id on, and leaves that one out.
-        return int(self.field("pad_token_id")) + 1 if self.config.get("model_type") in ROBERTA else 0
+    @cached_property
+    def model_type(self) -> str:
+        """What transformers calls the architecture."""
+        return self.config.word("model_type", default="")
 
-    @property
-    def positions(self) -> int:
-        """How many tokens the encoder has positions for."""
-        # Nomic's checkpoint has both, and gives as the second one what it was trained on.
-        return int(self.field("n_positions", "max_position_embeddings")) - self.first_position
-
-    @property
+    @cached_property
     def architecture(self) -> str:
-        """The transformers class that the checkpoint was saved from, as `BertForSequenceClassification`."""
-        return str(self.field("architectures")[0])
+        """The transformers class that the checkpoint was saved from, as `BertForSequenceClassification`; or ""."""
+        return (self.config.words("architectures", default=[]) or [""])[0]
 
-    @property
-    def segment_offset(self) -> int:
-        """What is added to the ids of a pair's second text, 0 where the model does not tell the two apart."""
-        is_pair = self.architecture.endswith("ForSequenceClassification")
-        return int(self.field("vocab_size")) if is_pair and self.config.get("type_vocab_size", 1) > 1 else 0
+    @cached_property
+    def tokenizer_config(self) -> Settings:
+        """`tokenizer_config.json`, without a key where it is missing."""
+        path = self.transformer / "tokenizer_config.json"
+        return self.settings(path) if path.exists() else Settings(path, {})
 
-    @property
-    def max_tokens(self) -> int:
-        """The longest text in tokens, special tokens included, as sentence-transformers reads it."""
-        longest = self.positions
-        if (self.folder / "sentence_bert_config.json").exists():
-            asked = self.json("sentence_bert_config.json").get("max_seq_length")
-            if asked is not None and asked > longest:
+    @cached_property
+    def feeds_token_types(self) -> bool:
+        """Whether the reference tells its model which text of a pair a token is of."""
+        return "token_type_ids" in self.tokenizer_config.words("model_input_names", default=["token_type_ids"])
+
+    @cached_property
+    def window(self) -> Settings | None:
+        """What sentence-transformers says of the transformer."""
+        paths = [path for name in WINDOWS if (path := self.transformer / name).exists()]
+        return self.settings(paths[0]) if paths else None
+
+    def max_tokens(self, positions: int, asked: int | None = None) -> int:
+        """The longest text in tokens, special tokens included, as sentence-transformers reads it, or as `asked`.
+
+        Raises BuildError where the checkpoint or the caller asks for more than there are `positions`.
+        """
+        longest = positions
+        said = self.window.find("max_seq_length") if self.window is not None else None
+        model_max = self.tokenizer_config.find("model_max_length", "max_len")
+        if said is not None and self.window is not None:
+            said = self.window.integer("max_seq_length")
+            if said > positions and asked is None:
                 raise BuildError(
-                    f"{self.folder / 'sentence_bert_config.json'} has max_seq_length {asked}, "
-                    f"but the encoder has {longest} positions"
+                    f"{self.window.path} has max_seq_length {said}, but the encoder has {positions} positions: "
+                    f"say --max-tokens {positions} or fewer"
                 )
-            if asked is not None:
-                return int(asked)
-        return min(longest, int(self.json("tokenizer_config.json").get("model_max_length", longest)))
+            longest = min(said, positions)
+        elif isinstance(model_max, int | float) and model_max >= 1:  # 1e30 stands for none
+            longest = int(min(model_max, positions))
+        if asked is not None and not 0 < asked <= longest:
+            raise BuildError(f"{asked} tokens were asked for, but {self.folder} takes 1 to {longest}")
+        return asked or longest
 
-    @property
+    @cached_property
     def prompts(self) -> dict[str, str]:
-        """Prompt name -> what is put before the text: the checkpoint's own, and two that every model has."""
-        name = "config_sentence_transformers.json"
-        own = self.json(name).get("prompts", {}) if (self.folder / name).exists() else {}
+        """Prompt name -> what is put before the text: the checkpoint's own, and two that every model has.
+
+        The one named "" is for calls that name none.
+        """
+        path = self.folder / PROMPTS
+        if not path.exists():
+            return {"query": "", "document": ""}
+        said = self.settings(path)
+        # How scores are shown, of which the logit is served as it is.
+        said.skip(["__version__", "similarity_fn_name", "activation_fn", "requirements"])
+        said.require("model_type", "SentenceTransformer", "CrossEncoder")
+        said.require("truncate_dim", None)
+        own = {}
+        if (prompts := said.inner("prompts")) is not None:
+            own = {name: prompts.word(name) for name in prompts}
         # Nomic's names for the two; an empty one beside them is only sentence-transformers' default.
         both = {side: own.get(side) or own.get(f"search_{side}", "") for side in ("query", "document")}
-        return own | both
-
-    def rope_theta(self, layer_type: str = "") -> float:
-        """Base of the rotary positions, of one kind of layer where the checkpoint has several.
-
-        Written as `rope_parameters` by transformers 5, as `rope_theta` and `rope_local_base_freq` before.
-        """
-        parameters = self.config.get("rope_parameters")
-        if parameters is None:
-            local = layer_type == "sliding_attention"
-            return float(self.config["rope_local_base_freq" if local else "rope_theta"])
-        parameters = parameters.get(layer_type, parameters)
-        if (kind := parameters.get("rope_type", "default")) != "default":
-            raise BuildError(f"{self.folder / 'config.json'} asks for rotary positions of type {kind!r}")
-        return float(parameters["rope_theta"])
+        default = said.word("default_prompt_name", default="")
+        if default and default not in own:
+            raise BuildError(f"{path} has default_prompt_name {default!r}, but no such prompt")
+        return own | both | ({"": own[default]} if default else {})
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """`tokenizer.json`; raises BuildError when it is missing or broken."""
-        path = self.folder / "tokenizer.json"
+        path = self.transformer / "tokenizer.json"
         if not path.exists():
-            raise BuildError(f"the checkpoint has no tokenizer.json (looked in {self.folder})")
+            others = [name for name in ("vocab.txt", *VOCABULARIES) if (self.transformer / name).exists()]
+            instead = f"; it has {', '.join(others)}" if others else ""
+            raise BuildError(
+                f"the checkpoint has no tokenizer.json (looked in {self.transformer}){instead}: write one with "
+                "transformers, AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+            )
         try:
             return Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises nothing narrower
             raise BuildError(f"{path} cannot be read: {error}") from None
 
-    def tensor(self, name: str) -> npt.NDArray[np.float32]:
-        """The weight `name` as FP32, with or without the prefix that heads put before their encoder's names."""
-        for prefix in PREFIXES:
-            if (path := self._weights.get(prefix + name)) is not None:
-                # Opened for one tensor at a time: an open file keeps every page in memory that was read from it.
-                with safe_open(path, framework="np") as file:
-                    return np.asarray(file.get_tensor(prefix + name), np.float32)
-        raise BuildError(f"the weights in {self.folder} have no tensor {name!r}")
 
-    @cached_property
-    def _weights(self) -> dict[str, Path]:
-        """Tensor name -> the safetensors file that holds it."""
-        names = ["model.safetensors"]
-        if (self.folder / SHARDS).exists():
-            names = sorted(set(self.json(SHARDS)["weight_map"].values()))
-        files: dict[str, Path] = {}
-        for name in names:
-            path = self.folder / name
-            if not path.exists():
-                pickles = [pickle.name for pickle in self.folder.glob("*.bin")]
-                instead = f"; {pickles[0]} is a pickle, which can run code when it is read" if pickles else ""
-                raise BuildError(
-                    f"the checkpoint has no {name} (looked in {self.folder}): "
-                    f"weights are read from safetensors files only{instead}"
-                )
-            try:
-                with safe_open(path, framework="np") as file:
-                    files |= dict.fromkeys(file.keys(), path)
-            except SafetensorError as error:
-                raise BuildError(f"{path} is not a readable safetensors file: {error}") from None
-        return files
+VOCABULARIES = ("sentencepiece.bpe.model", "spiece.model", "tokenizer.model", "vocab.json")

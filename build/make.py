@@ -69,6 +69,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--output", metavar="NAME", help="which output of that graph to take")
     parser.add_argument(
+        "--ignore",
+        action="append",
+        metavar="NAME",
+        help="build past this key or tensor of the checkpoint, which nothing here reads; a pattern with * is "
+        "several. The vectors may be others than the reference's, so the served model says so",
+    )
+    parser.add_argument(
         "--repository",
         type=Path,
         default=MODEL_REPOSITORY,
@@ -92,6 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
 def entry_of(model: str, options: argparse.Namespace) -> CatalogEntry:
     """The catalog entry that `model` names, or one made for the folder or the Hub's repository that it is."""
     asked = {name: getattr(options, name) for name in ASKED}
+    asked |= {"ignore": options.ignore and tuple(options.ignore)}
     asked |= {"tasks": options.task and (options.task,), "pooling": POOLINGS.get(options.pooling)}
     if options.name is not None and not re.fullmatch(NAME, options.name):
         raise BuildError(f"{options.name!r} cannot be served as a name: it takes letters, digits and . _ -")

@@ -55,13 +55,17 @@ def describe(source: Path | Hub, name: str, task: str | None = None) -> CatalogE
 
 
 def task_of(checkpoint: Checkpoint) -> str:
-    """What a checkpoint is for, by its own files: `embed` or `rerank`."""
-    architecture = checkpoint.architecture
-    is_reranker = architecture.endswith("ForSequenceClassification") or (
-        # Embedding models are saved from the same class, but with the modules behind it.
-        architecture.endswith("ForCausalLM") and not (checkpoint.folder / "modules.json").exists()
-    )
-    return "rerank" if is_reranker else "embed"
+    """What a checkpoint is for, by its own files: `embed` or `rerank`; raises BuildError where they do not say."""
+    # Embedding models are saved from the same classes, but with the modules behind them.
+    if checkpoint.architecture.endswith("ForCausalLM") and not checkpoint.modules:
+        raise BuildError(
+            f"{checkpoint.config.path} is of {checkpoint.architecture}, and there is no modules.json to say "
+            "what the "
+            "language model is used for: say --task rerank if it answers yes or no as Qwen3-Reranker does, or "
+            "--task "
+            "embed with --pooling"
+        )
+    return "rerank" if checkpoint.architecture.endswith("ForSequenceClassification") else "embed"
 
 
 def hashes(folder: Path) -> dict[str, str]:

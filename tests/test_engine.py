@@ -15,6 +15,7 @@ import onnx
 import pytest
 import tensorrt_rtx_bindings
 from conftest import ROOT, TINY
+from tiny import build_tiny
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from build import engine, make
@@ -33,7 +34,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Families whose graphs are written for TensorRT; no plans."""
     folder = tmp_path_factory.mktemp("tensorrt") / "repository"
     options = ["--runtime", "tensorrt", "--precision", "bf16", "--repository", str(folder)]
-    assert make.main([*(str(TINY / name) for name in FAMILIES), *options]) == 0
+    build_tiny(FAMILIES, *options)
     return folder
 
 

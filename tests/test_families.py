@@ -16,12 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from conftest import REFERENCE, ROOT, TINY, Precision, Stack, cosines, rows
+from tiny import EMBEDDERS, RERANKERS, build_tiny
 from tritonclient.utils import InferenceServerException
 
 from build import make
 
-EMBEDDERS = ["bert-cls", "gemma3", "nomic-bert", "qwen3-embedding", "xlm-roberta"]
-RERANKERS = ["bert-cross-encoder", "cross-encoder", "qwen3-reranker"]
 PAIRS: list[list[str]] = json.loads((TINY / "pairs.json").read_text())
 QUERIES, PASSAGES = [query for query, _ in PAIRS], [passage for _, passage in PAIRS]
 TEXTS: list[str] = json.loads((TINY / "texts.json").read_text())
@@ -37,7 +36,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The default families and every tiny one."""
     folder = tmp_path_factory.mktemp("families") / "repository"
     shutil.copytree(ROOT / "model_repository", folder)
-    assert make.main([str(TINY / name) for name in EMBEDDERS + RERANKERS] + ["--repository", str(folder)]) == 0
+    build_tiny(EMBEDDERS + RERANKERS, "--repository", str(folder))
     options = ["--name", "qwen3-half", "--dimensions", "24", "--repository", str(folder)]
     assert make.main([str(TINY / "qwen3-embedding"), *options]) == 0
     return folder

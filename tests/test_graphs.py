@@ -12,15 +12,13 @@ import onnx
 import pytest
 from conftest import TINY, cosines
 from engines import Array, Engine, OnnxRuntime, OpenVino, feeds, requests, states_fed, token_ids
+from tiny import EMBEDDERS, RERANKERS, tiny_entry
 
-from build import family
 from build.checkpoint import Checkpoint
 from build.graphs.onnx_graph import DTYPES
-from build.source import describe
+from build.models import models_of, write_model
 from build.target import PRECISIONS, RUNTIMES, Target
 
-EMBEDDERS = ["bert-cls", "gemma3", "nomic-bert", "qwen3-embedding", "xlm-roberta"]
-RERANKERS = ["bert-cross-encoder", "cross-encoder", "qwen3-reranker"]
 COSINE = {"fp32": 0.99999, "fp16": 0.9999, "bf16": 0.999}
 SCORE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
 
@@ -39,10 +37,10 @@ EXACT = [("f32", "fp32"), ("f32", "fp16"), ("f32", "bf16"), ("bf16", "fp32"), ("
 
 def graphs(name: str, target: Target, folder: Path) -> dict[str, Path]:
     """The graphs of a tiny checkpoint's family, by the last word of their model's name."""
-    entry = describe(TINY / name, name)
+    entry = tiny_entry(name)
     paths = {}
-    for model in family.models(entry, Checkpoint(TINY / name), target):
-        family.write(model, folder / model.config.name)
+    for model in models_of(entry, Checkpoint(TINY / name), target):
+        write_model(model, folder / model.config.name)
         path = folder / model.config.name / "1" / "model.onnx"
         if path.exists():
             paths[model.config.name.rsplit("-", 1)[-1]] = path

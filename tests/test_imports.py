@@ -25,17 +25,24 @@ ALLOWED = {
     "build.target": "build.errors",
     "build.config": "build.errors",
     "build.catalog": "build.errors",
-    "build.checkpoint": "build.errors build.files",
+    "build.settings": "build.errors",
+    "build.weights": "build.errors build.files build.settings",
+    "build.checkpoint": "build.errors build.files build.settings build.weights",
+    "build.tokenization": "build.checkpoint build.errors build.settings",
     # A page of mathematics loads no client of the Hub and no renderer of configurations.
-    "build.graphs": "build.catalog build.checkpoint build.errors build.onnx_file build.target",
+    "build.graphs": "build.catalog build.checkpoint build.errors build.onnx_file build.settings build.target "
+    "build.weights",
+    "build.architectures": "build.graphs build.settings build.templates build.weights",
     "build.hub": "build.catalog build.errors build.files build.onnx_file",
     "build.source": "build.catalog build.checkpoint build.errors build.files build.hub",
     "build.repository": "build.graphs build.target",
     "build.check": "build.config build.errors",
     "build.plan": "build.config build.errors build.files",
     "build.engine": "build.config build.errors build.graphs build.plan build.target",
-    "build.family": "build.catalog build.check build.checkpoint build.errors build.files build.graphs build.hub "
-    "build.onnx_file build.repository build.source build.target build.templates",
+    "build.models": "build.architectures build.catalog build.checkpoint build.errors build.files build.graphs "
+    "build.repository build.settings build.target build.tokenization build.weights",
+    "build.family": "build.catalog build.check build.checkpoint build.errors build.files build.hub build.models "
+    "build.onnx_file build.settings build.source build.target",
     "build.make": "build.catalog build.errors build.family build.files build.source build.target",
     "build.reference": "build.errors build.templates",
     # What is verified is served: the one place of the builder that knows where a stack listens.

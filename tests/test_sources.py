@@ -26,11 +26,12 @@ from onnx import TensorProto, helper
 from safetensors.numpy import load_file, save
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from build import catalog, family
+from build import catalog
 from build.checkpoint import Checkpoint
 from build.errors import BuildError
 from build.files import sha256
 from build.hub import data_files
+from build.models import models_of, write_model
 from build.source import describe, obtain
 from build.target import PRECISIONS, Target
 
@@ -446,7 +447,7 @@ def test_models_that_overflow_have_no_fp16(name: str) -> None:
 
 def test_a_page_has_the_last_word(tmp_path: Path) -> None:
     entry = replace(describe(TINY, "tiny"), max_tokens=16, prompts={"query": "q: "})
-    models = {model.config.name: model for model in family.models(entry, obtain(entry, tmp_path), Target())}
+    models = {model.config.name: model for model in models_of(entry, obtain(entry, tmp_path), Target())}
     parameters = models["tiny-tokenizer"].config.parameters
     assert parameters["max_tokens"].string_value == "16"
     assert json.loads(parameters["prompts"].string_value)["query"] == "q: "
@@ -455,8 +456,8 @@ def test_a_page_has_the_last_word(tmp_path: Path) -> None:
 @pytest.mark.parametrize("normalise", [True, False])
 def test_a_page_says_whether_vectors_have_unit_length(tmp_path: Path, normalise: bool) -> None:
     entry = replace(describe(TINY, "tiny"), normalise=normalise)
-    models = {model.config.name: model for model in family.models(entry, obtain(entry, tmp_path), Target())}
-    family.write(models["tiny-pooling"], tmp_path)
+    models = {model.config.name: model for model in models_of(entry, obtain(entry, tmp_path), Target())}
+    write_model(models["tiny-pooling"], tmp_path)
     session = onnxruntime.InferenceSession(tmp_path / "1" / "model.onnx")
     width = models["tiny-encoder"].config.output[0].dims[1]
     states = np.random.default_rng(0).normal(size=(3, width)).astype(np.float32)
@@ -472,7 +473,7 @@ def test_a_page_says_whether_vectors_have_unit_length(tmp_path: Path, normalise:
 def test_a_window_wider_than_the_checkpoints(tmp_path: Path) -> None:
     entry = replace(describe(TINY, "tiny"), max_tokens=1 << 20)
     with pytest.raises(BuildError, match=r"1048576 tokens were asked for, but .* takes 1 to "):
-        family.models(entry, obtain(entry, tmp_path), Target())
+        models_of(entry, obtain(entry, tmp_path), Target())
 
 
 def test_nomics_window_is_not_what_it_was_trained_on(tmp_path: Path) -> None:
@@ -483,4 +484,6 @@ def test_nomics_window_is_not_what_it_was_trained_on(tmp_path: Path) -> None:
     config |= {"n_positions": positions, "max_position_embeddings": positions // 4}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": positions}))
-    assert Checkpoint(folder).max_tokens == positions
+    parts = models_of(describe(folder, "nomic"), Checkpoint(folder), Target())
+    (tokenizer,) = [part.config for part in parts if part.config.name == "nomic-tokenizer"]
+    assert tokenizer.parameters["max_tokens"].string_value == str(positions)

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT, TINY, Reference, Stack, free_ports, rows
+from tiny import build_tiny
 
-from build import make, verify
 from build import reference as references
+from build import verify
 from build.errors import BuildError
 from build.reference import Expected, Pair
 from build.verify import Row, Served, compare_embeddings, compare_scores, summarise, table, tolerance_of
@@ -35,7 +36,7 @@ def rerankers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Tiny cross-encoders of both kinds, in fp32."""
     folder = tmp_path_factory.mktemp("verify")
     names = ["bert-cross-encoder", "qwen3-reranker"]
-    assert make.main([*(str(TINY / name) for name in names), "--repository", str(folder / "repository")]) == 0
+    build_tiny(names, "--repository", str(folder / "repository"))
     options = ["--repository", str(folder / "repository"), "--models", *names]
     running = Stack(folder / "work", options, {"ENCODER_PRECISION": "fp32"})
     running.work_folder.mkdir()

@@ -86,6 +86,8 @@ class CatalogEntry:
     """The exported graph to take in place of weights, a file of the checkpoint."""
     output: str | None = None
     """Which output of that graph to take; None for the one of a usual name."""
+    ignore: tuple[str, ...] = ()
+    """Names or patterns of keys and tensors that may be left unread."""
     precisions: tuple[str, ...] = ("fp32", "bf16", "fp16")
     """What the encoder may compute in, the default first."""
     batching: Batching = Batching()

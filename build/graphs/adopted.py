@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from onnx import TensorProto, helper, numpy_helper
 from build.catalog import CatalogEntry
 from build.checkpoint import Checkpoint
 from build.errors import BuildError
+from build.graphs.dimensions import Dimensions, labels
 from build.graphs.exported import (
     IDS,
     INLINE,
@@ -62,7 +63,7 @@ LOGITS = ("logits",)
 class Adopted:
     """An exported graph that can take the place of an encoder, and which of its outputs is kept."""
 
-    checkpoint: Checkpoint
+    encoder: Dimensions
     path: Path
     output: str
     """Its own name for it."""
@@ -72,8 +73,6 @@ class Adopted:
     """H of hidden states and of embeddings, where it can be known."""
     normalise: bool = False
     """Whether embeddings leave with unit length, which a cut would take from them."""
-    segment_offset: int = 0
-    """What is added to the ids of a pair's second text, where the graph tells the two apart."""
     precision: str = "fp32"
     """What most of its floating-point weights are: `fp32`, `fp16` or `bf16`."""
     quantisation: str = ""
@@ -81,13 +80,13 @@ class Adopted:
     batch, so that a text's result depends a little on its neighbours."""
 
     @classmethod
-    def of(cls, entry: CatalogEntry, checkpoint: Checkpoint, path: Path) -> Adopted:
+    def of(cls, entry: CatalogEntry, checkpoint: Checkpoint, encoder: Dimensions, path: Path) -> Adopted:
         """Reads what the graph takes and gives; BuildError names what cannot be fed, kept or run."""
         model = read_onnx(path)
         used = operators(model)
         check_operators(path, model, used)
         check_inputs(path, model)
-        adopted = partial(cls, checkpoint, path, precision=precision(model), quantisation=quantisation(used))
+        adopted = partial(cls, path=path, precision=precision(model), quantisation=quantisation(used))
         shapes = {value.name: shape_of(value) for value in model.graph.output}
 
         if entry.output is not None and entry.output not in shapes:
@@ -103,28 +102,30 @@ class Adopted:
                     f"{path} gives {', '.join(shapes)}; of a reranker's graph logits [B, 1] are taken: name an "
                     "output that is like these with --output, or say --task embed if the model is no reranker"
                 )
-            if (labels := shapes[output][1] or len(checkpoint.field("id2label"))) != 1:
-                raise BuildError(f"{path} gives {output} of {labels} labels; a reranker has one")
-            takes_segments = any(value.name == "token_type_ids" for value in model.graph.input)
-            return adopted(
-                output, "score", 1, segment_offset=checkpoint.field("vocab_size") if takes_segments else 0
-            )
+            if (count := shapes[output][1] or labels(checkpoint.config)) != 1:
+                raise BuildError(f"{path} gives {output} of {count} labels; a reranker has one")
+            if any(value.name == "token_type_ids" for value in model.graph.input) and checkpoint.feeds_token_types:
+                encoder = replace(encoder, segment_offset=encoder.vocab_size)
+            return adopted(encoder, output=output, gives="score", width=1)
 
         tokens, pooled = first(TOKENS, 3), first(POOLED, 2)
-        has_modules = (checkpoint.folder / "modules.json").exists()
+        has_modules = bool(checkpoint.modules)
         if tokens and (has_modules or entry.pooling or not pooled):
-            hidden_size = checkpoint.hidden_size
+            hidden_size = encoder.hidden_size
             if (declared := shapes[tokens][2]) not in (0, hidden_size):
                 raise BuildError(f"{path} gives {tokens} of {declared} values, but config.json says {hidden_size}")
-            return adopted(tokens, "last_hidden_state", hidden_size)
+            return adopted(encoder, output=tokens, gives="last_hidden_state", width=hidden_size)
         if pooled:
             if entry.pooling:
                 raise BuildError(f"{path} gives {pooled}, which is pooled already: leave --pooling out")
-            is_normalised = has_modules and _ends_normalised(checkpoint)
+            is_normalised = has_modules and checkpoint.modules[-1].kind == "Normalize"
             if is_normalised and entry.normalise is False:
                 raise BuildError(f"{path} gives {pooled} of unit length already: leave --no-normalise out")
-            width = shapes[pooled][1] or (Pooling.of(checkpoint).width if has_modules else None)
-            return adopted(pooled, "embeddings", width, normalise=bool(is_normalised or entry.normalise))
+            width = shapes[pooled][1] or (
+                Pooling.of(checkpoint, encoder.hidden_size).width if has_modules else None
+            )
+            whether = bool(is_normalised or entry.normalise)
+            return adopted(encoder, output=pooled, gives="embeddings", width=width, normalise=whether)
         raise BuildError(
             f"{path} gives {', '.join(shapes)}; of an embedding model's graph {' or '.join(TOKENS)} [B, S, H] or "
             f"{POOLED[0]} [B, D] is taken: name an output that is like these with --output, or say --task rerank "
@@ -151,7 +152,7 @@ class Adopted:
         values = g.op("Cast", feeds.get(self.output, PREFIX + self.output), to=TensorProto.FLOAT)
         if self.gives == "last_hidden_state":
             assert self.width is not None
-            rows = g.op("Reshape", _widen(g, self.checkpoint, values, r), g.constant([-1, self.width], np.int64))
+            rows = g.op("Reshape", _widen(g, self.encoder, values, r), g.constant([-1, self.width], np.int64))
             last_hidden_state(g, g.op("Gather", rows, r.cell_of_token), r, self.width)
         elif self.gives == "embeddings":
             dimensions = self.dimensions(dimensions)
@@ -182,19 +183,15 @@ class Adopted:
         return others
 
 
-def _ends_normalised(checkpoint: Checkpoint) -> bool:
-    return str(checkpoint.json("modules.json")[-1]["type"]).endswith("Normalize")
-
-
 def _feeds(g: OnnxGraph, adopted: Adopted, inputs: Iterable[onnx.ValueInfoProto], r: Ragged) -> dict[str, str]:
     """Input of the old graph -> the value of ours that takes its place."""
-    checkpoint = adopted.checkpoint
+    encoder = adopted.encoder
     zero = g.constant(0, np.int32)
     # Some graphs tell padding by its id too; where there is none, the mask alone does.
-    pad = g.constant(max(0, checkpoint.config.get("pad_token_id") or 0), np.int32)
+    pad = g.constant(encoder.padding, np.int32)
     ids, kinds = r.token_ids, g.op("Sub", r.token_ids, r.token_ids)
-    if adopted.segment_offset:
-        size = g.constant(adopted.segment_offset, np.int32)
+    if encoder.segment_offset:
+        size = g.constant(encoder.segment_offset, np.int32)
         ids, kinds = g.op("Mod", ids, size), g.op("Div", ids, size)
 
     def rows(packed: str, empty: str) -> str:
@@ -206,7 +203,7 @@ def _feeds(g: OnnxGraph, adopted: Adopted, inputs: Iterable[onnx.ValueInfoProto]
         if name == "token_type_ids":
             return rows(kinds, zero)
         if name == "position_ids":
-            positions = g.op("Add", r.column, g.constant(checkpoint.first_position, np.int64))
+            positions = g.op("Add", r.column, g.constant(encoder.first_position, np.int64))
             return g.op("Expand", positions, g.op("Shape", r.real))
         return r.real
 
@@ -216,7 +213,7 @@ def _feeds(g: OnnxGraph, adopted: Adopted, inputs: Iterable[onnx.ValueInfoProto]
         dtype = value.type.tensor_type.elem_type
         if value.name in IDS:
             # Rows are rounded up, which must not lead past the last position.
-            feeds[value.name] = g.op("Cast", _narrow(g, checkpoint, made(value.name)), to=dtype)
+            feeds[value.name] = g.op("Cast", _narrow(g, encoder, made(value.name)), to=dtype)
         else:
             _, heads, _, width = shape_of(value)
             shape = g.op("Concat", batch, g.constant([heads, 0, width], np.int64), axis=0)
@@ -224,16 +221,16 @@ def _feeds(g: OnnxGraph, adopted: Adopted, inputs: Iterable[onnx.ValueInfoProto]
     return feeds
 
 
-def _narrow(g: OnnxGraph, checkpoint: Checkpoint, rows: str) -> str:
+def _narrow(g: OnnxGraph, encoder: Dimensions, rows: str) -> str:
     """[B, S] without the columns past the model's last position."""
-    if checkpoint.positions % STEP == 0:
+    if encoder.positions % STEP == 0:
         return rows
-    return g.op("Slice", rows, *(g.constant([bound], np.int64) for bound in (0, checkpoint.positions, 1)))
+    return g.op("Slice", rows, *(g.constant([bound], np.int64) for bound in (0, encoder.positions, 1)))
 
 
-def _widen(g: OnnxGraph, checkpoint: Checkpoint, states: str, r: Ragged) -> str:
+def _widen(g: OnnxGraph, encoder: Dimensions, states: str, r: Ragged) -> str:
     """[B, S, H] with the columns again that `_narrow` left out."""
-    if checkpoint.positions % STEP == 0:
+    if encoder.positions % STEP == 0:
         return states
     second = g.constant([1], np.int64)
     missing = g.op("Sub", g.op("Shape", r.column), g.op("Gather", g.op("Shape", states), second))

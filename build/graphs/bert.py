@@ -15,54 +15,75 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from build.checkpoint import Checkpoint
-from build.graphs.blocks import attention, gelu, key_mask, layer_norm
+from build.errors import BuildError
+from build.graphs.blocks import attention, gelu, key_mask
+from build.graphs.dimensions import Dimensions, split_evenly
 from build.graphs.onnx_graph import OnnxGraph
+from build.graphs.parameters import Parameters
 from build.graphs.ragged import last_hidden_state, ragged, ragged_inputs
+from build.settings import Settings
+from build.weights import Weights
 
 
-@dataclass(frozen=True)
-class BertConfig:
-    """The fields of a checkpoint's `config.json` that shape the graph."""
+@dataclass(frozen=True, kw_only=True)
+class Bert(Dimensions):
+    """The keys of a checkpoint's `config.json` that shape the graph; defaults are transformers' own."""
 
-    hidden_size: int
-    num_attention_heads: int
-    num_hidden_layers: int
-    layer_norm_eps: float
+    layers: int
+    heads: int
+    width: int
+    """Of a head."""
+    inner: int
+    epsilon: float
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> BertConfig:
-        """Reads `config.json`; refuses what this page does not write, naming the field."""
-        config = checkpoint.config
-        checkpoint.require("hidden_act", "gelu")
-        checkpoint.require("position_embedding_type", "absolute", default="absolute")
-        return cls(**{name: config[name] for name in cls.__dataclass_fields__})
+    def of(cls, config: Settings, first_position: int = 0) -> Bert:
+        """Reads the configuration; raises BuildError on what this page does not write, naming the key."""
+        config.require("hidden_act", "gelu")
+        config.require("position_embedding_type", "absolute")
+        config.require("is_decoder", False)
+        config.require("add_cross_attention", False)
+        config.require("pruned_heads", {})
+        hidden_size = config.integer("hidden_size", default=768)
+        heads = config.integer("num_attention_heads", default=12)
+        rows = config.integer("max_position_embeddings", default=512)
+        if rows <= first_position:
+            raise BuildError(
+                f"{config.path} has max_position_embeddings = {rows}, which leaves no token a position"
+            )
+        return cls(
+            hidden_size=hidden_size,
+            vocab_size=config.integer("vocab_size", default=30522),
+            positions=rows - first_position,
+            token_types=config.integer("type_vocab_size", default=2),
+            first_position=first_position,
+            layers=config.integer("num_hidden_layers", default=12),
+            heads=heads,
+            width=split_evenly(config, hidden_size, heads),
+            inner=config.integer("intermediate_size", default=3072),
+            epsilon=config.number("layer_norm_eps", default=1e-12),
+        )
+
+    @classmethod
+    def of_roberta(cls, config: Settings) -> Bert:
+        """Positions are counted from the padding token's id on, which is left out."""
+        return cls.of(config, config.integer("pad_token_id", default=1, least=0) + 1)
 
 
-def write_bert(g: OnnxGraph, checkpoint: Checkpoint) -> None:
-    """Writes the encoder of `checkpoint` into `g`, reading one tensor at a time."""
-    config = BertConfig.of(checkpoint)
-
-    def weight(name: str) -> str:
-        return g.weight(name, checkpoint.tensor(name))
-
-    def linear(x: str, name: str) -> str:
-        return g.linear(x, weight(f"{name}.weight"), weight(f"{name}.bias"))
-
-    def norm(x: str, name: str) -> str:
-        scale, bias = (g.wide_weight(part, checkpoint.tensor(part)) for part in (f"{name}.weight", f"{name}.bias"))
-        return layer_norm(g, x, scale, bias, config.layer_norm_eps)
-
+def write_bert(g: OnnxGraph, bert: Bert, weights: Weights) -> None:
+    """Writes the encoder into `g`, reading one tensor at a time."""
+    p, hidden = Parameters(g, weights), bert.hidden_size
     r = ragged(g, *ragged_inputs(g))
     mask = key_mask(g, r)
-    heads, width = config.num_attention_heads, config.hidden_size // config.num_attention_heads
 
-    token_ids, places = r.token_ids, checkpoint.tensor("embeddings.position_embeddings.weight")
-    places = places[checkpoint.first_position :]
-    segments = checkpoint.tensor("embeddings.token_type_embeddings.weight")
-    if checkpoint.segment_offset:
+    places = weights.tensor("embeddings.position_embeddings.weight", bert.first_position + bert.positions, hidden)[
+        bert.first_position :
+    ]
+    segments = weights.tensor("embeddings.token_type_embeddings.weight", bert.token_types, hidden)
+    token_ids = r.token_ids
+    if bert.segment_offset:
         # The ids of a pair's second text come raised by the size of the vocabulary.
-        size = g.constant(checkpoint.segment_offset, np.int32)
+        size = g.constant(bert.segment_offset, np.int32)
         token_ids, kinds = g.op("Mod", token_ids, size), g.op("Div", token_ids, size)
         x = g.op("Gather", g.weight("embeddings.token_type_embeddings.weight", segments), kinds)
         x = g.op("Add", x, g.op("Gather", g.weight("embeddings.position_embeddings.weight", places), r.positions))
@@ -70,16 +91,19 @@ def write_bert(g: OnnxGraph, checkpoint: Checkpoint) -> None:
         # One segment per text, so its embedding is folded into every position.
         table = g.weight("embeddings.position_embeddings.weight", places + segments[0])
         x = g.op("Gather", table, r.positions)
-    words = g.op("Gather", weight("embeddings.word_embeddings.weight"), token_ids)
-    x = norm(g.op("Add", words, x), "embeddings.LayerNorm")
+    words = g.op("Gather", p.table("embeddings.word_embeddings", bert.vocab_size, hidden), token_ids)
+    x = p.layer_norm(g.op("Add", words, x), "embeddings.LayerNorm", hidden, bert.epsilon)
 
-    for i in range(config.num_hidden_layers):
+    for i in range(bert.layers):
         layer = f"encoder.layer.{i}"
-        q, k, v = (linear(x, f"{layer}.attention.self.{name}") for name in ("query", "key", "value"))
-        context = attention(g, q, k, v, r, mask, width**-0.5, heads, heads)
-        projected = linear(context, f"{layer}.attention.output.dense")
-        x = norm(g.op("Add", x, projected), f"{layer}.attention.output.LayerNorm")
-        inner = gelu(g, linear(x, f"{layer}.intermediate.dense"))
-        x = norm(g.op("Add", x, linear(inner, f"{layer}.output.dense")), f"{layer}.output.LayerNorm")
+        q, k, v = (
+            p.linear(x, f"{layer}.attention.self.{name}", hidden, hidden) for name in ("query", "key", "value")
+        )
+        context = attention(g, q, k, v, r, mask, bert.width**-0.5, bert.heads, bert.heads)
+        projected = p.linear(context, f"{layer}.attention.output.dense", hidden, hidden)
+        x = p.layer_norm(g.op("Add", x, projected), f"{layer}.attention.output.LayerNorm", hidden, bert.epsilon)
+        inner = gelu(g, p.linear(x, f"{layer}.intermediate.dense", bert.inner, hidden))
+        out = p.linear(inner, f"{layer}.output.dense", hidden, bert.inner)
+        x = p.layer_norm(g.op("Add", x, out), f"{layer}.output.LayerNorm", hidden, bert.epsilon)
 
-    last_hidden_state(g, x, r, config.hidden_size)
+    last_hidden_state(g, x, r, hidden)

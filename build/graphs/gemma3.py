@@ -9,61 +9,134 @@ each token. Scaled embeddings, RMSNorm by 1 + weight before and after each block
 
 from __future__ import annotations
 
-from build.checkpoint import Checkpoint
+from dataclasses import dataclass
+
+from build.errors import BuildError
 from build.graphs.blocks import (
     attention,
     gelu_tanh,
     key_mask,
-    rms_norm,
     rotary_angles,
     rotate,
     split_heads,
     window_mask,
 )
+from build.graphs.dimensions import Dimensions, shared_evenly
 from build.graphs.onnx_graph import OnnxGraph
+from build.graphs.parameters import Parameters
 from build.graphs.ragged import last_hidden_state, ragged, ragged_inputs
+from build.graphs.rope import rope_theta, theta_of
+from build.settings import Settings
+from build.weights import Weights
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 
 
-def write_gemma3(g: OnnxGraph, checkpoint: Checkpoint) -> None:
-    """Writes the encoder of `checkpoint` into `g`, reading one tensor at a time."""
-    config = checkpoint.config
-    checkpoint.require("hidden_activation", "gelu_pytorch_tanh")
-    checkpoint.require("use_bidirectional_attention", True)
-    checkpoint.require("attention_bias", False, default=False)
-    heads, key_value_heads = config["num_attention_heads"], config["num_key_value_heads"]
-    width, epsilon = config["head_dim"], config["rms_norm_eps"]
-    scale = config["query_pre_attn_scalar"] ** -0.5
+@dataclass(frozen=True, kw_only=True)
+class Gemma3(Dimensions):
+    """The keys of a checkpoint's `config.json` that shape the graph; defaults are transformers' own."""
 
-    def linear(x: str, name: str) -> str:
-        return g.linear(x, g.weight(name, checkpoint.tensor(f"{name}.weight")))
+    layer_types: tuple[str, ...]
+    """SLIDING or FULL, of each layer."""
+    heads: int
+    key_value_heads: int
+    width: int
+    """Of a head."""
+    inner: int
+    epsilon: float
+    scale: float
+    """Of the products of queries and keys."""
+    window: int
+    """A token of a sliding layer sees those fewer than so many places away."""
+    thetas: dict[str, float]
+    """Layer type -> base of its rotary positions."""
 
-    def norm(x: str, name: str) -> str:
-        return rms_norm(g, x, g.wide_weight(name, 1 + checkpoint.tensor(f"{name}.weight")), epsilon)
+    @classmethod
+    def of(cls, config: Settings) -> Gemma3:
+        """Reads the configuration; raises BuildError on what this page does not write, naming the key."""
+        config.require("hidden_activation", "gelu_pytorch_tanh")
+        config.require("attention_bias", False)
+        config.require("attn_logit_softcapping", None)
+        if not config.flag("use_bidirectional_attention", default=False):
+            raise BuildError(
+                f"{config.path} has use_bidirectional_attention = false, as of a model that writes text; the "
+                "graph "
+                "is written for true only"
+            )
+        heads = config.integer("num_attention_heads", default=8)
+        return cls(
+            hidden_size=config.integer("hidden_size", default=2304),
+            vocab_size=config.integer("vocab_size", default=262208),
+            positions=config.integer("max_position_embeddings", default=131072),
+            layer_types=_layer_types(config),
+            heads=heads,
+            key_value_heads=shared_evenly(config, heads, config.integer("num_key_value_heads", default=4)),
+            width=config.integer("head_dim", default=256),
+            inner=config.integer("intermediate_size", default=9216),
+            epsilon=config.number("rms_norm_eps", default=1e-6),
+            scale=config.number("query_pre_attn_scalar", default=256) ** -0.5,
+            # The window of the checkpoint spans both sides; distances up to half of it are inside.
+            window=config.integer("sliding_window", default=4096) // 2 + 1,
+            thetas=_thetas(config),
+        )
+
+
+def _layer_types(config: Settings) -> tuple[str, ...]:
+    layers = config.integer("num_hidden_layers", default=26)
+    # Before layers were named one by one, every so many-th saw the whole text.
+    period = config.integer("sliding_window_pattern", default=6)
+    usual = [SLIDING if (i + 1) % period else FULL for i in range(layers)]
+    kinds = config.words("layer_types", default=usual)
+    if len(kinds) != layers or not {SLIDING, FULL}.issuperset(kinds):
+        raise BuildError(f"{config.path} has layer_types other than {layers} of {SLIDING} and {FULL}")
+    return tuple(kinds)
+
+
+def _thetas(config: Settings) -> dict[str, float]:
+    """One object for each type of layer in transformers 5; two keys in 4, where scaling is of full layers only."""
+    local = config.number("rope_local_base_freq", default=10_000.0)
+    said = config.inner("rope_parameters")
+    if said is None or not (SLIDING in said or FULL in said):
+        return {SLIDING: local, FULL: rope_theta(config, 1_000_000.0)}
+    thetas = {}
+    for kind, default in ((SLIDING, local), (FULL, config.number("rope_theta", default=1_000_000.0))):
+        of_kind = said.inner(kind)
+        thetas[kind] = default if of_kind is None else theta_of(of_kind, default)
+    return thetas
+
+
+def write_gemma3(g: OnnxGraph, gemma3: Gemma3, weights: Weights) -> None:
+    """Writes the encoder into `g`, reading one tensor at a time."""
+    p, hidden, width, epsilon = Parameters(g, weights), gemma3.hidden_size, gemma3.width, gemma3.epsilon
+    heads, groups = gemma3.heads, gemma3.key_value_heads
+
+    def norm(x: str, name: str, size: int = hidden) -> str:
+        return p.rms_norm(x, name, size, epsilon, plus=1)
+
+    def project(x: str, name: str, count: int) -> str:
+        return split_heads(g, p.linear(x, name, count * width, hidden, bias=False), count, width)
 
     r = ragged(g, *ragged_inputs(g))
-    # The window of the checkpoint spans both sides; distances up to half of it are inside.
-    masks = {SLIDING: window_mask(g, r, config["sliding_window"] // 2 + 1), FULL: key_mask(g, r)}
-    thetas = {SLIDING: checkpoint.rope_theta(SLIDING), FULL: checkpoint.rope_theta(FULL)}
-    angles = {kind: rotary_angles(g, r, theta, width) for kind, theta in thetas.items()}
+    masks = {SLIDING: window_mask(g, r, gemma3.window), FULL: key_mask(g, r)}
+    angles = {kind: rotary_angles(g, r, theta, width) for kind, theta in gemma3.thetas.items()}
 
-    words = g.op("Gather", g.weight("embed_tokens", checkpoint.tensor("embed_tokens.weight")), r.token_ids)
-    x = g.op("Mul", words, g.scalar(config["hidden_size"] ** 0.5))
-    for i, kind in enumerate(config["layer_types"]):
+    words = g.op("Gather", p.table("embed_tokens", gemma3.vocab_size, hidden), r.token_ids)
+    x = g.op("Mul", words, g.scalar(hidden**0.5))
+    for i, kind in enumerate(gemma3.layer_types):
         layer = f"layers.{i}"
         h = norm(x, f"{layer}.input_layernorm")
-        q = split_heads(g, linear(h, f"{layer}.self_attn.q_proj"), heads, width)
-        k = split_heads(g, linear(h, f"{layer}.self_attn.k_proj"), key_value_heads, width)
-        v = split_heads(g, linear(h, f"{layer}.self_attn.v_proj"), key_value_heads, width)
-        q = rotate(g, norm(q, f"{layer}.self_attn.q_norm"), angles[kind], width)
-        k = rotate(g, norm(k, f"{layer}.self_attn.k_norm"), angles[kind], width)
-        context = attention(g, q, k, v, r, masks[kind], scale, heads, key_value_heads)
-        projected = linear(context, f"{layer}.self_attn.o_proj")
+        q, k, v = (
+            project(h, f"{layer}.self_attn.{name}_proj", count)
+            for name, count in (("q", heads), ("k", groups), ("v", groups))
+        )
+        q = rotate(g, norm(q, f"{layer}.self_attn.q_norm", width), angles[kind], width)
+        k = rotate(g, norm(k, f"{layer}.self_attn.k_norm", width), angles[kind], width)
+        context = attention(g, q, k, v, r, masks[kind], gemma3.scale, heads, groups)
+        projected = p.linear(context, f"{layer}.self_attn.o_proj", hidden, heads * width, bias=False)
         x = g.op("Add", x, norm(projected, f"{layer}.post_attention_layernorm"))
         h = norm(x, f"{layer}.pre_feedforward_layernorm")
-        gate = gelu_tanh(g, linear(h, f"{layer}.mlp.gate_proj"))
-        up = linear(h, f"{layer}.mlp.up_proj")
-        inner = linear(g.op("Mul", gate, up), f"{layer}.mlp.down_proj")
-        x = g.op("Add", x, norm(inner, f"{layer}.post_feedforward_layernorm"))
-    last_hidden_state(g, norm(x, "norm"), r, config["hidden_size"])
+        gate = gelu_tanh(g, p.linear(h, f"{layer}.mlp.gate_proj", gemma3.inner, hidden, bias=False))
+        up = p.linear(h, f"{layer}.mlp.up_proj", gemma3.inner, hidden, bias=False)
+        down = p.linear(g.op("Mul", gate, up), f"{layer}.mlp.down_proj", hidden, gemma3.inner, bias=False)
+        x = g.op("Add", x, norm(down, f"{layer}.post_feedforward_layernorm"))
+    last_hidden_state(g, norm(x, "norm"), r, hidden)

@@ -22,9 +22,61 @@ from build.checkpoint import Checkpoint
 from build.errors import BuildError
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.ragged import item_rows, state_inputs
+from build.weights import Weights
 
 MODES = ("cls", "mean", "lasttoken")
+FLAGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_lasttoken": "lasttoken",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+}
+"""How older checkpoints name the mode."""
 ACTIVATIONS = {"Identity": None, "Tanh": "Tanh"}
+VECTOR = "sentence_embedding"
+"""What the modules behind the pooling read and write."""
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A layer behind the pooling: activation(x W^T + b)."""
+
+    name: str
+    """Its folder in the checkpoint."""
+    weights: Weights
+    inputs: int
+    outputs: int
+    bias: bool
+    activation: str
+    """One of ACTIVATIONS."""
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, path: str, width: int) -> Dense:
+        """Reads the module's configuration, with sentence-transformers' defaults; it is fed `width` values."""
+        config = checkpoint.settings(checkpoint.folder / path / "config.json")
+        config.require("use_residual", False)
+        config.require("module_input_name", VECTOR)
+        config.require("module_output_name", VECTOR)
+        activation = config.word("activation_function", default="torch.nn.modules.activation.Tanh").rsplit(".", 1)[
+            -1
+        ]
+        if activation not in ACTIVATIONS:
+            raise BuildError(
+                f"{config.path} asks for {activation}; the pooling graph is written for {', '.join(ACTIVATIONS)}"
+            )
+        inputs = config.integer("in_features", default=width)
+        if inputs != width:
+            raise BuildError(f"{config.path} has in_features = {inputs}, but is given {width} values")
+        return cls(
+            path,
+            checkpoint.weights(checkpoint.folder / path),
+            inputs,
+            config.integer("out_features"),
+            config.flag("bias", default=True),
+            activation,
+        )
 
 
 @dataclass(frozen=True)
@@ -33,22 +85,28 @@ class Pooling:
 
     mode: str
     """One of MODES."""
-    dense: tuple[str, ...]
-    """Folders of Dense modules, in order."""
-    width: int
-    """Of the vector behind them."""
+    hidden_size: int
+    """Of what is pooled."""
+    dense: tuple[Dense, ...]
     normalise: bool
 
+    @property
+    def width(self) -> int:
+        """Of the vector behind the modules."""
+        return self.dense[-1].outputs if self.dense else self.hidden_size
+
     @classmethod
-    def of(cls, checkpoint: Checkpoint, mode: str | None = None, normalise: bool | None = None) -> Pooling:
+    def of(
+        cls, checkpoint: Checkpoint, hidden_size: int, mode: str | None = None, normalise: bool | None = None
+    ) -> Pooling:
         """Reads the modules, `mode` and `normalise` in place of theirs where given.
 
         Raises BuildError on what these graphs do not write, naming it, and without modules or a `mode`.
         """
-        if (checkpoint.folder / "modules.json").exists():
-            said = cls._of_modules(checkpoint)
+        if checkpoint.modules:
+            said = cls._of_modules(checkpoint, hidden_size)
         elif mode is not None:
-            said = cls(mode, (), checkpoint.hidden_size, normalise=False)
+            said = cls(mode, hidden_size, (), normalise=False)
         else:
             raise BuildError(
                 f"the checkpoint has no modules.json (looked in {checkpoint.folder}), so nothing says how the "
@@ -62,34 +120,59 @@ class Pooling:
         )
 
     @classmethod
-    def _of_modules(cls, checkpoint: Checkpoint) -> Pooling:
-        modules = [(m["type"].rsplit(".", 1)[-1], m.get("path", "")) for m in checkpoint.json("modules.json")]
-        kinds = [kind for kind, _ in modules]
-        dense = tuple(path for kind, path in modules if kind == "Dense")
-        normalise = kinds[-1:] == ["Normalize"]
-        if kinds != ["Transformer", "Pooling", *["Dense"] * len(dense), *["Normalize"] * normalise]:
+    def _of_modules(cls, checkpoint: Checkpoint, hidden_size: int) -> Pooling:
+        # Dropout does nothing outside of training.
+        modules = [module for module in checkpoint.modules if module.kind != "Dropout"]
+        kinds = [module.kind for module in modules]
+        layers = [module.path for module in modules if module.kind == "Dense"]
+        is_normalised = kinds[-1:] == ["Normalize"]
+        if kinds != ["Transformer", "Pooling", *["Dense"] * len(layers), *["Normalize"] * is_normalised]:
             raise BuildError(
                 f"{checkpoint.folder / 'modules.json'} lists {', '.join(kinds)}; the pooling graph is written for "
-                "Transformer, Pooling, any number of Dense, Normalize"
+                f"Transformer, Pooling, any number of Dense, Normalize{_instead(kinds)}"
             )
-        name = f"{modules[1][1]}/config.json"
-        config = checkpoint.json(name)
-        flags = [key.split("_")[2] for key, on in config.items() if key.startswith("pooling_mode_") and on is True]
-        modes = [config["pooling_mode"]] if "pooling_mode" in config else flags
-        if len(modes) != 1 or modes[0] not in MODES:
-            raise BuildError(
-                f"{checkpoint.folder / name} asks for {', '.join(modes) or 'no pooling'}; "
-                f"the pooling graph is written for one of {', '.join(MODES)}"
-            )
-        widths = [int(checkpoint.json(f"{path}/config.json")["out_features"]) for path in dense]
-        return cls(modes[0], dense, [checkpoint.hidden_size, *widths][-1], normalise)
+        dense: list[Dense] = []
+        for path in layers:
+            dense.append(Dense.of(checkpoint, path, dense[-1].outputs if dense else hidden_size))
+        if is_normalised and (own := checkpoint.folder / modules[-1].path / "config.json").exists():
+            config = checkpoint.settings(own)
+            config.require("module_input_name", VECTOR)
+            config.require("module_output_name", VECTOR)
+        return cls(_mode(checkpoint, modules[1].path, hidden_size), hidden_size, tuple(dense), is_normalised)
 
 
-def write_pooling(g: OnnxGraph, checkpoint: Checkpoint, pooling: Pooling, dimensions: int) -> None:
-    """Writes the modules of `checkpoint` behind its transformer, cut to `dimensions`."""
-    pooled = POOL[pooling.mode](g, *state_inputs(g, checkpoint.hidden_size))
-    for path in pooling.dense:
-        pooled = dense(g, pooled, checkpoint, path)
+def _instead(kinds: list[str]) -> str:
+    """What would help where modules are of other kinds of models."""
+    if {"Router", "Asym"} & set(kinds):
+        return ": it is several models in one; build the folder of the one that you want, with --pooling"
+    return ""
+
+
+def _mode(checkpoint: Checkpoint, path: str, hidden_size: int) -> str:
+    """What a Pooling module asks for, one of MODES."""
+    config = checkpoint.settings(checkpoint.folder / path / "config.json")
+    width = config.integer("embedding_dimension", "word_embedding_dimension", default=hidden_size)
+    if width != hidden_size:
+        raise BuildError(f"{config.path} pools vectors of {width} values, but the encoder gives {hidden_size}")
+    config.require("include_prompt", True)
+    config.require("output_key", VECTOR)
+    flags = [mode for key, mode in FLAGS.items() if config.flag(key, default=False)]
+    said = config.find("pooling_mode")
+    # Where it says nothing, sentence-transformers takes the mean.
+    modes = flags or ["mean"] if said is None else said if isinstance(said, list) else [said]
+    if len(modes) != 1 or modes[0] not in MODES:
+        raise BuildError(
+            f"{config.path} asks for pooling by {' and '.join(map(str, modes))}; "
+            f"the pooling graph is written for one of {', '.join(MODES)}"
+        )
+    return str(modes[0])
+
+
+def write_pooling(g: OnnxGraph, pooling: Pooling, dimensions: int) -> None:
+    """Writes the modules behind a transformer, cut to `dimensions`."""
+    pooled = POOL[pooling.mode](g, *state_inputs(g, pooling.hidden_size))
+    for layer in pooling.dense:
+        pooled = _dense(g, pooled, layer)
     if dimensions < pooling.width:
         first, end, axis = ([bound] for bound in (0, dimensions, 1))
         pooled = g.op("Slice", pooled, *(g.constant(bound, np.int64) for bound in (first, end, axis)))
@@ -130,20 +213,15 @@ POOL: dict[str, Callable[[OnnxGraph, str, str, str], str]] = {
 }
 
 
-def dense(g: OnnxGraph, vectors: str, checkpoint: Checkpoint, path: str) -> str:
-    """A Dense module: activation(x W^T + b) for every row of [B, D]."""
-    config = checkpoint.json(f"{path}/config.json")
-    activation = config["activation_function"].rsplit(".", 1)[-1]
-    if activation not in ACTIVATIONS:
-        raise BuildError(
-            f"{checkpoint.folder / path / 'config.json'} asks for {activation}; "
-            f"the pooling graph is written for {', '.join(ACTIVATIONS)}"
-        )
-    module = Checkpoint(checkpoint.folder / path)
-    parts = ("weight", "bias") if config["bias"] else ("weight",)
-    weights = [g.weight(f"{path}.{part}", module.tensor(f"linear.{part}")) for part in parts]
-    out = g.linear(vectors, *weights)
-    return out if (kind := ACTIVATIONS[activation]) is None else g.op(kind, out)
+def _dense(g: OnnxGraph, vectors: str, layer: Dense) -> str:
+    """For every row of [B, D]."""
+    shapes = {"weight": (layer.outputs, layer.inputs), **({"bias": (layer.outputs,)} if layer.bias else {})}
+    parts = (
+        g.weight(f"{layer.name}.{part}", layer.weights.tensor(f"linear.{part}", *shape))
+        for part, shape in shapes.items()
+    )
+    out = g.linear(vectors, *parts)
+    return out if (kind := ACTIVATIONS[layer.activation]) is None else g.op(kind, out)
 
 
 def normalise(g: OnnxGraph, vectors: str) -> str:

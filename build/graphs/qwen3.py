@@ -8,52 +8,89 @@ Causal, grouped-query attention with normalised queries and keys, rotary positio
 
 from __future__ import annotations
 
-from build.checkpoint import Checkpoint
-from build.graphs.blocks import (
-    attention,
-    causal_mask,
-    rms_norm,
-    rotary_angles,
-    rotate,
-    silu,
-    split_heads,
-)
+from dataclasses import dataclass
+
+from build.errors import BuildError
+from build.graphs.blocks import attention, causal_mask, rotary_angles, rotate, silu, split_heads
+from build.graphs.dimensions import Dimensions, shared_evenly
 from build.graphs.onnx_graph import OnnxGraph
+from build.graphs.parameters import Parameters
 from build.graphs.ragged import last_hidden_state, ragged, ragged_inputs
+from build.graphs.rope import rope_theta
+from build.settings import Settings
+from build.weights import Weights
+
+FULL = "full_attention"
 
 
-def write_qwen3(g: OnnxGraph, checkpoint: Checkpoint) -> None:
-    """Writes the decoder of `checkpoint` into `g`, reading one tensor at a time."""
-    config = checkpoint.config
-    checkpoint.require("hidden_act", "silu")
-    checkpoint.require("attention_bias", False, default=False)
-    checkpoint.require("use_sliding_window", False, default=False)
-    heads, key_value_heads = config["num_attention_heads"], config["num_key_value_heads"]
-    width, epsilon = config["head_dim"], config["rms_norm_eps"]
+@dataclass(frozen=True, kw_only=True)
+class Qwen3(Dimensions):
+    """The keys of a checkpoint's `config.json` that shape the graph; defaults are transformers' own."""
 
-    def linear(x: str, name: str) -> str:
-        return g.linear(x, g.weight(name, checkpoint.tensor(f"{name}.weight")))
+    layers: int
+    heads: int
+    key_value_heads: int
+    width: int
+    """Of a head."""
+    inner: int
+    epsilon: float
+    theta: float
 
-    def norm(x: str, name: str) -> str:
-        return rms_norm(g, x, g.wide_weight(name, checkpoint.tensor(f"{name}.weight")), epsilon)
+    @classmethod
+    def of(cls, config: Settings) -> Qwen3:
+        """Reads the configuration; raises BuildError on what this page does not write, naming the key."""
+        config.require("hidden_act", "silu")
+        config.require("attention_bias", False)
+        # Told so, transformers 5 lets every token see those behind it; 4 does not.
+        config.require("is_causal", True)
+        config.require("use_sliding_window", False)
+        config.skip(["sliding_window", "max_window_layers"])
+        layers = config.integer("num_hidden_layers", default=32)
+        if config.words("layer_types", default=[FULL] * layers) != [FULL] * layers:
+            raise BuildError(f"{config.path} has layer_types other than {layers} of {FULL}")
+        heads = config.integer("num_attention_heads", default=32)
+        groups = config.integer("num_key_value_heads", default=heads)
+        return cls(
+            hidden_size=config.integer("hidden_size", default=4096),
+            vocab_size=config.integer("vocab_size", default=151936),
+            positions=config.integer("max_position_embeddings", default=32768),
+            tied=config.flag("tie_word_embeddings", default=False),
+            layers=layers,
+            heads=heads,
+            key_value_heads=shared_evenly(config, heads, groups),
+            width=config.integer("head_dim", default=128),
+            inner=config.integer("intermediate_size", default=22016),
+            epsilon=config.number("rms_norm_eps", default=1e-6),
+            theta=rope_theta(config, 10_000.0),
+        )
 
+
+def write_qwen3(g: OnnxGraph, qwen3: Qwen3, weights: Weights) -> None:
+    """Writes the decoder into `g`, reading one tensor at a time."""
+    p, hidden, width, epsilon = Parameters(g, weights), qwen3.hidden_size, qwen3.width, qwen3.epsilon
+    heads, groups = qwen3.heads, qwen3.key_value_heads
     r = ragged(g, *ragged_inputs(g))
     mask = causal_mask(g, r)
-    angles = rotary_angles(g, r, checkpoint.rope_theta(), width)
+    angles = rotary_angles(g, r, qwen3.theta, width)
 
-    x = g.op("Gather", g.weight("embed_tokens", checkpoint.tensor("embed_tokens.weight")), r.token_ids)
-    for i in range(config["num_hidden_layers"]):
+    def project(x: str, name: str, count: int) -> str:
+        return split_heads(g, p.linear(x, name, count * width, hidden, bias=False), count, width)
+
+    x = g.op("Gather", p.table("embed_tokens", qwen3.vocab_size, hidden), r.token_ids)
+    for i in range(qwen3.layers):
         layer = f"layers.{i}"
-        h = norm(x, f"{layer}.input_layernorm")
-        q = split_heads(g, linear(h, f"{layer}.self_attn.q_proj"), heads, width)
-        k = split_heads(g, linear(h, f"{layer}.self_attn.k_proj"), key_value_heads, width)
-        v = split_heads(g, linear(h, f"{layer}.self_attn.v_proj"), key_value_heads, width)
-        q = rotate(g, norm(q, f"{layer}.self_attn.q_norm"), angles, width)
-        k = rotate(g, norm(k, f"{layer}.self_attn.k_norm"), angles, width)
-        context = attention(g, q, k, v, r, mask, width**-0.5, heads, key_value_heads)
-        x = g.op("Add", x, linear(context, f"{layer}.self_attn.o_proj"))
-        h = norm(x, f"{layer}.post_attention_layernorm")
-        gate = silu(g, linear(h, f"{layer}.mlp.gate_proj"))
-        up = linear(h, f"{layer}.mlp.up_proj")
-        x = g.op("Add", x, linear(g.op("Mul", gate, up), f"{layer}.mlp.down_proj"))
-    last_hidden_state(g, norm(x, "norm"), r, config["hidden_size"])
+        h = p.rms_norm(x, f"{layer}.input_layernorm", hidden, epsilon)
+        q, k, v = (
+            project(h, f"{layer}.self_attn.{name}_proj", count)
+            for name, count in (("q", heads), ("k", groups), ("v", groups))
+        )
+        q = rotate(g, p.rms_norm(q, f"{layer}.self_attn.q_norm", width, epsilon), angles, width)
+        k = rotate(g, p.rms_norm(k, f"{layer}.self_attn.k_norm", width, epsilon), angles, width)
+        context = attention(g, q, k, v, r, mask, width**-0.5, heads, groups)
+        x = g.op("Add", x, p.linear(context, f"{layer}.self_attn.o_proj", hidden, heads * width, bias=False))
+        h = p.rms_norm(x, f"{layer}.post_attention_layernorm", hidden, epsilon)
+        gate = silu(g, p.linear(h, f"{layer}.mlp.gate_proj", qwen3.inner, hidden, bias=False))
+        up = p.linear(h, f"{layer}.mlp.up_proj", qwen3.inner, hidden, bias=False)
+        down = p.linear(g.op("Mul", gate, up), f"{layer}.mlp.down_proj", hidden, qwen3.inner, bias=False)
+        x = g.op("Add", x, down)
+    last_hidden_state(g, p.rms_norm(x, "norm", hidden, epsilon), r, hidden)

@@ -3,65 +3,88 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from onnx import TensorProto
+from tokenizers import Tokenizer
 
-from build.checkpoint import Checkpoint
 from build.errors import BuildError
+from build.graphs.dimensions import Dimensions
 from build.graphs.onnx_graph import OnnxGraph
+from build.graphs.parameters import Parameters
 from build.graphs.pooling import first_token, last_token
 from build.graphs.ragged import state_inputs
-
-Logit = Callable[[OnnxGraph, Checkpoint, str, str, str], str]
-"""(graph, checkpoint, states [T, H], input_ids [T], lengths [B]) -> logit [B, 1]."""
+from build.weights import Weights
 
 
-def write_scoring(g: OnnxGraph, checkpoint: Checkpoint, logit: Logit) -> None:
+@dataclass(frozen=True)
+class Head:
+    """What a logit is computed from."""
+
+    p: Parameters
+    encoder: Dimensions
+    tokenizer: Tokenizer
+    states: str
+    """[T, H]."""
+    input_ids: str
+    """[T]."""
+    lengths: str
+    """[B]."""
+
+    def first(self) -> str:
+        """[B, H]: the state of each item's first token."""
+        return first_token(self.p.g, self.states, self.input_ids, self.lengths)
+
+    def last(self) -> str:
+        """[B, H]: the state of each item's last token."""
+        return last_token(self.p.g, self.states, self.input_ids, self.lengths)
+
+
+Logit: TypeAlias = Callable[[Head], str]
+"""-> [B, 1]."""
+
+
+def write_scoring(g: OnnxGraph, encoder: Dimensions, weights: Weights, tokenizer: Tokenizer, logit: Logit) -> None:
     """Scores each pair by one logit over its tokens.
 
     Input   last_hidden_state FP32 [T * H], input_ids INT32 [T], lengths INT32 [B] (see `build.graphs.pooling`)
     Output  logit FP32 [B, 1]; score FP32 [B, 1] = 1 / (1 + exp(-logit)), 0..1
     """
-    value = logit(g, checkpoint, *state_inputs(g, checkpoint.hidden_size))
+    value = logit(Head(Parameters(g, weights), encoder, tokenizer, *state_inputs(g, encoder.hidden_size)))
     g.output("score", g.op("Sigmoid", value), TensorProto.FLOAT, ["batch", 1])
     g.output("logit", value, TensorProto.FLOAT, ["batch", 1])
 
 
-def bert_logit(g: OnnxGraph, checkpoint: Checkpoint, states: str, input_ids: str, lengths: str) -> str:
+def bert_logit(head: Head) -> str:
     """BERT's pooler and a classifier of one label over the first token: w tanh(W h + b) + c."""
-    first = first_token(g, states, input_ids, lengths)
-    return _linear(g, checkpoint, _tanh_layer(g, checkpoint, first, "pooler.dense"), "classifier")
+    return _two_layers(head, "pooler.dense", "classifier")
 
 
-def roberta_logit(g: OnnxGraph, checkpoint: Checkpoint, states: str, input_ids: str, lengths: str) -> str:
+def roberta_logit(head: Head) -> str:
     """RoBERTa's classification head of one label over the first token: w tanh(W h + b) + c."""
-    first = first_token(g, states, input_ids, lengths)
-    inner = _tanh_layer(g, checkpoint, first, "classifier.dense")
-    return _linear(g, checkpoint, inner, "classifier.out_proj")
+    return _two_layers(head, "classifier.dense", "classifier.out_proj")
 
 
-def yes_no_logit(g: OnnxGraph, checkpoint: Checkpoint, states: str, input_ids: str, lengths: str) -> str:
+def _two_layers(head: Head, first: str, second: str) -> str:
+    hidden = head.encoder.hidden_size
+    inner = head.p.g.op("Tanh", head.p.linear(head.first(), first, hidden, hidden))
+    return head.p.linear(inner, second, 1, hidden)
+
+
+def yes_no_logit(head: Head) -> str:
     """The language model's logit of "yes" over "no" after the last token.
 
     The softmax over these two is the sigmoid of their difference, so two rows of the head are all that is kept.
     """
-    ids = [checkpoint.tokenizer.token_to_id(word) for word in ("yes", "no")]
+    ids = [head.tokenizer.token_to_id(word) for word in ("yes", "no")]
     if None in ids:
-        raise BuildError(f"{checkpoint.folder / 'tokenizer.json'} has no single token for 'yes' and 'no'")
-    tied = checkpoint.config.get("tie_word_embeddings", False)
-    head = checkpoint.tensor("embed_tokens.weight" if tied else "lm_head.weight")
-    difference = g.weight("yes_minus_no", (head[ids[0]] - head[ids[1]])[None])
-    return g.linear(last_token(g, states, input_ids, lengths), difference)
-
-
-def _tanh_layer(g: OnnxGraph, checkpoint: Checkpoint, x: str, name: str) -> str:
-    return g.op("Tanh", _linear(g, checkpoint, x, name))
-
-
-def _linear(g: OnnxGraph, checkpoint: Checkpoint, x: str, name: str) -> str:
-    weight, bias = (checkpoint.tensor(f"{name}.{part}") for part in ("weight", "bias"))
-    return g.linear(x, g.weight(f"{name}.weight", weight), g.weight(f"{name}.bias", bias))
+        raise BuildError("tokenizer.json has no single token for 'yes' and 'no', which the model is asked for")
+    name = "embed_tokens.weight" if head.encoder.tied else "lm_head.weight"
+    rows = head.p.weights.tensor(name, head.encoder.vocab_size, head.encoder.hidden_size)
+    difference = head.p.g.weight("yes_minus_no", (rows[ids[0]] - rows[ids[1]])[None])
+    return head.p.g.linear(head.last(), difference)
 
 
 def write_cosine_scoring(g: OnnxGraph, dimensions: int) -> None:

@@ -1,0 +1,206 @@
+"""The architectures that graphs are written for: one entry each, and nothing else knows them by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from build.graphs.bert import Bert, write_bert
+from build.graphs.dimensions import Dimensions
+from build.graphs.gemma3 import Gemma3, write_gemma3
+from build.graphs.nomic_bert import NomicBert, write_nomic_bert
+from build.graphs.onnx_graph import OnnxGraph
+from build.graphs.qwen3 import Qwen3, write_qwen3
+from build.graphs.scoring import Logit, bert_logit, roberta_logit, yes_no_logit
+from build.settings import Settings
+from build.templates import QWEN3_RERANKER
+from build.weights import Weights
+
+HARMLESS = (
+    # Where it came from, how it is stored, and what only training does.
+    *(
+        "_name_or_path",
+        "name_or_path",
+        "transformers_version",
+        "dtype",
+        "torch_dtype",
+        "tokenizer_class",
+        "use_bfloat16",
+    ),
+    *("initializer_range", "initializer_factor", "gradient_checkpointing", "tf_legacy_loss", "torchscript"),
+    *("attention_dropout", "attention_probs_dropout_prob", "hidden_dropout_prob", "classifier_dropout"),
+    *(
+        "problem_type",
+        "finetuning_task",
+        "task_specific_params",
+        "language",
+        "_commit_hash",
+        "_attn_implementation",
+    ),
+    # Read where they matter: which class it was saved from, and what its classifier gives.
+    *("architectures", "model_type", "id2label", "num_labels", "_num_labels"),
+    # What is returned beside the result, and how it is computed but not what.
+    *(
+        "use_cache",
+        "output_past",
+        "output_hidden_states",
+        "output_attentions",
+        "return_dict",
+        "chunk_size_feed_forward",
+    ),
+    *(
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "sep_token_id",
+        "decoder_start_token_id",
+        "label2id",
+        "prefix",
+    ),
+    # How cross-encoders show their logit, which is served as it is and as its sigmoid.
+    *("sentence_transformers", "sbert_ce_default_activation_function"),
+    # How language models write.
+    *(
+        "max_length",
+        "min_length",
+        "do_sample",
+        "early_stopping",
+        "num_beams",
+        "num_beam_groups",
+        "diversity_penalty",
+    ),
+    *(
+        "temperature",
+        "top_k",
+        "top_p",
+        "typical_p",
+        "repetition_penalty",
+        "length_penalty",
+        "no_repeat_ngram_size",
+    ),
+    *("encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences", "output_scores", "suppress_tokens"),
+    *("return_dict_in_generate", "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values"),
+    *("exponential_decay_length_penalty", "begin_suppress_tokens", "is_encoder_decoder", "tie_encoder_decoder"),
+    "cross_attention_hidden_size",
+)
+"""Keys of any `config.json` that change no result."""
+
+
+@dataclass(frozen=True)
+class Reranker:
+    """What makes a score of an encoder's states."""
+
+    logit: Logit
+    template: dict[str, str] | None = None
+    """The text around query and passage, where they are not read as a pair."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One `model_type`: how its configuration is read, how its graph is written, and what may be left unread."""
+
+    model_type: str
+    read: Callable[[Settings], Dimensions]
+    write: Callable[[OnnxGraph, Any, Weights], None]
+    """Of the graph, of what `read` gave, and of the tensors."""
+    fixtures: tuple[str, ...]
+    """Tiny checkpoints of it among the tests' references."""
+    prefixes: tuple[str, ...] = ()
+    """What heads put before the names of its tensors."""
+    harmless: tuple[str, ...] = ()
+    """Keys of its `config.json` that change no result, beside those of any."""
+    unused: tuple[str, ...] = ()
+    """Patterns of tensors, without a prefix, that the reference does not use either."""
+    rerankers: dict[str, Reranker] = field(default_factory=dict)
+    """Class in `architectures` -> its head."""
+    own_code: bool = False
+    """Whether its page writes what a published checkpoint's own code computes."""
+
+
+BERTS_OWN = (
+    # Of BERT's first checkpoints, for TensorFlow.
+    *(
+        "directionality",
+        "pooler_fc_size",
+        "pooler_num_attention_heads",
+        "pooler_num_fc_layers",
+        "pooler_size_per_head",
+    ),
+    "pooler_type",
+    # Of those who trained it, read by nobody.
+    *("emb_pooler", "emb_size", "uniem_embedding_strategy", "export_model_type", "tie_word_embeddings"),
+)
+BUFFERS = ("*position_ids", "*token_type_ids", "*rotary_emb.inv_freq")
+LANGUAGE_HEADS = ("cls.*", "lm_head.*")
+POOLER = ("pooler.dense.*",)
+
+ARCHITECTURES = {
+    entry.model_type: entry
+    for entry in (
+        Architecture(
+            "bert",
+            Bert.of,
+            write_bert,
+            fixtures=("bert-cls", "bert-cross-encoder"),
+            prefixes=("bert.",),
+            harmless=BERTS_OWN,
+            unused=(*BUFFERS, *LANGUAGE_HEADS, *POOLER),
+            rerankers={"BertForSequenceClassification": Reranker(bert_logit)},
+        ),
+        Architecture(
+            "gemma3_text",
+            Gemma3.of,
+            write_gemma3,
+            fixtures=("gemma3",),
+            prefixes=("model.",),
+            harmless=(
+                "final_logit_softcapping",
+                "_sliding_window_pattern",
+                "cache_implementation",
+                "tie_word_embeddings",
+            ),
+            unused=(*BUFFERS, *LANGUAGE_HEADS),
+        ),
+        Architecture(
+            "nomic_bert",
+            NomicBert.of,
+            write_nomic_bert,
+            fixtures=("nomic-bert",),
+            prefixes=("bert.",),
+            harmless=(
+                *("attn_pdrop", "embd_pdrop", "resid_pdrop", "pad_vocab_size_multiple", "tie_word_embeddings"),
+                *("dense_seq_output", "fused_bias_fc", "fused_dropout_add_ln", "use_flash_attn", "use_xentropy"),
+                *(
+                    "reorder_and_upcast_attn",
+                    "summary_activation",
+                    "summary_first_dropout",
+                    "summary_proj_to_labels",
+                ),
+                *("summary_type", "summary_use_proj"),
+            ),
+            unused=(*BUFFERS, *LANGUAGE_HEADS, *POOLER),
+            own_code=True,
+        ),
+        Architecture(
+            "qwen3",
+            Qwen3.of,
+            write_qwen3,
+            fixtures=("qwen3-embedding", "qwen3-reranker"),
+            prefixes=("model.",),
+            unused=(*BUFFERS, *LANGUAGE_HEADS),
+            rerankers={"Qwen3ForCausalLM": Reranker(yes_no_logit, QWEN3_RERANKER)},
+        ),
+        Architecture(
+            "xlm-roberta",
+            Bert.of_roberta,
+            write_bert,
+            fixtures=("xlm-roberta", "cross-encoder"),
+            prefixes=("roberta.",),
+            harmless=BERTS_OWN,
+            unused=(*BUFFERS, *LANGUAGE_HEADS, *POOLER),
+            rerankers={"XLMRobertaForSequenceClassification": Reranker(roberta_logit)},
+        ),
+    )
+}
+"""`model_type` of config.json -> its entry."""

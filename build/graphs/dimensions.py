@@ -1,0 +1,73 @@
+"""What the rest of a family needs to know of its encoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from build.errors import BuildError
+from build.settings import Settings
+
+COUNTED_FROM_PADDING = ("camembert", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl")
+"""Model types without a page that count positions as RoBERTa does."""
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """Sizes of an encoder, as its checkpoint's `config.json` has them."""
+
+    hidden_size: int
+    """Width of the hidden states."""
+    vocab_size: int
+    """Rows of the table of words."""
+    positions: int
+    """How many tokens the encoder has positions for."""
+    token_types: int = 1
+    """Segments that it tells apart."""
+    first_position: int = 0
+    """Row of the position table that the first token takes."""
+    segment_offset: int = 0
+    """What is added to the ids of a pair's second text, 0 where the two are not told apart."""
+    padding: int = 0
+    """The id in cells without a token, where a graph asks for one."""
+    tied: bool = False
+    """Whether a language model's head is its table of words."""
+
+
+def any_dimensions(config: Settings) -> Dimensions:
+    """Of a model whose graph somebody else exported, by all the names that are common for a key."""
+    model_type = config.find("model_type")
+    # RoBERTa counts from the padding token's id on, and leaves that one out.
+    counted = model_type in COUNTED_FROM_PADDING
+    first = config.integer("pad_token_id", default=1, least=0) + 1 if counted else 0
+    rows = config.integer("n_positions" if "n_positions" in config else "max_position_embeddings")
+    return Dimensions(
+        hidden_size=config.integer("hidden_size", "n_embd", "dim", "d_model"),
+        vocab_size=config.integer("vocab_size"),
+        positions=rows - first,
+        token_types=config.integer("type_vocab_size", default=1, least=0),
+        first_position=first,
+        padding=max(0, config.integer("pad_token_id", default=0, least=-1)),
+    )
+
+
+def labels(config: Settings) -> int:
+    """How many a classifier gives; without a word on it transformers makes two."""
+    named = config.find("id2label")
+    count = config.integer("num_labels", "_num_labels", default=2)
+    return len(named) if isinstance(named, dict) else count
+
+
+def split_evenly(config: Settings, hidden_size: int, heads: int) -> int:
+    """The width of a head; raises BuildError where they do not fill the hidden state."""
+    if hidden_size % heads:
+        raise BuildError(
+            f"{config.path} has a hidden state of {hidden_size} values, which {heads} heads cannot share"
+        )
+    return hidden_size // heads
+
+
+def shared_evenly(config: Settings, heads: int, groups: int) -> int:
+    """How many heads of keys and values there are; BuildError where those of queries cannot share them evenly."""
+    if heads % groups:
+        raise BuildError(f"{config.path} has {heads} heads of queries, which cannot share {groups} of keys evenly")
+    return groups

@@ -1,0 +1,350 @@
+"""The Triton models of one family: which there are, and what each of them holds."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from build import repository
+from build.architectures import ARCHITECTURES, HARMLESS, Architecture, Reranker
+from build.catalog import CatalogEntry, Hub, Wheel
+from build.checkpoint import Checkpoint
+from build.errors import BuildError
+from build.files import GRAPHS, SHARDS, WEIGHTS
+from build.graphs.adopted import Adopted
+from build.graphs.dimensions import Dimensions, any_dimensions, labels
+from build.graphs.onnx_graph import OnnxGraph
+from build.graphs.pooling import Pooling, write_pooling
+from build.graphs.scoring import write_cosine_scoring, write_scoring
+from build.repository import Family
+from build.settings import check_nothing_is_left
+from build.target import Target
+from build.tokenization import check_tokenizer
+from build.weights import Weights
+
+SOURCES = Path(__file__).parent
+TOKENIZER_STEP = SOURCES / "steps" / "tokenizer.py"
+LONG_TEXT, DEADLINE = SOURCES / "steps" / "long_text.py", SOURCES / "steps" / "deadline.py"
+ONNX_RUNNER_STEP = SOURCES / "steps" / "onnx_runner.py"
+
+ENDS = ("prefix", "suffix")
+"""Parts of a reranker's template that are never cut."""
+
+SCALES_BY_BATCH = (
+    "its graph is quantised dynamically, so a text's result depends a little on what it is computed beside; "
+    "for the same bits in any batch take an fp32 or fp16 graph"
+)
+
+
+@dataclass(frozen=True)
+class Model:
+    """One Triton model of a family and what its version folder holds."""
+
+    config: ModelConfig
+    step: Path | None = None
+    """The source of `model.py`; an ensemble has none."""
+    write_graph: Callable[[OnnxGraph], None] | None = None
+    """Writes `model.onnx`."""
+    target: Target = field(default_factory=Target)
+    """What the graph is written for."""
+    files: tuple[Path, ...] = ()
+    """Files of the checkpoint to copy."""
+
+
+def models_of(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> list[Model]:
+    """Every model of the family, the ensembles that callers use first.
+
+    Raises BuildError for what the checkpoint says and nothing here reads. Of its weights nothing is opened yet.
+    """
+    exported = graph_to_adopt(entry, checkpoint, files_of(checkpoint.folder))
+    if exported is None and entry.output is not None:
+        raise BuildError(
+            f"{entry.name} is built from its weights, which have no output to choose: add --onnx FILE"
+        )
+    if "embed" not in entry.tasks and (entry.pooling, entry.normalise) != (None, None):
+        raise BuildError(f"{entry.name} is a reranker, which is not pooled: leave --pooling and --normalise out")
+    if exported is None:
+        parts = written_models(entry, checkpoint, target)
+    else:
+        parts = adopted_models(entry, checkpoint, target, checkpoint.folder / exported, exported)
+    check_nothing_is_left(checkpoint.unread_settings(), entry.ignore)
+    return parts
+
+
+def written_models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> list[Model]:
+    """The family of a graph that is written from the weights."""
+    architecture = ARCHITECTURES[checkpoint.model_type]
+    check_weights_are_plain(checkpoint, architecture)
+    encoder = architecture.read(checkpoint.config)
+    checkpoint.config.skip((*HARMLESS, *architecture.harmless))
+    weights = checkpoint.weights(checkpoint.transformer, architecture.prefixes, architecture.unused)
+    is_pair = "embed" not in entry.tasks and checkpoint.architecture in architecture.rerankers
+    if is_pair and encoder.token_types > 1 and checkpoint.feeds_token_types:
+        encoder = replace(encoder, segment_offset=encoder.vocab_size)
+    family = family_of(entry, checkpoint, target, encoder, {"precision": target.precision})
+    states = graph(repository.encoder(family), target, lambda g: architecture.write(g, encoder, weights))
+    if "embed" in entry.tasks:
+        return embedding_models(entry, checkpoint, family, states)
+    return reranking_models(checkpoint, family, states, encoder, weights)
+
+
+def adopted_models(
+    entry: CatalogEntry, checkpoint: Checkpoint, target: Target, path: Path, name: str
+) -> list[Model]:
+    """The family of a graph that somebody else exported, which is all that says how it computes."""
+    encoder = any_dimensions(checkpoint.config)
+    checkpoint.config.skip(checkpoint.config)
+    adopted = Adopted.of(entry, checkpoint, encoder, path)
+    facts = {"onnx": name, "precision": adopted.precision}
+    if adopted.quantisation:
+        facts |= {"quantisation": adopted.quantisation}
+    if adopted.quantisation == "dynamic":
+        print(f"{entry.name}: {SCALES_BY_BATCH}", flush=True)
+    # What is written around the old graph; inside it keeps its own precision.
+    target = replace(target, precision="fp32")
+    encoder = adopted.encoder
+    family = family_of(entry, checkpoint, target, encoder, facts)
+    if adopted.gives != "last_hidden_state":
+        return headless_models(entry, checkpoint, family, adopted)
+    states = graph(repository.encoder(family), target, adopted.write)
+    return embedding_models(entry, checkpoint, family, states)
+
+
+def family_of(
+    entry: CatalogEntry, checkpoint: Checkpoint, target: Target, encoder: Dimensions, facts: Mapping[str, str]
+) -> Family:
+    """What the models have in common; raises BuildError where tokenizer and encoder do not fit each other."""
+    check_tokenizer(checkpoint)
+    max_tokens = checkpoint.max_tokens(encoder.positions, entry.max_tokens)
+    texts = entry.batching.texts
+    if target.feed.backend != "python":
+        # Triton counts texts, and all of them may be as long as the longest or take its width in attention.
+        texts = min(texts, max(1, entry.batching.tokens // max_tokens))
+    if entry.ignore:
+        facts = {**facts, "ignored": ", ".join(entry.ignore)}
+    return Family(
+        entry.name,
+        target,
+        encoder.hidden_size,
+        max_tokens,
+        known_ids(checkpoint, encoder.vocab_size) + encoder.segment_offset,
+        texts,
+        {**facts_of(entry), **facts},
+    )
+
+
+def known_ids(checkpoint: Checkpoint, rows: int) -> int:
+    """How many token ids there are, from 0; raises BuildError where words have ids past the table of `rows`.
+
+    Tokens that stand for no text, such as EmbeddingGemma's for an image, may have: a text that has one all the
+    same is refused when it comes.
+    """
+    tokenizer = checkpoint.tokenizer
+    special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+    ids = {i for content, i in tokenizer.get_vocab().items() if content not in special or i < rows}
+    if not ids:
+        raise BuildError(f"{checkpoint.transformer / 'tokenizer.json'} has no tokens")
+    if (last := max(ids)) >= rows:
+        raise BuildError(
+            f"{checkpoint.transformer / 'tokenizer.json'} has token id {last}, but {checkpoint.config.path} "
+            "says that "
+            f"the encoder knows {rows}: the two are of different checkpoints"
+        )
+    return last + 1
+
+
+def check_weights_are_plain(checkpoint: Checkpoint, architecture: Architecture) -> None:
+    """Raises BuildError where the tensors are not the whole model, or are not what the page computes with."""
+    config, folder = checkpoint.config, checkpoint.transformer
+    if config.find("auto_map") is not None and not architecture.own_code:
+        raise BuildError(
+            f"{config.path} has auto_map: code of its own computes this checkpoint, which is never run, and the "
+            "graph "
+            f"of {architecture.model_type!r} is not written for it: build it from an exported graph"
+        )
+    for key in ("quantization_config", "quantization", "compression_config"):
+        if key in config:
+            raise BuildError(
+                f"{config.path} has {key}: quantised weights (GPTQ, AWQ, bitsandbytes, fp8, MLX) are not read; "
+                "take "
+                "the checkpoint that they were made from, or an exported graph with --onnx"
+            )
+    if (folder / "adapter_config.json").exists():
+        raise BuildError(
+            f"{folder} has an adapter (adapter_config.json), which changes the weights beside it: merge the two "
+            "with "
+            "peft, merge_and_unload() and save_pretrained(), and build what that writes"
+        )
+
+
+def graph_to_adopt(entry: CatalogEntry, checkpoint: Checkpoint, names: Collection[str]) -> str | None:
+    """The exported graph among the `names` of the checkpoint's files that is built from, None for our own.
+
+    It is the one that is asked for, or stands in where ours cannot be written from architecture and weights.
+    Raises BuildError where there is neither.
+    """
+    exported = sorted(name for name in names if name.endswith(".onnx"))
+    there_are = f"; it has {', '.join(exported)}" if exported else ""
+    if entry.onnx is not None:
+        if entry.onnx not in names:
+            raise BuildError(f"the checkpoint has no {entry.onnx}{there_are}")
+        return entry.onnx
+    is_written = checkpoint.model_type in ARCHITECTURES
+    in_folder = checkpoint.transformer.relative_to(checkpoint.folder)
+    if is_written and any(str(in_folder / name) in names for name in (WEIGHTS, SHARDS)):
+        return None
+    if usual := next((name for name in GRAPHS if name in names), None):
+        return usual
+    if is_written and not exported:
+        return None  # that there are no weights is said where they are read
+    raise BuildError(
+        f"{checkpoint.config.path} has model_type {checkpoint.model_type!r}; graphs are written for "
+        f"{', '.join(ARCHITECTURES)} from safetensors, and others are adopted from {' or '.join(GRAPHS)}, or "
+        "the file "
+        f"that --onnx names{there_are}"
+    )
+
+
+def embedding_models(entry: CatalogEntry, checkpoint: Checkpoint, family: Family, encoder: Model) -> list[Model]:
+    """The family of an embedding model; where it also reranks, it does so as a bi-encoder."""
+    pooling = Pooling.of(checkpoint, family.hidden_size, entry.pooling, entry.normalise)
+    dimensions = pooling.width if entry.dimensions is None else entry.dimensions
+    if not 0 < dimensions <= pooling.width:
+        raise BuildError(
+            f"{dimensions} dimensions were asked for, but {checkpoint.folder} gives 1 to {pooling.width}"
+        )
+    head = family.target.head
+    facts = {"pooling": pooling.mode, "unit_length": "true" if pooling.normalise else "false"}
+    family = replace(family, facts={**family.facts, **facts})
+    ensembles = [Model(repository.embed_ensemble(family, dimensions))]
+    steps = [
+        tokenizer(repository.tokenizer(family, checkpoint.prompts | entry.prompts), checkpoint),
+        encoder,
+        graph(repository.pooling(family, dimensions), head, lambda g: write_pooling(g, pooling, dimensions)),
+    ]
+    if "rerank" in entry.tasks:
+        scoring = repository.cosine_scoring(family, dimensions)
+        ensembles.append(Model(repository.bi_encoder_ensemble(family)))
+        steps.append(graph(scoring, head, lambda g: write_cosine_scoring(g, dimensions)))
+    return ensembles + steps
+
+
+def reranking_models(
+    checkpoint: Checkpoint, family: Family, states: Model, encoder: Dimensions, weights: Weights
+) -> list[Model]:
+    """The family of a cross-encoder, or of a language model that is asked whether a passage answers."""
+    reranker = ARCHITECTURES[checkpoint.model_type].rerankers.get(checkpoint.architecture)
+    if reranker is None:
+        known = [name for one in ARCHITECTURES.values() for name in one.rerankers]
+        raise BuildError(
+            f"{checkpoint.config.path} is of {checkpoint.architecture or 'no class'}; scores are written for "
+            f"{', '.join(known)}"
+        )
+    check_one_score(checkpoint, family, reranker)
+    if reranker.template is None:
+        config = repository.pair_tokenizer(family, encoder.segment_offset)
+    else:
+        config = repository.template_tokenizer(family, reranker.template)
+    tokens = checkpoint.tokenizer
+    return [
+        Model(repository.rerank_ensemble(family, reranker.template is not None)),
+        tokenizer(config, checkpoint),
+        states,
+        graph(
+            repository.scoring(family),
+            family.target.head,
+            lambda g: write_scoring(g, encoder, weights, tokens, reranker.logit),
+        ),
+    ]
+
+
+def check_one_score(checkpoint: Checkpoint, family: Family, reranker: Reranker) -> None:
+    """Raises BuildError where a pair gets another number of scores than one, or its prompt has no room."""
+    if "" in checkpoint.prompts:
+        raise BuildError(f"{checkpoint.folder} has a prompt before each pair, which is not written for rerankers")
+    if reranker.template is None:
+        if (count := labels(checkpoint.config)) != 1:
+            raise BuildError(
+                f"{checkpoint.config.path} gives {count} labels, as a classifier; a reranker gives one score"
+            )
+        return
+    ends = [checkpoint.tokenizer.encode(reranker.template[end], add_special_tokens=False) for end in ENDS]
+    if (taken := sum(len(end.ids) for end in ends)) >= family.max_tokens:
+        raise BuildError(
+            f"{family.max_tokens} tokens leave no room for a query: the words around it are {taken} tokens; "
+            f"say --max-tokens {4 * taken} or more"
+        )
+
+
+def headless_models(entry: CatalogEntry, checkpoint: Checkpoint, family: Family, adopted: Adopted) -> list[Model]:
+    """The family of a graph that pools or scores by itself: nothing follows the encoder."""
+    dimensions = None
+    if adopted.gives == "embeddings":
+        dimensions = adopted.dimensions(entry.dimensions)
+        if adopted.normalise:  # if not, they may come so all the same
+            family = replace(family, facts={**family.facts, "unit_length": "true"})
+        words = repository.tokenizer(family, checkpoint.prompts | entry.prompts)
+    else:
+        words = repository.pair_tokenizer(family, adopted.encoder.segment_offset)
+    encoder = repository.headless_encoder(family, dimensions)
+    return [
+        Model(repository.headless_ensemble(family, words, encoder)),
+        tokenizer(words, checkpoint),
+        graph(encoder, family.target, lambda g: adopted.write(g, dimensions)),
+    ]
+
+
+def tokenizer(config: ModelConfig, checkpoint: Checkpoint) -> Model:
+    """The tokenizer model with the checkpoint's tokenizer.json."""
+    return Model(
+        config, step=TOKENIZER_STEP, files=(checkpoint.transformer / "tokenizer.json", LONG_TEXT, DEADLINE)
+    )
+
+
+def graph(config: ModelConfig, target: Target, write_graph: Callable[[OnnxGraph], None]) -> Model:
+    """A model of `model.onnx`, with the step that runs it where no backend of Triton's does."""
+    step = ONNX_RUNNER_STEP if target.feed.backend == "python" else None
+    return Model(config, step, files=(DEADLINE,) if step else (), write_graph=write_graph, target=target)
+
+
+def write_model(model: Model, folder: Path) -> None:
+    """Writes one model folder as Triton mounts it."""
+    # An ensemble has nothing to put there, yet Triton wants the version folder.
+    version = folder / "1"
+    version.mkdir(parents=True)
+    (folder / "config.pbtxt").write_text(repository.render(model.config))
+    if model.step is not None:
+        shutil.copyfile(model.step, version / "model.py")
+    for file in model.files:
+        shutil.copyfile(file, version / file.name)
+    if model.write_graph is not None:
+        with OnnxGraph(model.config.name, version / "model.onnx", model.target) as g:
+            model.write_graph(g)
+
+
+def facts_of(entry: CatalogEntry) -> dict[str, str]:
+    """What the catalog says of the checkpoint that a caller may want to know."""
+    if isinstance(entry.source, Path):
+        facts = {"source": entry.source.name}
+    else:
+        name, _, revision = source_name(entry.source).replace("==", "@").partition("@")
+        facts = {"source": name, "revision": revision}
+    if entry.minimum_dimensions is not None:
+        facts["minimum_dimensions"] = str(entry.minimum_dimensions)
+    return facts
+
+
+def files_of(folder: Path) -> set[str]:
+    """Every file in a folder, by its path there."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def source_name(source: Wheel | Hub | Path) -> str:
+    """Where a checkpoint is from, with its revision."""
+    if isinstance(source, Hub):
+        return f"{source.repository}@{source.revision}"
+    return source.requirement if isinstance(source, Wheel) else source.name

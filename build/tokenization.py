@@ -1,0 +1,191 @@
+"""Whether `tokenizer.json` alone gives the token ids that the reference gives.
+
+transformers and sentence-transformers read more files than that one, and what they say in those goes before it.
+The tokenizer step has only `tokenizer.json`: what disagrees with it stops the build.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from build.checkpoint import Checkpoint
+from build.errors import BuildError
+from build.settings import Settings
+
+HARMLESS = (
+    # What the class of the tokenizer is told of files, of decoding, of padding and of how a call is made.
+    *("tokenizer_class", "backend", "is_local", "local_files_only", "name_or_path", "special_tokens_map_file"),
+    *(
+        "full_tokenizer_file",
+        "tokenizer_file",
+        "vocab_file",
+        "sp_model_kwargs",
+        "legacy",
+        "extra_ids",
+        "from_slow",
+    ),
+    *("clean_up_tokenization_spaces", "spaces_between_special_tokens", "errors", "trim_offsets"),
+    *("padding_side", "pad_to_multiple_of", "pad_token_type_id", "padding", "return_token_type_ids"),
+    *("max_length", "stride", "truncation_strategy", "truncation", "use_fast", "processor_class"),
+    *("chat_template", "use_default_system_prompt", "add_generation_prompt", "response_schema"),
+    # Read where pairs are told apart.
+    "model_input_names",
+    # Read by the tokenizers in Python alone, which are not asked where there is a tokenizer.json.
+    *("do_basic_tokenize", "never_split", "do_lower_case", "remove_space", "keep_accents", "add_prefix_space"),
+)
+"""Keys of `tokenizer_config.json` that change no token id; `do_lower_case` is compared all the same."""
+
+BERT = ("BertTokenizer", "BertTokenizerFast")
+"""Tokenizers whose normaliser follows `tokenizer_config.json` and their own defaults."""
+
+FLAGS = {
+    "do_lower_case": "lowercase",
+    "strip_accents": "strip_accents",
+    "tokenize_chinese_chars": "handle_chinese_chars",
+}
+"""Key of `tokenizer_config.json` -> what BERT's normaliser calls it in `tokenizer.json`."""
+
+DEFAULTS = {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True}
+"""What BERT's tokenizer takes where `tokenizer_config.json` says nothing."""
+
+NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask", "boi", "eoi", "image", "audio", "video")
+"""Tokens that have a key of their own, as `cls_token`."""
+
+
+def check_tokenizer(checkpoint: Checkpoint) -> None:
+    """Raises BuildError for the first thing in which another file disagrees with `tokenizer.json`."""
+    config = checkpoint.tokenizer_config
+    if config.find("auto_map") is not None:
+        raise BuildError(f"{config.path} has auto_map: code of its own tokenizes, which is never run")
+    config.skip(HARMLESS)
+    config.require("truncation_side", "right")
+    config.require("split_special_tokens", False)
+    _check_normaliser(checkpoint, config)
+    _check_special_tokens(checkpoint, config)
+    _check_ends(checkpoint, config)
+    _check_window(checkpoint)
+
+
+def _normaliser(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    """The steps of the normaliser in `tokenizer.json`, those of sequences one after the other."""
+    whole = json.loads(checkpoint.tokenizer.to_str())["normalizer"]
+
+    def steps(part: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+        if part is not None and part["type"] == "Sequence":
+            for inner in part["normalizers"]:
+                yield from steps(inner)
+        elif part is not None:
+            yield part
+
+    return list(steps(whole))
+
+
+def _check_normaliser(checkpoint: Checkpoint, config: Settings) -> None:
+    steps = _normaliser(checkpoint)
+    bert = next((step for step in steps if step["type"] == "BertNormalizer"), None)
+    for name, ours in FLAGS.items():
+        said = config.find(name)
+        # A class that is not named follows from the model's type.
+        follows = config.find("tokenizer_class") in (None, *BERT) and checkpoint.model_type in ("", "bert")
+        if bert is None:
+            continue
+        expected = DEFAULTS[name] if said is None and follows else said
+        if (name in config or follows) and expected != bert[ours]:
+            raise BuildError(
+                f"{config.path} has {name} = {json.dumps(expected)}{'' if name in config else ' by default'}, but "
+                f"tokenizer.json has {ours} = {json.dumps(bert[ours])}: libraries differ in which of them they "
+                "follow; "
+                "make the two agree"
+            )
+
+
+def _check_special_tokens(checkpoint: Checkpoint, config: Settings) -> None:
+    """The reference adds a token that it is told of and that `tokenizer.json` has not."""
+    tokenizer = checkpoint.tokenizer
+    added = {token.content: i for i, token in tokenizer.get_added_tokens_decoder().items()}
+    said: list[tuple[str, Any]] = [(f"{name}_token", config.find(f"{name}_token")) for name in NAMED]
+    for name in ("additional_special_tokens", "extra_special_tokens"):
+        value = config.find(name)
+        values = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+        said += [(name, token) for token in values]
+    for name, token in said:
+        content = token.get("content") if isinstance(token, dict) else token
+        if content is not None and content not in added:
+            raise BuildError(
+                f"{config.path} has {name} = {json.dumps(content)}, which is none of tokenizer.json's added "
+                "tokens: "
+                "write both files anew with transformers, "
+                "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+            )
+    decoder = config.find("added_tokens_decoder") or {}
+    for i, token in decoder.items() if isinstance(decoder, dict) else ():
+        content = token.get("content") if isinstance(token, dict) else None
+        if content is not None and str(added.get(content)) != i:
+            raise BuildError(
+                f"{config.path} has {json.dumps(content)} as token {i}, tokenizer.json as {added.get(content)}: "
+                "they are of two tokenizers"
+            )
+
+
+def _check_ends(checkpoint: Checkpoint, config: Settings) -> None:
+    """What the reference is told to put around a text, against what `tokenizer.json` puts there."""
+    ids = checkpoint.tokenizer.encode("a").ids
+    for name, end in (("bos", 0), ("eos", -1)):
+        key = f"add_{name}_token"
+        flag = config.find(key)
+        token = config.find(f"{name}_token")
+        content = token.get("content") if isinstance(token, dict) else token
+        if flag is None or content is None:
+            continue
+        if flag != (bool(ids) and ids[end] == checkpoint.tokenizer.token_to_id(content)):
+            does = "not put there" if flag else "put there"
+            raise BuildError(
+                f"{config.path} has {key} = {json.dumps(flag)}, but {json.dumps(content)} is {does} by "
+                "tokenizer.json: "
+                "libraries differ in which of them they follow; make the two agree"
+            )
+
+
+def _check_window(checkpoint: Checkpoint) -> None:
+    """What sentence-transformers is told of the transformer and its tokenizer."""
+    window = checkpoint.window
+    if window is None:
+        return
+    window.require("transformer_task", "feature-extraction", "sequence-classification")
+    window.require("module_output_name", "token_embeddings", "scores")
+    window.require(
+        "modality_config",
+        {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+        {"text": {"method": "forward", "method_output_name": "logits"}},
+    )
+    for name in ("processing_kwargs", "config_args", "config_kwargs", "query_expansion"):
+        window.require(name, {}, False)
+    window.skip(["unpad_inputs", "query_length", "document_length"])
+    for names, harmless in (
+        (("model_args", "model_kwargs"), MODEL_ARGUMENTS),
+        (("tokenizer_args", "processor_kwargs"), TOKENIZER_ARGUMENTS),
+    ):
+        if (inner := window.inner(*names)) is not None:
+            inner.skip(harmless)
+    lowers = any(
+        step["type"] == "Lowercase" or (step["type"] == "BertNormalizer" and step["lowercase"])
+        for step in _normaliser(checkpoint)
+    )
+    if window.flag("do_lower_case", default=False) and not lowers:
+        raise BuildError(
+            f"{window.path} has do_lower_case = true, but tokenizer.json does not lower case: put a Lowercase "
+            "normalizer first in it, or set do_lower_case to false if the model was trained without"
+        )
+
+
+MODEL_ARGUMENTS = (
+    "dtype",
+    "torch_dtype",
+    "attn_implementation",
+    "safe_serialization",
+    "use_safetensors",
+    "device_map",
+)
+TOKENIZER_ARGUMENTS = ("padding_side", "use_fast")

@@ -1,0 +1,42 @@
+"""The tiny checkpoints with random weights: one or more of each architecture of the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from conftest import TINY
+
+from build import make
+from build.architectures import ARCHITECTURES
+from build.catalog import CatalogEntry
+from build.checkpoint import Checkpoint
+from build.source import describe
+
+NAMES = sorted(name for one in ARCHITECTURES.values() for name in one.fixtures)
+
+
+def is_reranker(name: str) -> bool:
+    """Of what its own files say: it was saved from a class that has a head."""
+    checkpoint = Checkpoint(TINY / name)
+    heads = [reranker for one in ARCHITECTURES.values() for reranker in one.rerankers]
+    return checkpoint.architecture in heads
+
+
+RERANKERS = [name for name in NAMES if is_reranker(name)]
+EMBEDDERS = [name for name in NAMES if name not in RERANKERS]
+
+
+def task(name: str) -> str:
+    """A language model does not say it by itself."""
+    return "rerank" if name in RERANKERS else "embed"
+
+
+def tiny_entry(name: str) -> CatalogEntry:
+    """What a build of the checkpoint is asked for."""
+    return describe(TINY / name, name, task(name))
+
+
+def build_tiny(names: Iterable[str], *options: str) -> None:
+    """Builds each by the command, with more of its options."""
+    for name in names:
+        assert make.main([str(TINY / name), "--task", task(name), *options]) == 0
