@@ -131,7 +131,8 @@ def family_of(
         target,
         encoder.hidden_size,
         max_tokens,
-        known_ids(checkpoint, encoder.vocab_size) + encoder.segment_offset,
+        known_ids(checkpoint, encoder.vocab_size),
+        encoder.segment_offset,
         texts,
         {**facts_of(entry), **facts},
     )
@@ -246,7 +247,7 @@ def reranking_models(
         )
     check_one_score(checkpoint, family, reranker)
     if reranker.template is None:
-        config = repository.pair_tokenizer(family, encoder.segment_offset)
+        config = repository.pair_tokenizer(family)
     else:
         config = repository.template_tokenizer(family, reranker.template)
     tokens = checkpoint.tokenizer
@@ -289,7 +290,7 @@ def headless_models(entry: CatalogEntry, checkpoint: Checkpoint, family: Family,
             family = replace(family, facts={**family.facts, "unit_length": "true"})
         words = repository.tokenizer(family, checkpoint.prompts | entry.prompts)
     else:
-        words = repository.pair_tokenizer(family, adopted.encoder.segment_offset)
+        words = repository.pair_tokenizer(family)
     encoder = repository.headless_encoder(family, dimensions)
     return [
         Model(repository.headless_ensemble(family, words, encoder)),

@@ -87,7 +87,9 @@ class Family:
     max_tokens: int
     """The longest text."""
     vocabulary: int
-    """Token ids that the encoder takes, from 0; one for each token and token type."""
+    """Token ids that the encoder has vectors for, from 0."""
+    segment_offset: int
+    """What is added to the ids of a pair's second text, 0 where the two are not told apart."""
     max_batch_size: int
     """Texts in one batch: bounds the hidden states that pass from encoder to head at once."""
     facts: Mapping[str, str] = field(default_factory=dict)
@@ -107,9 +109,9 @@ def tokenizer(family: Family, prompts: Mapping[str, str]) -> ModelConfig:
     return config
 
 
-def pair_tokenizer(family: Family, segment_offset: int) -> ModelConfig:
+def pair_tokenizer(family: Family) -> ModelConfig:
     """`<family>-tokenizer` of a cross-encoder: query, passage -> input_ids, token_count, truncated."""
-    return _tokenizer(family, [QUERY, PASSAGE], {"segment_offset": str(segment_offset)})
+    return _tokenizer(family, [QUERY, PASSAGE], {"segment_offset": str(family.segment_offset)})
 
 
 def template_tokenizer(family: Family, template: Mapping[str, str]) -> ModelConfig:
@@ -250,7 +252,8 @@ def _embedding_steps(
 def _tokenizer(family: Family, inputs: Sequence[Tensor], parameters: Mapping[str, str]) -> ModelConfig:
     outputs = [INPUT_IDS, TOKEN_COUNT, TRUNCATED]
     config = _model(family, "tokenizer", "python", inputs, outputs, ModelInstanceGroup.KIND_CPU)
-    _add_parameters(config, {"max_tokens": str(family.max_tokens), **parameters})
+    limits = {"max_tokens": str(family.max_tokens), "vocabulary": str(family.vocabulary)}
+    _add_parameters(config, limits | parameters)
     return config
 
 
@@ -268,7 +271,10 @@ def _graph_model(
     if runtime.backend == "python":
         _add_parameters(config, {"precision": precision, "threads": threads, "token_budget": str(TOKEN_BUDGET)})
         if step == "encoder":
-            limits = {"max_tokens": str(family.max_tokens), "vocabulary": str(family.vocabulary)}
+            limits = {
+                "max_tokens": str(family.max_tokens),
+                "vocabulary": str(family.vocabulary + family.segment_offset),
+            }
             _add_parameters(config, limits)
     else:
         config.default_model_filename = runtime.file

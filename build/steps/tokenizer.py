@@ -10,12 +10,12 @@ Outputs  input_ids INT32 [b, S], special tokens included; S is the longest row o
          its text, whether it is special, and where it starts and stops in prompt and text. UTF-8, filled up with
          spaces, because the embedded server's Python backend cannot send BYTES from NumPy 2
 Errors   INVALID_ARG, for the one request at fault: text that is not UTF-8 or has no tokens, a query of white
-         space, unknown prompt_name or input_type, a text of more than a million characters whose first tokens
-         depend on its last
+         space, unknown prompt_name or input_type, a token that the encoder has no vector for, a text
+         of more than a million characters whose first tokens depend on its last
          CANCELLED, where nobody waits for the answer any more
 
-Model parameters: `max_tokens`, the longest row; for texts `prompts`, a JSON object of prompt name -> prefix; for
-pairs either `segment_offset`, added to the ids of the second text so that its token type travels in them, or
+Model parameters: `max_tokens`, the longest row; `vocabulary`, how many ids the encoder has vectors for; for texts
+`prompts`, a JSON object of prompt name -> prefix, that of "" for requests which name none; for pairs either `segment_offset`, added to the ids of the second text so that its token type travels in them, or
 `template`, a JSON object with `prefix` and `suffix`, which truncation never touches, `body`, a format of
 instruction, query and passage, and `instruction`, the default. `tokenizer.json` lies in the version folder.
 """
@@ -91,6 +91,7 @@ class TritonPythonModel:
         self._tokenizer.no_padding()
         self._prompts: dict[str, str] = json.loads(parameters.get("prompts", "{}"))
         self._template: dict[str, str] = json.loads(parameters.get("template", "{}"))
+        self._vocabulary = int(parameters["vocabulary"])
         self._segment_offset = int(parameters.get("segment_offset", "0"))
         self._prefix, self._suffix = (
             self._tokenizer.encode(self._template.get(end, ""), add_special_tokens=False).ids
@@ -134,6 +135,9 @@ class TritonPythonModel:
                 [parts[0].text if len(parts) == 1 else tuple(part.text for part in parts)]
             )
             row = self._row(encoding)
+            if encoding.ids and (last := max(encoding.ids)) >= self._vocabulary:
+                token = self._tokenizer.id_to_token(last)
+                raise BadRequestError(f"{self._place(i)} has {token!r}, a token that the model has no vector for")
             if not row.ids:
                 raise BadRequestError(f"{self._place(i)} has no tokens: send one that the tokenizer keeps some of")
             rows.append(row)
@@ -148,7 +152,7 @@ class TritonPythonModel:
         names = _strings(request, "prompt_name") or [_prompt_of_input_type(request)] * len(texts)
         for name in names:
             if name and name not in self._prompts:
-                known = ", ".join(sorted(self._prompts))
+                known = ", ".join(sorted(filter(None, self._prompts)))
                 raise BadRequestError(f"prompt_name {name!r} is unknown: this model has {known}")
         return [(self._prompts.get(name, "") + text,) for name, text in zip(names, texts, strict=True)]
 

@@ -322,13 +322,18 @@ class Upstream:
             dimensions=outputs["embeddings"][0] if "embeddings" in outputs else None,
             max_tokens=int(parameters["max_tokens"].string_value),
             steps=tuple(step.model_name for step in config.ensemble_scheduling.step),
-            prompts=json.loads(parameters["prompts"].string_value) if "prompts" in parameters else {},
+            prompts=_named(json.loads(parameters["prompts"].string_value)) if "prompts" in parameters else {},
             takes_instruction="instruction" in [one.name for one in config.input],
             facts={key: value.string_value for key, value in config.parameters.items()},
         )
 
     async def _config(self, name: str) -> Any:
         return (await self._client.get_model_config(name, client_timeout=CONFIG_SECONDS)).config
+
+
+def _named(prompts: dict[str, str]) -> dict[str, str]:
+    """Without the one for calls that name none."""
+    return {name: prompt for name, prompt in prompts.items() if name}
 
 
 PROBES: dict[Task, dict[str, list[str]]] = {

@@ -126,6 +126,8 @@ class Model(TypedDict):
     precision: str | None
     source: str | None
     revision: str | None
+    ignored: str | None
+    """Of the checkpoint, what its build passed over because it was told to."""
 
 
 class Models(TypedDict):
@@ -180,6 +182,7 @@ def describe(model: ServedModel) -> Model:
         "precision": model.facts.get("precision"),
         "source": model.facts.get("source"),
         "revision": model.facts.get("revision"),
+        "ignored": model.facts.get("ignored"),
     }
 
 
