@@ -253,7 +253,7 @@ def _tokenizer(family: Family, inputs: Sequence[Tensor], parameters: Mapping[str
     outputs = [INPUT_IDS, TOKEN_COUNT, TRUNCATED]
     config = _model(family, "tokenizer", "python", inputs, outputs, ModelInstanceGroup.KIND_CPU)
     limits = {"max_tokens": str(family.max_tokens), "vocabulary": str(family.vocabulary)}
-    _add_parameters(config, limits | parameters)
+    _add_parameters(config, {**limits, **parameters})
     return config
 
 

@@ -49,7 +49,7 @@ class Qwen3(Dimensions):
         if config.words("layer_types", default=[FULL] * layers) != [FULL] * layers:
             raise BuildError(f"{config.path} has layer_types other than {layers} of {FULL}")
         heads = config.integer("num_attention_heads", default=32)
-        groups = config.integer("num_key_value_heads", default=heads)
+        groups = config.integer("num_key_value_heads", default=32)
         return cls(
             hidden_size=config.integer("hidden_size", default=4096),
             vocab_size=config.integer("vocab_size", default=151936),

@@ -1,0 +1,53 @@
+"""Write defaults.json: what transformers and sentence-transformers take where a checkpoint's file has no such key.
+
+It needs transformers, sentence-transformers and torch, which nothing else in this repository may need:
+
+    python tests/reference/make_defaults.py
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import transformers
+from sentence_transformers.base.modules import Dense
+from sentence_transformers.sentence_transformer.modules import Pooling
+
+CONFIGURATIONS = {
+    "bert": transformers.BertConfig,
+    "gemma3_text": transformers.Gemma3TextConfig,
+    "nomic_bert": transformers.NomicBertConfig,
+    "qwen3": transformers.Qwen3Config,
+    "xlm-roberta": transformers.XLMRobertaConfig,
+}
+
+
+def plain(value: Any) -> Any:
+    """The value as a file has it: a function by the name of its class."""
+    return f"{type(value).__module__}.{type(value).__name__}" if callable(value) else value
+
+
+def of_module(module: type) -> dict[str, Any]:
+    """What the arguments are that need not be given."""
+    found = inspect.signature(inspect.unwrap(module.__init__)).parameters.values()
+    return {one.name: plain(one.default) for one in found if one.default is not inspect.Parameter.empty}
+
+
+def main() -> None:
+    """Writes the file beside this one."""
+    written = {
+        "versions": {name: version(name) for name in ("transformers", "sentence-transformers")},
+        "config.json": {name: one().to_dict() for name, one in CONFIGURATIONS.items()},
+        "1_Pooling/config.json": of_module(Pooling),
+        "2_Dense/config.json": of_module(Dense),
+    }
+    text = json.dumps(written, indent=1, sort_keys=True, default=plain)
+    (Path(__file__).parent / "defaults.json").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,259 @@
+"""A build accounts for everything it was given: each key and tensor of every tiny checkpoint, one at a time.
+
+An older spelling gives the same bytes. Without a key the build gives what the reference's own default gives. A key
+or a tensor that nobody knows is a sentence that names it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import REFERENCE, TINY
+from safetensors.numpy import load_file, save_file
+from tiny import NAMES, task
+
+from build.checkpoint import Checkpoint
+from build.errors import BuildError
+from build.models import models_of, write_model
+from build.settings import check_nothing_is_left
+from build.source import describe
+from build.target import Target
+
+Change = Callable[[dict[str, Any]], None]
+
+
+def copied(name: str, folder: Path) -> Path:
+    return shutil.copytree(TINY / name, folder / name, ignore=shutil.ignore_patterns("expected.*"))
+
+
+def edit(path: Path, change: Change) -> None:
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+def graphs(folder: Path, into: Path, ignore: tuple[str, ...] = ()) -> dict[str, bytes]:
+    """Everything that the build writes of a checkpoint, by file; raises BuildError as the build does."""
+    entry = describe(folder, "tiny", task(folder.name))
+    checkpoint = Checkpoint(folder)
+    for model in models_of(entry, checkpoint, Target()):
+        write_model(model, into / model.config.name)
+    check_nothing_is_left(checkpoint.unread_tensors(), ignore)
+    return {str(path.relative_to(into)): path.read_bytes() for path in sorted(into.rglob("*")) if path.is_file()}
+
+
+def move(values: dict[str, Any], old: str, new: str) -> None:
+    values[new] = values.pop(old)
+
+
+def rope_of_4(values: dict[str, Any]) -> None:
+    values["rope_theta"] = values.pop("rope_parameters")["rope_theta"]
+    values["rope_scaling"] = None
+
+
+def ropes_of_4(values: dict[str, Any]) -> None:
+    said = values.pop("rope_parameters")
+    values["rope_theta"] = said["full_attention"]["rope_theta"]
+    values["rope_local_base_freq"] = said["sliding_attention"]["rope_theta"]
+    values["rope_scaling"] = None
+
+
+def nomics_own(values: dict[str, Any]) -> None:
+    for new, old in {
+        "n_embd": "hidden_size",
+        "n_head": "num_attention_heads",
+        "n_layer": "num_hidden_layers",
+        "n_inner": "intermediate_size",
+        "n_positions": "max_position_embeddings",
+        "layer_norm_epsilon": "layer_norm_eps",
+    }.items():
+        move(values, old, new)
+    values["rotary_emb_base"] = values.pop("rope_parameters")["rope_theta"]
+    values["activation_function"] = "swiglu"
+    del values["hidden_act"], values["head_dim"]
+    values |= {
+        "rotary_emb_fraction": 1.0,
+        "rotary_emb_interleaved": False,
+        "prenorm": False,
+        "qkv_proj_bias": False,
+    }
+
+
+def flags(values: dict[str, Any]) -> None:
+    mode = values.pop("pooling_mode")
+    names = {"cls": "cls_token", "mean": "mean_tokens", "lasttoken": "lasttoken"}
+    values |= {f"pooling_mode_{name}": mode == key for key, name in names.items()}
+    values |= {"pooling_mode_max_tokens": False, "pooling_mode_mean_sqrt_len_tokens": False}
+    values["word_embedding_dimension"] = values.pop("embedding_dimension")
+
+
+def old_window(folder: Path, name: str) -> None:
+    (folder / "sentence_bert_config.json").unlink(missing_ok=True)
+    edit(folder / "tokenizer_config.json", lambda values: values.update(model_max_length=10**30))
+    (folder / name).write_text(json.dumps({"max_seq_length": 64, "do_lower_case": False}))
+
+
+def old_module_types(folder: Path) -> None:
+    def change(modules: Any) -> None:
+        for module in modules:
+            module["type"] = "sentence_transformers.models." + module["type"].rpartition(".")[2]
+
+    edit(folder / "modules.json", change)
+
+
+def old_norms(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    renamed = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
+        for name, tensor in weights.items()
+    }
+    save_file(renamed, folder / "model.safetensors")
+
+
+def own_folder(folder: Path) -> None:
+    """The layout of sentence-transformers' first models."""
+    inner = folder / "0_Transformer"
+    inner.mkdir()
+    for path in list(folder.iterdir()):
+        if path.is_file() and path.name not in ("modules.json", "config_sentence_transformers.json"):
+            path.rename(inner / path.name)
+    edit(folder / "modules.json", lambda modules: modules[0].update(path="0_Transformer"))
+
+
+def prefixed(prefix: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        weights = load_file(folder / "model.safetensors")
+        save_file({prefix + name: tensor for name, tensor in weights.items()}, folder / "model.safetensors")
+
+    return change
+
+
+def in_config(change: Change) -> Callable[[Path], None]:
+    return lambda folder: edit(folder / "config.json", change)
+
+
+def in_pooling(change: Change) -> Callable[[Path], None]:
+    return lambda folder: edit(folder / "1_Pooling" / "config.json", change)
+
+
+def no_prompts(folder: Path) -> None:
+    (folder / "config_sentence_transformers.json").write_text('{"prompts": null}')
+
+
+OLDER: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "rotary positions of one kind, qwen3": ("qwen3-embedding", in_config(rope_of_4)),
+    "rotary positions of one kind, nomic": ("nomic-bert", in_config(rope_of_4)),
+    "rotary positions of two kinds": ("gemma3", in_config(ropes_of_4)),
+    "nomic's own names": ("nomic-bert", in_config(nomics_own)),
+    "torch_dtype": ("bert-cls", in_config(lambda values: move(values, "dtype", "torch_dtype"))),
+    "layers that are all alike": ("qwen3-embedding", in_config(lambda values: values.pop("layer_types"))),
+    "layers by a period": (
+        "gemma3",
+        in_config(lambda values: values.update(layer_types=None, sliding_window_pattern=2)),
+    ),
+    "flags of pooling, mean": ("xlm-roberta", in_pooling(flags)),
+    "flags of pooling, cls": ("bert-cls", in_pooling(flags)),
+    "flags of pooling, last": ("qwen3-embedding", in_pooling(flags)),
+    "pooling as a list": ("bert-cls", in_pooling(lambda values: values.update(pooling_mode=["cls"]))),
+    "no prompts": ("qwen3-reranker", no_prompts),
+    "modules by their old names": ("gemma3", old_module_types),
+    "norms by TensorFlow's names": ("bert-cls", old_norms),
+    "a folder of its own": ("bert-cls", own_folder),
+    "bert before each tensor": ("bert-cls", prefixed("bert.")),
+    "roberta before each tensor": ("xlm-roberta", prefixed("roberta.")),
+    "model before each tensor": ("qwen3-embedding", prefixed("model.")),
+    **{
+        f"window in {name}": ("bert-cls", partial(old_window, name=name))
+        for name in ("sentence_bert_config.json", "sentence_roberta_config.json", "sentence_xlnet_config.json")
+    },
+}
+
+
+@pytest.mark.parametrize("case", OLDER)
+def test_older_spellings_give_the_same_bytes(case: str, tmp_path: Path) -> None:
+    name, change = OLDER[case]
+    folder = copied(name, tmp_path / "newer")
+    expected = graphs(folder, tmp_path / "expected")
+    older = copied(name, tmp_path / "older")
+    change(older)
+    assert graphs(older, tmp_path / "found") == expected
+
+
+def files(name: str) -> Iterator[Path]:
+    for path in sorted((TINY / name).rglob("*.json")):
+        inner = path.relative_to(TINY / name)
+        if inner.name not in ("tokenizer.json", "expected.json", "modules.json", "generation_config.json"):
+            yield inner
+
+
+EACH_FILE = [(name, str(path)) for name in NAMES for path in files(name)]
+
+
+@pytest.mark.parametrize(("name", "path"), EACH_FILE)
+def test_a_key_that_nobody_knows_stops_the_build(name: str, path: str, tmp_path: Path) -> None:
+    folder = copied(name, tmp_path)
+    edit(folder / path, lambda values: values.update(use_other_attention=True))
+    with pytest.raises(
+        BuildError, match=rf"{path} has use_other_attention = true, .* --ignore use_other_attention"
+    ):
+        graphs(folder, tmp_path / "found")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_tensor_that_nobody_reads_stops_the_build(name: str, tmp_path: Path) -> None:
+    for path in sorted((TINY / name).rglob("*.safetensors")):
+        folder = copied(name, tmp_path / path.parent.name)
+        file = folder / path.relative_to(TINY / name)
+        save_file(load_file(file) | {"other.bias": np.zeros(3, np.float32)}, file)
+        with pytest.raises(BuildError, match=r"has tensor other.bias, .* --ignore other.bias"):
+            graphs(folder, tmp_path / path.parent.name / "found")
+        assert graphs(folder, tmp_path / path.parent.name / "ignored", ("other.*",))
+
+
+DEFAULTS = json.loads((REFERENCE / "defaults.json").read_text())
+
+
+FOLLOWING = {"gemma3_text": ("layer_types",), "nomic_bert": ("head_dim",), "qwen3": ("layer_types",)}
+"""Keys whose default follows from others."""
+
+
+def default(name: str, path: str, key: str) -> Any:
+    """The reference's own value where the file has no such key; None where it has none either."""
+    said = DEFAULTS.get(path, {})
+    if path == "config.json":
+        said = said[json.loads((TINY / name / path).read_text())["model_type"]]
+        if key in FOLLOWING.get(said["model_type"], ()):
+            return None
+    return said.get(key)
+
+
+def outcome(folder: Path, into: Path) -> dict[str, bytes] | str:
+    """What is written, or the file and the key that the refusal is about."""
+    try:
+        return graphs(folder, into)
+    except BuildError as error:
+        return str(error).replace(str(folder.parent), "")
+
+
+KEYS = [
+    (name, path, key)
+    for name, path in EACH_FILE
+    for key in json.loads((TINY / name / path).read_text())
+    if key != "model_type"
+]
+
+
+@pytest.mark.parametrize(("name", "path", "key"), KEYS)
+def test_without_a_key_it_has_the_references_default(name: str, path: str, key: str, tmp_path: Path) -> None:
+    without, with_default = copied(name, tmp_path / "without"), copied(name, tmp_path / "default")
+    edit(without / path, lambda values: values.pop(key))
+    edit(with_default / path, lambda values: values.update({key: default(name, path, key)}))
+    found = outcome(without, tmp_path / "1")
+    assert found == outcome(with_default, tmp_path / "2")
