@@ -70,7 +70,7 @@ def task_of(checkpoint: Checkpoint) -> str:
 
 def hashes(folder: Path) -> dict[str, str]:
     """The sha256 of every file of a checkpoint folder that a build reads."""
-    if not ((folder / "config.json").exists() or (folder / "modules.json").exists()):
+    if not (Checkpoint(folder).transformer / "config.json").exists():
         raise BuildError(f"{folder} is no checkpoint: it has no config.json")
     return {
         str(path.relative_to(folder)): sha256(path)
