@@ -16,9 +16,9 @@ Errors   INVALID_ARG, for the one request at fault: text that is not UTF-8 or ha
 
 Model parameters: `max_tokens`, the longest row; `vocabulary`, how many ids the encoder has vectors for; for texts
 `prompts`, a JSON object of prompt name -> prefix, that of "" for requests which name none; for pairs either
-`segment_offset`, added to the ids of the second text so that its token type travels in them, or `template`, JSON
-object with `prefix` and `suffix`, which truncation never touches, `body`, a format of instruction, query and passage,
-and `instruction`, the default. `tokenizer.json` lies in the version folder.
+`segment_offset`, added to the ids of the second text so that its token type travels in them, or `template`, a
+JSON object with `prefix` and `suffix`, which truncation never touches, `body`, a format of instruction, query
+and passage, and `instruction`, the default. `tokenizer.json` lies in the version folder.
 """
 
 from __future__ import annotations
