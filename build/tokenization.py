@@ -111,7 +111,7 @@ def _check_special_tokens(checkpoint: Checkpoint, config: Settings) -> None:
         values = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
         said += [(name, token) for token in values]
     for name, token in said:
-        content = token.get("content") if isinstance(token, dict) else token
+        content = _content(token)
         if content is not None and content not in added:
             raise BuildError(
                 f"{config.path} has {name} = {json.dumps(content)}, which is none of tokenizer.json's added "
@@ -121,12 +121,18 @@ def _check_special_tokens(checkpoint: Checkpoint, config: Settings) -> None:
             )
     decoder = config.find("added_tokens_decoder") or {}
     for i, token in decoder.items() if isinstance(decoder, dict) else ():
-        content = token.get("content") if isinstance(token, dict) else None
+        content = _content(token)
         if content is not None and str(added.get(content)) != i:
             raise BuildError(
                 f"{config.path} has {json.dumps(content)} as token {i}, tokenizer.json as {added.get(content)}: "
                 "they are of two tokenizers"
             )
+
+
+def _content(token: object) -> str | None:
+    """The text of a token, which is written as it is or as an object; None for no token."""
+    content = token.get("content") if isinstance(token, dict) else token
+    return content if content is None else str(content)
 
 
 def _check_ends(checkpoint: Checkpoint, config: Settings) -> None:
@@ -136,7 +142,7 @@ def _check_ends(checkpoint: Checkpoint, config: Settings) -> None:
         key = f"add_{name}_token"
         flag = config.find(key)
         token = config.find(f"{name}_token")
-        content = token.get("content") if isinstance(token, dict) else token
+        content = _content(token)
         if flag is None or content is None:
             continue
         if flag != (bool(ids) and ids[end] == checkpoint.tokenizer.token_to_id(content)):

@@ -5,6 +5,7 @@ transformers 5 writes `rope_parameters`; 4 wrote `rope_theta` and `rope_scaling`
 
 from __future__ import annotations
 
+from build.errors import BuildError
 from build.settings import Settings
 
 
@@ -13,7 +14,12 @@ def rope_theta(config: Settings, default: float) -> float:
     config.require("partial_rotary_factor", 1.0, 1)
     said = config.inner("rope_parameters", "rope_scaling")
     theta = config.number("rope_theta", default=default)
-    return theta if said is None else theta_of(said, theta)
+    if said is None:
+        return theta
+    inner = theta_of(said, theta)
+    if "rope_theta" in config and inner != theta:
+        raise BuildError(f"{config.path} has rope_theta = {theta} and rope_parameters.rope_theta = {inner}")
+    return inner
 
 
 def theta_of(said: Settings, default: float) -> float:

@@ -1,0 +1,291 @@
+"""Checkpoints that would build into other vectors than the reference's are refused, with what to do instead."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from conftest import TINY
+from safetensors.numpy import load_file, save_file
+from test_accounts import EACH_FILE, copied, edit, graphs, rope_of_4, ropes_of_4
+
+from build import make
+from build.errors import BuildError
+
+Change = Callable[[Path], object]
+
+
+def said(path: str, **values: Any) -> Change:
+    """The JSON file says so."""
+    return lambda folder: edit(folder / path, lambda content: content.update(values))
+
+
+def each(*changes: Change) -> Change:
+    return lambda folder: [change(folder) for change in changes]
+
+
+def module(kind: str, library: str = "sentence_transformers.models") -> Change:
+    """One more entry at the end of modules.json."""
+
+    def change(folder: Path) -> None:
+        modules = json.loads((folder / "modules.json").read_text())
+        modules.append({"idx": 9, "name": "9", "path": f"9_{kind}", "type": f"{library}.{kind}"})
+        (folder / "modules.json").write_text(json.dumps(modules))
+
+    return change
+
+
+def yarn(folder: Path) -> None:
+    """Scaled positions, as transformers 4 writes them."""
+    edit(folder / "config.json", rope_of_4)
+    edit(folder / "config.json", lambda config: config.update(rope_scaling={"type": "yarn", "factor": 4.0}))
+
+
+def linear(folder: Path) -> None:
+    edit(folder / "config.json", ropes_of_4)
+    edit(folder / "config.json", lambda config: config.update(rope_scaling={"rope_type": "linear", "factor": 8.0}))
+
+
+def mean_by_root(config: dict[str, Any]) -> None:
+    del config["pooling_mode"]
+    config["pooling_mode_mean_sqrt_len_tokens"] = True
+
+
+def weights(**values: Any) -> Change:
+    """Tensors of the file are these; those that are None are not there."""
+
+    def change(folder: Path) -> None:
+        path = folder / "model.safetensors"
+        tensors = load_file(path)
+        for name, value in values.items():
+            old = tensors.pop(name.replace("__", "."), None)
+            if value is not None:
+                tensors[name.replace("__", ".")] = value(old) if callable(value) else value
+        save_file(tensors, path)
+
+    return change
+
+
+def broken(tensor: Any) -> Any:
+    tensor = tensor.copy()
+    tensor.flat[3] = np.nan
+    return tensor
+
+
+def only(name: str) -> Change:
+    """The tokenizer is in another file than tokenizer.json."""
+    return lambda folder: (folder / "tokenizer.json").rename(folder / name)
+
+
+def without_added_tokens(folder: Path) -> None:
+    edit(folder / "tokenizer.json", lambda content: content.update(added_tokens=[]))
+
+
+def another_vocabulary(folder: Path) -> None:
+    shutil.copy(TINY / "gemma3" / "tokenizer.json", folder)
+    (folder / "tokenizer_config.json").unlink()
+
+
+CONFIG, POOLING, TOKENIZER, WINDOW = (
+    "config.json",
+    "1_Pooling/config.json",
+    "tokenizer_config.json",
+    "sentence_bert_config.json",
+)
+CASES: Mapping[str, tuple[str, Change, str]] = {
+    "not causal": (
+        "qwen3-embedding",
+        said(CONFIG, is_causal=False),
+        "is_causal = false; .* written for true only",
+    ),
+    "yarn": ("qwen3-embedding", yarn, r'rope_scaling.type = "yarn"'),
+    "linear scaling": ("gemma3", linear, r'rope_scaling.rope_type = "linear"'),
+    "yarn as of 5": (
+        "qwen3-embedding",
+        said(CONFIG, rope_parameters={"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}),
+        r'rope_parameters.rope_type = "yarn"',
+    ),
+    "half of a head rotates": (
+        "qwen3-embedding",
+        said(CONFIG, partial_rotary_factor=0.5),
+        "partial_rotary_factor",
+    ),
+    "two bases": ("qwen3-embedding", said(CONFIG, rope_theta=5.0), "rope_parameters.rope_theta"),
+    "relative positions": (
+        "bert-cls",
+        said(CONFIG, position_embedding_type="relative_key_query"),
+        'position_embedding_type = "relative_key_query"',
+    ),
+    "a decoder": ("bert-cls", said(CONFIG, is_decoder=True), "is_decoder = true"),
+    "a sliding window": ("qwen3-embedding", said(CONFIG, use_sliding_window=True), "use_sliding_window = true"),
+    "biases": ("qwen3-embedding", said(CONFIG, attention_bias=True), "attention_bias = true"),
+    "soft caps": ("gemma3", said(CONFIG, attn_logit_softcapping=50.0), "attn_logit_softcapping = 50.0"),
+    "writes text": (
+        "gemma3",
+        said(CONFIG, use_bidirectional_attention=False),
+        "use_bidirectional_attention = false",
+    ),
+    "parallel blocks": ("nomic-bert", said(CONFIG, parallel_block=True), "parallel_block = true"),
+    "stretched": ("nomic-bert", said(CONFIG, rotary_scaling_factor=2), "rotary_scaling_factor = 2"),
+    "experts": ("nomic-bert", said(CONFIG, num_experts=8, moe_top_k=2), "num_experts = 8, which is not read"),
+    "lower case": (
+        "bert-cls",
+        said(TOKENIZER, do_lower_case=False),
+        "do_lower_case = false, but .*lowercase = true",
+    ),
+    "accents": ("bert-cls", said(TOKENIZER, strip_accents=False), "strip_accents = false"),
+    "characters": ("bert-cls", said(TOKENIZER, tokenize_chinese_chars=False), "tokenize_chinese_chars = false"),
+    "lower case before all": ("xlm-roberta", said(WINDOW, do_lower_case=True), "does not lower case"),
+    "the end is kept": ("bert-cls", said(TOKENIZER, truncation_side="left"), 'truncation_side = "left"'),
+    "split tokens": ("bert-cls", said(TOKENIZER, split_special_tokens=True), "split_special_tokens = true"),
+    "one more token": ("bert-cls", said(TOKENIZER, additional_special_tokens=["<q>"]), '"<q>", which is none of'),
+    "tokens that are words": ("bert-cls", without_added_tokens, "none of tokenizer.json's added tokens"),
+    "no end": ("gemma3", said(TOKENIZER, add_eos_token=False), "add_eos_token = false, but .* is put there"),
+    "code that tokenizes": (
+        "bert-cls",
+        said(TOKENIZER, auto_map={"AutoTokenizer": ["a.B", None]}),
+        "has auto_map",
+    ),
+    "another tokenizer": ("bert-cls", another_vocabulary, "the two are of different checkpoints"),
+    "vocab.txt": ("bert-cls", only("vocab.txt"), "it has vocab.txt: write one with transformers"),
+    "sentencepiece": ("xlm-roberta", only("sentencepiece.bpe.model"), "it has sentencepiece.bpe.model: write one"),
+    "prompts are not pooled": ("bert-cls", said(POOLING, include_prompt=False), "include_prompt = false"),
+    "mean by the root": (
+        "xlm-roberta",
+        lambda folder: edit(folder / POOLING, mean_by_root),
+        "pooling by mean_sqrt_len_tokens",
+    ),
+    "two poolings": ("bert-cls", said(POOLING, pooling_mode=["cls", "mean"]), "pooling by cls and mean"),
+    "another width": ("bert-cls", said(POOLING, embedding_dimension=96), "pools vectors of 96 values"),
+    "a residual": ("gemma3", said("2_Dense/config.json", use_residual=True), "use_residual = true"),
+    "another activation": (
+        "gemma3",
+        said("2_Dense/config.json", activation_function="torch.nn.modules.activation.GELU"),
+        "asks for GELU",
+    ),
+    "a bias that is not said": ("gemma3", said("2_Dense/config.json", bias=True), "no tensor 'linear.bias'"),
+    "cut by default": (
+        "bert-cls",
+        said("config_sentence_transformers.json", truncate_dim=24),
+        "truncate_dim = 24; .* written for null only",
+    ),
+    "sparse": ("bert-cls", said("config_sentence_transformers.json", model_type="SparseEncoder"), "SparseEncoder"),
+    "one more module": ("bert-cls", module("LayerNorm"), "lists .* LayerNorm; the pooling graph is written for"),
+    "a router": ("bert-cls", module("Router"), "several models in one"),
+    "code of its own": ("bert-cls", module("Pooling", "custom_st"), "code of its own computes it"),
+    "a module outside": (
+        "bert-cls",
+        lambda folder: edit(folder / "modules.json", lambda listed: listed[1].update(path="../x")),
+        "outside the checkpoint",
+    ),
+    "GPTQ": ("qwen3-embedding", said(CONFIG, quantization_config={"quant_method": "gptq"}), "quantised weights"),
+    "MLX": ("qwen3-embedding", said(CONFIG, quantization={"group_size": 64, "bits": 4}), "quantised weights"),
+    "float8": (
+        "bert-cls",
+        weights(embeddings__LayerNorm__weight=lambda old: old.astype(ml_dtypes.float8_e4m3fn)),
+        "as F8_E4M3: quantised weights",
+    ),
+    "integers": (
+        "bert-cls",
+        weights(embeddings__LayerNorm__weight=lambda old: old.astype(np.int8)),
+        "as I8: quantised weights",
+    ),
+    "an adapter": (
+        "qwen3-embedding",
+        lambda folder: (folder / "adapter_config.json").write_text("{}"),
+        "merge the two with peft",
+    ),
+    "not a number": ("bert-cls", weights(embeddings__LayerNorm__weight=broken), "values .* that are not finite"),
+    "a short table": (
+        "bert-cls",
+        weights(embeddings__position_embeddings__weight=lambda old: old[:40].copy()),
+        r"of shape \[40, 48\], but the configuration asks for \[64, 48\]",
+    ),
+    "few words": (
+        "bert-cls",
+        weights(embeddings__word_embeddings__weight=lambda old: old[:40].copy()),
+        r"of shape \[40, 48\], but the configuration asks for \[560, 48\]",
+    ),
+    "no layers": ("bert-cls", said(CONFIG, num_hidden_layers=0), "num_hidden_layers = 0; it must be"),
+    "a head of a billion": ("qwen3-embedding", said(CONFIG, head_dim=10**9), "head_dim = 1000000000; it must be"),
+    "a wide head": ("qwen3-embedding", said(CONFIG, head_dim=2**22), "but the configuration asks for"),
+    "two labels": ("bert-cross-encoder", said(CONFIG, id2label={"0": "no", "1": "yes"}), "gives 2 labels"),
+    "labels by default": ("bert-cross-encoder", said(CONFIG, id2label=None), "gives 2 labels"),
+    "another class": (
+        "bert-cross-encoder",
+        said(CONFIG, architectures=["ElectraForSequenceClassification"]),
+        "is of ElectraForSequenceClassification; scores are written for",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_is_refused(case: str, tmp_path: Path) -> None:
+    name, change, words = CASES[case]
+    folder = copied(name, tmp_path)
+    change(folder)
+    with pytest.raises(BuildError, match=words) as refused:
+        graphs(folder, tmp_path / "found")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_window_below_the_template(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--task", "rerank", "--max-tokens", "40", "--repository", str(tmp_path)]
+    assert make.main([str(TINY / "qwen3-reranker"), *options]) == 1
+    assert "40 tokens leave no room for a query" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_window_above_the_positions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is refused, and so is a wider one; a smaller one is taken."""
+    folder = copied("bert-cls", tmp_path)
+    (folder / WINDOW).write_text(json.dumps({"max_seq_length": 512}))
+    options = [str(folder), "--repository", str(tmp_path / "repository")]
+    assert make.main(options) == 1
+    assert "max_seq_length 512, but the encoder has 64 positions: say --max-tokens 64" in capsys.readouterr().err
+    assert make.main([*options, "--max-tokens", "65"]) == 1
+    assert make.main([*options, "--max-tokens", "64"]) == 0
+
+
+def test_what_is_ignored_is_written_down(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = copied("bert-cls", tmp_path)
+    said(CONFIG, own_idea=3)(folder)
+    weights(other__weight=np.zeros(3, np.float32), other__bias=np.zeros(3, np.float32))(folder)
+    options = [str(folder), "--repository", str(tmp_path / "repository")]
+    assert make.main(options) == 1
+    assert "own_idea = 3, which is not read" in capsys.readouterr().err
+    assert make.main([*options, "--ignore", "own_idea"]) == 1
+    assert "has tensor other.bias, which is not read and may change the result (and 1" in capsys.readouterr().err
+    assert make.main([*options, "--ignore", "own_idea", "--ignore", "other.*", "--ignore", "none"]) == 1
+    assert "nothing that is left unread is called none: leave --ignore none out" in capsys.readouterr().err
+    assert make.main([*options, "--ignore", "own_idea", "--ignore", "other.*"]) == 0
+    record = json.loads((tmp_path / "repository" / "bert-cls" / "build.json").read_text())
+    assert record["facts"]["ignored"] == "own_idea, other.*"
+    assert record["inputs"]["ignore"] == ["own_idea", "other.*"]
+
+
+ODD: list[Any] = ["x", -1, 1.5, 10**30, [], {}, [[]], {"a": 1}, True]
+
+
+@pytest.mark.parametrize(("name", "path"), EACH_FILE)
+def test_odd_values_give_a_sentence(name: str, path: str, tmp_path: Path) -> None:
+    """Or what they gave before, where they change nothing; nothing else is raised, and nothing large allocated."""
+    folder = copied(name, tmp_path)
+    before = (folder / path).read_text()
+    for i, key in enumerate(json.loads(before)):
+        for value in (ODD[i % len(ODD)], ODD[(i + 4) % len(ODD)]):
+            (folder / path).write_text(json.dumps(json.loads(before) | {key: value}))
+            with suppress(BuildError):
+                graphs(folder, tmp_path / "found")
+            shutil.rmtree(tmp_path / "found", ignore_errors=True)
+    for whole in ("[]", "3", '"x"', "null", "[" * 100_000):
+        (folder / path).write_text(whole)
+        with pytest.raises(BuildError):
+            graphs(folder, tmp_path / "found")
