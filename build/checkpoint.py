@@ -10,6 +10,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from build.errors import BuildError
+from build.files import own_file
 from build.settings import Settings, read_json
 from build.weights import Weights
 
@@ -49,12 +50,12 @@ class Checkpoint:
     def settings(self, path: Path) -> Settings:
         """The JSON object in a file of the checkpoint; raises BuildError when it is missing or broken."""
         if path not in self._settings:
-            self._settings[path] = Settings(path, read_json(path))
+            self._settings[path] = Settings(path, read_json(own_file(path, self.folder)))
         return self._settings[path]
 
     def weights(self, folder: Path, prefixes: Sequence[str] = (), harmless: Sequence[str] = ()) -> Weights:
         """The tensors in one folder of the checkpoint."""
-        weights = Weights(folder, prefixes, harmless)
+        weights = Weights(folder, self.folder, prefixes, harmless)
         self._weights.append(weights)
         return weights
 
@@ -74,7 +75,7 @@ class Checkpoint:
         path = self.folder / MODULES
         if not path.exists():
             return []
-        listed = read_json(path)
+        listed = read_json(own_file(path, self.folder))
         if not isinstance(listed, list):
             raise BuildError(f"{path} must hold a JSON list of modules")
         return [self._module(Settings(path, item, f"[{i}].")) for i, item in enumerate(listed)]
@@ -192,7 +193,9 @@ class Checkpoint:
                 "transformers, AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
             )
         try:
-            return Tokenizer.from_file(str(path))
+            return Tokenizer.from_file(str(own_file(path, self.folder)))
+        except BuildError:
+            raise
         except Exception as error:  # tokenizers raises nothing narrower
             raise BuildError(f"{path} cannot be read: {error}") from None
 

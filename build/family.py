@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
+import os
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -46,11 +48,49 @@ def build(entry: CatalogEntry, target: Target, model_repository: Path, cache: Pa
     names = _names(entry)
     exported = None
     if isinstance(entry.source, Hub):
-        exported = graph_to_adopt(entry, Checkpoint(hub.describe(entry.source)), names)
+        described = Checkpoint(hub.describe(entry.source))
+        exported = graph_to_adopt(entry, described, names)
+        if exported is None:
+            models_of(entry, described, target)  # refuses what it can before gigabytes are brought
     checkpoint = obtain(entry, cache / "checkpoints", exported)
-    # In the repository, which may be a file system of its own: folders are renamed into their place.
-    aside = model_repository / ".building" / entry.name
-    shutil.rmtree(aside, ignore_errors=True)
+    with _alone(model_repository) as staging:
+        if _is_current(model_repository, entry.name, inputs):  # by the build that was waited for
+            return False
+        _build(entry, target, checkpoint, names, inputs, staging / entry.name)
+    return True
+
+
+@contextlib.contextmanager
+def _alone(model_repository: Path) -> Iterator[Path]:
+    """Lets one build at a time write a repository; yields where it writes aside, which is gone afterwards.
+
+    That is in the repository, which may be a file system of its own: folders are renamed into their place.
+    """
+    model_repository.mkdir(parents=True, exist_ok=True)
+    folder = os.open(model_repository, os.O_RDONLY)
+    staging = model_repository / ".building"
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another build into {model_repository}", flush=True)
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        shutil.rmtree(staging, ignore_errors=True)  # of a build that was killed
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        os.close(folder)
+
+
+def _build(
+    entry: CatalogEntry,
+    target: Target,
+    checkpoint: Checkpoint,
+    names: Collection[str],
+    inputs: dict[str, Any],
+    aside: Path,
+) -> None:
+    """Writes the family aside, tries it and puts it in place."""
     try:
         parts = models_of(entry, checkpoint, target)
         for model in parts:
@@ -63,7 +103,8 @@ def build(entry: CatalogEntry, target: Target, model_repository: Path, cache: Pa
             if graph_to_adopt(entry, checkpoint, names) is None:
                 raise
             raise BuildError(f"{error}; {ANOTHER_EXPORT}") from None
-        facts = {key: item.string_value for key, item in parts[0].config.parameters.items()}
+        parameters = sorted(parts[0].config.parameters.items())  # a map of protobuf has no order of its own
+        facts = {key: item.string_value for key, item in parameters}
         record = {
             "inputs": inputs,
             "downloaded": checkpoint.downloaded,
@@ -72,17 +113,12 @@ def build(entry: CatalogEntry, target: Target, model_repository: Path, cache: Pa
             "tolerance": _tolerance(entry, facts),
         }
         (aside / entry.name / RECORD).write_text(json.dumps(record, indent=2) + "\n")
-        _put_in_place(aside, model_repository)
+        _put_in_place(aside, aside.parent.parent)
     except BuildError as error:
         beside = [name for name in (*GRAPHS, *sorted(names)) if name in names and name.endswith(".onnx")]
         if beside and graph_to_adopt(entry, checkpoint, names) is None:
             raise BuildError(f"{error}; its exported graph can be taken instead: --onnx {beside[0]}") from None
         raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        with contextlib.suppress(OSError):  # another build is there
-            aside.parent.rmdir()
-    return True
 
 
 def _check_tensors(entry: CatalogEntry, checkpoint: Checkpoint) -> None:
@@ -166,7 +202,6 @@ def _hashes(folder: Path, pattern: str = "**/*") -> dict[str, str]:
 
 def _put_in_place(aside: Path, model_repository: Path) -> None:
     """Swaps finished model folders in, one rename each; the record goes first out and last in."""
-    model_repository.mkdir(parents=True, exist_ok=True)
     for finished in sorted(aside.iterdir(), reverse=True):
         target = model_repository / finished.name
         shutil.rmtree(target, ignore_errors=True)

@@ -7,19 +7,19 @@ HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE mean what they mean to hugging
 from __future__ import annotations
 
 import fcntl
-import json
+import hashlib
 import posixpath
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import httpx2
 from huggingface_hub import (
     HfApi,
+    RepoFile,
     constants,
     get_cached_repo_tree,
     get_hf_file_metadata,
@@ -42,12 +42,14 @@ from huggingface_hub.file_download import http_get, repo_folder_name
 from huggingface_hub.utils import build_hf_headers
 
 from build.catalog import Hub
+from build.checkpoint import MODULES, PROMPTS, WINDOWS, Checkpoint
 from build.errors import BuildError
 from build.files import SHARDS, WEIGHTS, sha256
 from build.onnx_file import data_files, parse_onnx
+from build.settings import Settings, read_json
 
 NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json")
-DESCRIBING = (*NEEDED, "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json")
+ADAPTER = "adapter_config.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
@@ -57,6 +59,8 @@ def pin(source: Hub) -> Hub:
         return source
     with _explained(source):
         revision = HfApi().resolve_revision(source.repository, revision=source.revision)
+    if not re.fullmatch("[0-9a-f]{40}", str(revision.resolved)):
+        raise BuildError(f"{constants.ENDPOINT} names no commit for {source.revision} of {source.repository}")
     print(f"{source.repository}: {source.revision} is commit {revision.resolved}", flush=True)
     return replace(source, revision=revision.resolved)
 
@@ -64,9 +68,27 @@ def pin(source: Hub) -> Hub:
 def describe(source: Hub) -> Path:
     """The folder of the files that say what kind of checkpoint a pinned source is, without its weights."""
     with _explained(source):
-        there = _listing(source)
-        paths = [_bring(source, name) for name in DESCRIBING if name in there or name in NEEDED]
-        return paths[0].parent
+        return _folder(_describing(source))
+
+
+def _describing(source: Hub) -> dict[str, Path]:
+    """The files of settings that a build reads, by their names in the repository."""
+    there = _listing(source)
+    paths = {MODULES: _bring(source, MODULES)} if MODULES in there else {}
+    modules = Checkpoint(_folder(paths)).modules if paths else []
+    inner = modules[0].path if modules and modules[0].kind == "Transformer" else ""
+    wanted = [posixpath.join(inner, name) for name in NEEDED]
+    optional = [posixpath.join(inner, name) for name in (*WINDOWS, ADAPTER)]
+    optional += [PROMPTS, *(posixpath.join(module.path, "config.json") for module in modules)]
+    for name in dict.fromkeys([*wanted, *(name for name in optional if name in there)]):
+        paths[name] = _bring(source, name)
+    return paths
+
+
+def _folder(paths: Mapping[str, Path]) -> Path:
+    """Where the files of a repository are, by one of them."""
+    name, path = next(iter(paths.items()))
+    return path.parents[name.count("/")]
 
 
 def names(source: Hub) -> set[str]:
@@ -82,32 +104,37 @@ def fetch(source: Hub, exported: str | None = None) -> tuple[Path, dict[str, str
     Asks the Hub only for what its cache does not hold, and goes on with a download that was cut off. Raises
     BuildError when the checkpoint cannot be had, has no weights that are data, or is not what the Hub holds.
     """
-    folder = describe(source)
     with _explained(source):
         there = _listing(source)
-        paths = {name: folder / name for name in DESCRIBING if name in there}
-        modules = _json(paths["modules.json"]) if "modules.json" in paths else []
-        for module in modules:
-            for file in ("config.json", WEIGHTS):
-                if module.get("path") and (name := posixpath.join(module["path"], file)) in there:
-                    paths[name] = _bring(source, name)
-        for name in [exported] if exported else _weights(source, there):
+        paths = _describing(source)
+        folder = _folder(paths)
+        checkpoint = Checkpoint(folder)
+        inner = checkpoint.transformer.relative_to(folder).as_posix()
+        for module in checkpoint.modules[1:]:
+            if (name := posixpath.join(module.path, WEIGHTS)) in there:
+                paths[name] = _bring(source, name)
+        for name in [exported] if exported else _weights(source, there, "" if inner == "." else inner):
             paths[name] = _bring(source, name)
             if name.endswith(".onnx"):
                 data = [
                     posixpath.join(posixpath.dirname(name), file) for file in data_files(parse_onnx(paths[name]))
                 ]
                 paths |= {file: _bring(source, file) for file in data}
-    return folder, {name: _checked(path) for name, path in paths.items()}
+        kept = _tree(source)
+    return folder, {name: _checked(path, kept[name]) for name, path in paths.items()}
 
 
-def _weights(source: Hub, there: Iterable[str]) -> list[str]:
-    """The files that hold the transformer: one or several of safetensors."""
-    if SHARDS in there:
-        shards = _json(_bring(source, SHARDS))["weight_map"].values()
-        return [SHARDS, *sorted(set(shards))]
-    if WEIGHTS in there:
-        return [WEIGHTS]
+def _weights(source: Hub, there: Iterable[str], inner: str) -> list[str]:
+    """The files in the folder `inner` that hold the transformer: one or several of safetensors."""
+    index, whole = (posixpath.join(inner, name) for name in (SHARDS, WEIGHTS))
+    if index in there:
+        path = _bring(source, index)
+        shards = Settings(path, read_json(path)).inner("weight_map")
+        if shards is None:
+            raise BuildError(f"{path} has no weight_map")
+        return [index, *sorted({posixpath.join(inner, shards.word(tensor)) for tensor in shards})]
+    if whole in there:
+        return [whole]
     pickles = sorted(name for name in there if name.endswith(PICKLES))
     raise BuildError(
         f"{_name(source)} has its weights in {', '.join(pickles)} only: pickles can run code and are never read; "
@@ -119,13 +146,18 @@ def _weights(source: Hub, there: Iterable[str]) -> list[str]:
 
 def _listing(source: Hub) -> set[str]:
     """Every file of the repository at the commit."""
+    return set(_tree(source))
+
+
+def _tree(source: Hub) -> dict[str, RepoFile]:
+    """Every file of the repository at the commit, with the hash that the Hub keeps it by."""
     try:
         files = get_cached_repo_tree(source.repository, revision=source.revision)
     except CachedRepoTreeNotFoundError:
         # Only a snapshot's download keeps the listing, and only with it can a cache be known to be whole.
         snapshot_download(source.repository, revision=source.revision, allow_patterns=["config.json"])
         files = get_cached_repo_tree(source.repository, revision=source.revision)
-    return {file.path for file in files}
+    return {file.path: file for file in files}
 
 
 def _bring(source: Hub, name: str) -> Path:
@@ -146,7 +178,7 @@ def _download(source: Hub, name: str) -> None:
     """
     url = hf_hub_url(source.repository, name, revision=source.revision)
     about = get_hf_file_metadata(url)
-    if about.etag is None or about.size is None or len(about.etag) != 64:
+    if about.etag is None or about.size is None or not re.fullmatch("[0-9a-f]{64}", about.etag):
         return
     folder = repo_folder_name(repo_id=source.repository, repo_type="model")
     blob = Path(constants.HF_HUB_CACHE, folder, "blobs", about.etag)
@@ -179,19 +211,22 @@ def _download(source: Hub, name: str) -> None:
         part.rename(blob)
 
 
-def _checked(path: Path) -> str:
-    """The sha256 of a file in the cache; raises BuildError when it is not what the cache keeps it as."""
-    found, kept_as = sha256(path), path.resolve()
-    if len(kept_as.name) == 64 and kept_as.name != found:
-        raise BuildError(f"{kept_as} is damaged: delete it and {path}, and build again")
+def _checked(path: Path, kept: RepoFile) -> str:
+    """The sha256 of a file in the cache; raises BuildError when it is not the one that the Hub's listing has."""
+    found = sha256(path)
+    if kept.lfs is not None:
+        same = kept.lfs.sha256 == found
+    else:
+        content = path.read_bytes()
+        same = (
+            hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == kept.blob_id
+        )
+    if not same:
+        raise BuildError(
+            f"{path.resolve()} is damaged, or not what {constants.ENDPOINT} lists: delete it and {path}, and "
+            "build again"
+        )
     return found
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise BuildError(f"{path} is not valid JSON: {error}") from None
 
 
 def _name(source: Hub) -> str:

@@ -14,13 +14,18 @@ from typing import Any
 
 from build.errors import BuildError
 
+LARGEST = 64 << 20
+"""Bytes of a file of settings, or of an index of weights."""
+
 MOST = 2**24
 """No count of a checkpoint is larger; what follows from one is allocated before a tensor can contradict it."""
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file; raises BuildError when it is missing or broken."""
+    """The value in a JSON file; raises BuildError when it is missing, broken or larger than LARGEST."""
     try:
+        if (size := path.stat().st_size) > LARGEST:
+            raise BuildError(f"{path} has {size >> 20} MB: no file of settings is larger than {LARGEST >> 20} MB")
         return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise BuildError(f"the checkpoint has no {path.name} (looked in {path.parent})") from None

@@ -15,7 +15,7 @@ from build import hub
 from build.catalog import CatalogEntry, Hub, Wheel
 from build.checkpoint import Checkpoint
 from build.errors import BuildError
-from build.files import sha256
+from build.files import own_file, sha256
 
 
 def obtain(entry: CatalogEntry, cache: Path, exported: str | None = None) -> Checkpoint:
@@ -59,23 +59,21 @@ def task_of(checkpoint: Checkpoint) -> str:
     # Embedding models are saved from the same classes, but with the modules behind them.
     if checkpoint.architecture.endswith("ForCausalLM") and not checkpoint.modules:
         raise BuildError(
-            f"{checkpoint.config.path} is of {checkpoint.architecture}, and there is no modules.json to say "
-            "what the "
-            "language model is used for: say --task rerank if it answers yes or no as Qwen3-Reranker does, or "
-            "--task "
-            "embed with --pooling"
+            f"{checkpoint.config.path} is of {checkpoint.architecture}, and there is no modules.json to say what "
+            "the language model is used for: say --task rerank if it answers yes or no as Qwen3-Reranker does, or "
+            "--task embed with --pooling"
         )
     return "rerank" if checkpoint.architecture.endswith("ForSequenceClassification") else "embed"
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """The sha256 of every file of a checkpoint folder that a build reads."""
+    """The sha256 of every file of a checkpoint folder that a build reads; BuildError for one not its own."""
     if not (Checkpoint(folder).transformer / "config.json").exists():
         raise BuildError(f"{folder} is no checkpoint: it has no config.json")
     return {
-        str(path.relative_to(folder)): sha256(path)
+        str(path.relative_to(folder)): sha256(own_file(path, folder))
         for path in sorted(folder.rglob("*"))
-        if path.suffix in (".json", ".safetensors") and path.is_file()
+        if path.suffix in (".json", ".safetensors") and not path.is_dir()
     }
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from build.errors import BuildError
-from build.files import SHARDS, WEIGHTS
+from build.files import SHARDS, WEIGHTS, own_file
 from build.settings import Settings, read_json
 
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -25,9 +25,15 @@ LEGACY = {"gamma": "weight", "beta": "bias"}
 class Weights:
     """The safetensors files of one folder, which remember the tensors that were read of them."""
 
-    def __init__(self, folder: Path, prefixes: Sequence[str] = (), harmless: Sequence[str] = ()) -> None:
-        """`prefixes` are what heads put before their encoder's names; `harmless`, patterns of names, not read."""
+    def __init__(
+        self, folder: Path, checkpoint: Path, prefixes: Sequence[str] = (), harmless: Sequence[str] = ()
+    ) -> None:
+        """Of a folder in that of the `checkpoint`, or that itself.
+
+        `prefixes` are what heads put before their encoder's names; `harmless`, patterns of names, not read.
+        """
         self.folder = folder
+        self._checkpoint = checkpoint
         self._prefixes = ("", *prefixes)
         self._harmless = harmless
         self._read: set[str] = set()
@@ -36,7 +42,7 @@ class Weights:
     def _files(self) -> dict[str, Path]:
         """Tensor, by its name in the file -> that file. Not opened before a tensor is asked for."""
         found: dict[str, Path] = {}
-        for path in _paths(self.folder):
+        for path in _paths(self.folder, self._checkpoint):
             with _opened(path) as file:
                 for name in file.keys():  # noqa: SIM118 - it is no mapping
                     if name in found:
@@ -101,16 +107,16 @@ class Weights:
         raise BuildError(f"the weights in {self.folder} have no tensor {name!r}")
 
 
-def _paths(folder: Path) -> list[Path]:
+def _paths(folder: Path, checkpoint: Path) -> list[Path]:
     """One file of weights, or those that an index names."""
     names = [WEIGHTS]
     if (folder / SHARDS).exists():
-        index = Settings(folder / SHARDS, read_json(folder / SHARDS))
+        index = Settings(folder / SHARDS, read_json(own_file(folder / SHARDS, checkpoint)))
         index.skip(["metadata"])
         if (shards := index.inner("weight_map")) is None:
             raise BuildError(f"{folder / SHARDS} has no weight_map")
         names = sorted({shards.word(tensor) for tensor in shards})
-    return [_weights_file(folder, name) for name in names]
+    return [own_file(_weights_file(folder, name), checkpoint) for name in names]
 
 
 def _weights_file(folder: Path, name: str) -> Path:

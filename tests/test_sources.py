@@ -53,6 +53,10 @@ class StandIn:
     cut_after: int | None = None
     """Bytes of the weights after which the server goes down."""
     is_down: bool = False
+    commit: str = COMMIT
+    """What `main` is."""
+    listed: list[dict[str, Any]] | None = None
+    """The tree, where it is not that of the files."""
 
     def is_large(self, name: str) -> bool:
         """Whether the file is kept by its sha256, not by git's hash."""
@@ -67,7 +71,12 @@ class StandIn:
     def tree(self) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
         for name, content in self.files.items():
-            row = {"type": "file", "path": name, "size": len(content), "oid": "0" * 40}
+            row = {
+                "type": "file",
+                "path": name,
+                "size": len(content),
+                "oid": hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest(),
+            }
             if self.is_large(name):
                 row["lfs"] = {"oid": self.etag(name), "size": len(content), "pointerSize": 134}
             rows.append(row)
@@ -94,9 +103,9 @@ class Handler(BaseHTTPRequestHandler):
         if not path.startswith((f"/api/models/{MODEL}/", f"/{MODEL}/", "/cdn/")):
             return self.answer(401, {"X-Error-Code": "RepoNotFound"})
         if path in [f"/api/models/{MODEL}/revision/{name}" for name in ("main", COMMIT)]:
-            return self.answer_json({"id": MODEL, "sha": COMMIT, "siblings": []})
+            return self.answer_json({"id": MODEL, "sha": hub.commit, "siblings": []})
         if path == f"/api/models/{MODEL}/tree/{COMMIT}":
-            return self.answer_json(hub.tree())
+            return self.answer_json(hub.tree() if hub.listed is None else hub.listed)
         name = path.removeprefix(f"/{MODEL}/resolve/{COMMIT}/")
         if name in hub.files:
             etag, size = hub.etag(name), str(len(hub.files[name]))
@@ -289,7 +298,9 @@ def test_a_damaged_cache_is_refused(machine: Machine) -> None:
     content[-1] ^= 1
     blob.write_bytes(content)
     shutil.rmtree(machine.repository)
-    assert machine.refused() == f"{blob} is damaged: delete it and {weights}, and build again"
+    assert re.fullmatch(
+        f"{blob} is damaged, or not .* lists: delete it and {weights}, and build again", machine.refused()
+    )
 
 
 @pytest.mark.parametrize(
@@ -347,6 +358,34 @@ def test_pickles_only(machine: Machine) -> None:
 def test_no_tokenizer(machine: Machine) -> None:
     del machine.hub.files["tokenizer.json"]
     assert machine.refused() == f"{MODEL} at {COMMIT[:12]} has no tokenizer.json"
+
+
+def test_what_is_refused_by_its_settings_is_not_downloaded(machine: Machine) -> None:
+    config = json.loads(machine.hub.files["config.json"])
+    machine.hub.files["config.json"] = json.dumps(config | {"is_causal": False}).encode()
+    assert "is_causal = false" in machine.refused()
+    assert not [request for request in machine.hub.requests if "model.safetensors" in request]
+
+
+def test_weights_that_are_not_what_the_hub_lists(machine: Machine) -> None:
+    """Though each answer says by its ETag that they are."""
+    rows = machine.hub.tree()
+    machine.hub.files["model.safetensors"] = save(load_file(TINY / "model.safetensors"), {"other": "bytes"})
+    machine.hub.listed = rows
+    assert "or not what http://127.0.0.1:" in machine.refused()
+
+
+def test_settings_that_are_not_what_the_hub_lists(machine: Machine) -> None:
+    rows = machine.hub.tree()
+    machine.hub.files["1_Pooling/config.json"] += b" "
+    machine.hub.listed = rows
+    assert "1_Pooling/config.json, and build again" in machine.refused()
+
+
+@pytest.mark.parametrize("commit", ["../../../outside", "main", "0" * 39, ""])
+def test_a_commit_that_is_none(machine: Machine, commit: str) -> None:
+    machine.hub.commit = commit
+    assert "no commit" in machine.refused() or "answered" in machine.refused()
 
 
 def test_shards(machine: Machine) -> None:
