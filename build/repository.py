@@ -35,6 +35,9 @@ from build.target import Target, token_limits
 TOKEN_BUDGET = 512
 """Tokens in one engine call: larger calls gain nothing on a CPU and leave less to share among its cores."""
 
+PACKED_BUDGET = 16384
+"""The same on packed tokens, whose engine wants a GPU: enough to fill a large one."""
+
 WARM_UP = {"short": (1, 16), "long": (1, 512), "batch": (8, 64)}
 """Sample -> (texts, tokens each) that every graph runs once before its model is ready."""
 
@@ -167,7 +170,7 @@ def embed_ensemble(family: Family, dimensions: int) -> ModelConfig:
     outputs = [Tensor("embeddings", TYPE_FP32, (dimensions,)), TOKEN_COUNT, TRUNCATED]
     config = _ensemble(family, family.name, [TEXT, PROMPT_NAME], outputs)
     steps = config.ensemble_scheduling.step
-    steps.extend(_embedding_steps(family.name, text="text", prefix="", prompt_name="prompt_name"))
+    steps.extend(_embedding_steps(family, text="text", prefix="", prompt_name="prompt_name"))
     return config
 
 
@@ -180,14 +183,14 @@ def rerank_ensemble(family: Family, template: bool) -> ModelConfig:
     def same(tensors: Sequence[Tensor]) -> dict[str, str]:
         return {tensor.name: tensor.name for tensor in tensors}
 
+    steps = config.ensemble_scheduling.step
+    steps.append(_step(f"{family.name}-tokenizer", same(inputs), same([INPUT_IDS, TOKEN_COUNT, TRUNCATED])))
+    if family.target.feed.packed:
+        steps.append(_step(f"{family.name}-encoder", same([INPUT_IDS]), same([SCORE, LOGIT])))
+        return config
     states = {"last_hidden_state": "last_hidden_state"}
-    config.ensemble_scheduling.step.extend(
-        [
-            _step(f"{family.name}-tokenizer", same(inputs), same([INPUT_IDS, TOKEN_COUNT, TRUNCATED])),
-            _step(f"{family.name}-encoder", same([INPUT_IDS]), states),
-            _step(f"{family.name}-scoring", states | same([INPUT_IDS]), same([SCORE, LOGIT])),
-        ]
-    )
+    steps.append(_step(f"{family.name}-encoder", same([INPUT_IDS]), states))
+    steps.append(_step(f"{family.name}-scoring", states | same([INPUT_IDS]), same([SCORE, LOGIT])))
     return config
 
 
@@ -217,7 +220,7 @@ def bi_encoder_ensemble(family: Family) -> ModelConfig:
     config = _ensemble(family, f"{family.name}-rerank", [QUERY, PASSAGE], [SCORE, LOGIT, TOKEN_COUNT, TRUNCATED])
     steps = config.ensemble_scheduling.step
     for side in ("query", "passage"):
-        steps.extend(_embedding_steps(family.name, text=side, prefix=f"{side}_"))
+        steps.extend(_embedding_steps(family, text=side, prefix=f"{side}_"))
     scoring = [
         f"{side}_{name}" for name in ("embeddings", "token_count", "truncated") for side in ("query", "passage")
     ]
@@ -232,19 +235,22 @@ def bi_encoder_ensemble(family: Family) -> ModelConfig:
 
 
 def _embedding_steps(
-    family: str, text: str, prefix: str, prompt_name: str | None = None
+    family: Family, text: str, prefix: str, prompt_name: str | None = None
 ) -> list[ModelEnsembling.Step]:
     """Tokenizer, encoder and pooling over the ensemble tensor `text`; results are named with `prefix`."""
-    ids, states = f"{prefix}input_ids", f"{prefix}last_hidden_state"
+    ids, states, embeddings = (f"{prefix}{name}" for name in ("input_ids", "last_hidden_state", "embeddings"))
     tokenized = {"input_ids": ids} | {n: f"{prefix}{n}" for n in ("token_count", "truncated")}
     prompt = {"prompt_name": prompt_name} if prompt_name else {}
+    tokenizer = _step(f"{family.name}-tokenizer", {"text": text} | prompt, tokenized)
+    if family.target.feed.packed:
+        return [tokenizer, _step(f"{family.name}-encoder", {"input_ids": ids}, {"embeddings": embeddings})]
     return [
-        _step(f"{family}-tokenizer", {"text": text} | prompt, tokenized),
-        _step(f"{family}-encoder", {"input_ids": ids}, {"last_hidden_state": states}),
+        tokenizer,
+        _step(f"{family.name}-encoder", {"input_ids": ids}, {"last_hidden_state": states}),
         _step(
-            f"{family}-pooling",
+            f"{family.name}-pooling",
             {"last_hidden_state": states, "input_ids": ids},
-            {"embeddings": f"{prefix}embeddings"},
+            {"embeddings": embeddings},
         ),
     ]
 
@@ -269,7 +275,12 @@ def _graph_model(
     runtime = family.target.feed
     config = _model(family, step, runtime.backend, inputs, outputs, family.target.kind)
     if runtime.backend == "python":
-        _add_parameters(config, {"precision": precision, "threads": threads, "token_budget": str(TOKEN_BUDGET)})
+        if runtime.packed:
+            _add_parameters(config, {"runtime": "torch", "token_budget": str(PACKED_BUDGET)})
+        else:
+            _add_parameters(
+                config, {"precision": precision, "threads": threads, "token_budget": str(TOKEN_BUDGET)}
+            )
         if step == "encoder":
             limits = {
                 "max_tokens": str(family.max_tokens),
@@ -279,6 +290,8 @@ def _graph_model(
     else:
         config.default_model_filename = runtime.file
     if not any(tensor.ragged for tensor in inputs):
+        if runtime.packed:  # a few numbers for each text, which are in the CPU's memory
+            config.instance_group[0].kind = ModelInstanceGroup.KIND_CPU
         return config
     if runtime.ragged:
         _add_batch_input(config, BatchInput.BATCH_ITEM_SHAPE_FLATTEN, "lengths")

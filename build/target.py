@@ -27,6 +27,8 @@ class Runtime:
     """What it computes in."""
     gpu_precisions: tuple[str, ...] = ()
     """What it computes in on a GPU only, where that is asked for by name."""
+    packed: bool = False
+    """Tokens come without the slots between them, attention takes them so, and a head runs with its encoder."""
     needs_width: bool = False
     """Shapes cannot follow from values, so the width of rows comes as the shape of an input of its own."""
     masks: str = "boolean"
@@ -64,8 +66,11 @@ RUNTIMES = {
         masks="additive",
         softmax_precision=None,
     ),
+    "torch": Runtime(
+        "python", "model.onnx", ModelInstanceGroup.KIND_AUTO, packed=True, narrow_states=True, masks="counts"
+    ),
 }
-"""`python` is OpenVINO too, run by the step `onnx_runner.py` with ragged batches."""
+"""`python` is OpenVINO too, run by the step `onnx_runner.py` with ragged batches; `torch` by `torch_runner.py`."""
 
 TOKEN_LIMITS = (512, 2048, 8192)
 """Tokens in a batch for which an engine of fixed size keeps kernels, beside the largest batch."""

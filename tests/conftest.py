@@ -55,6 +55,7 @@ class Stack:
     environment: dict[str, str] = field(default_factory=dict)
     wrapper: list[str] = field(default_factory=list)
     """What runs the command: `wrapper` python -m tools.serve ..."""
+    python: str = sys.executable
     ports: dict[str, int] = field(default_factory=lambda: dict(zip(PORTS, free_ports(len(PORTS)), strict=True)))
 
     def start(self) -> Stack:
@@ -80,7 +81,7 @@ class Stack:
         output, errors = self._output(f"{prefix}output"), self._output(f"{prefix}errors")
         with output.open("wb") as stdout, errors.open("wb") as stderr:
             return subprocess.Popen(
-                [*self.wrapper, sys.executable, *words, *self.options],
+                [*self.wrapper, self.python, *words, *self.options],
                 cwd=ROOT,
                 env=os.environ | self.environment,
                 stdout=stdout,

@@ -36,7 +36,7 @@ ALLOWED = {
     "build.hub": "build.catalog build.checkpoint build.errors build.files build.onnx_file build.settings",
     "build.source": "build.catalog build.checkpoint build.errors build.files build.hub",
     "build.repository": "build.graphs build.target",
-    "build.check": "build.config build.errors",
+    "build.check": "build.config build.errors build.steps",
     "build.plan": "build.config build.errors build.files",
     "build.engine": "build.config build.errors build.graphs build.plan build.target",
     "build.models": "build.architectures build.catalog build.checkpoint build.errors build.files build.graphs "

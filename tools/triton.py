@@ -23,7 +23,7 @@ from pathlib import Path
 
 import aiohttp
 
-from build.config import read_config
+from build.config import read_config, runtime_of
 from build.errors import BuildError
 from tools import access, preflight
 from tools.command import (
@@ -109,11 +109,13 @@ class EmbeddedTriton:
         for problem in preflight.problems():
             raise ServerError(problem)
         remove_orphaned_segments()
+        available = ["python", "", *(["torch"] if importlib.util.find_spec("torch") else [])]
         steps = {name: self._steps(name) for name in self._models}
         for ensemble, own in steps.items():
-            if foreign := next((name for name, backend in own.items() if backend not in ("python", "")), None):
+            if foreign := next((name for name, runtime in own.items() if runtime not in available), None):
+                where = "is not installed here" if own[foreign] == "torch" else "the embedded Triton does not have"
                 self.left_out[ensemble] = (
-                    f"{foreign} is built for {own[foreign]}, which the embedded Triton does not have: build it "
+                    f"{foreign} is built for {own[foreign]}, which {where}: build it "
                     "with RUNTIME=python, or mount the repository into NVIDIA's tritonserver image"
                 )
         wanted = [name for name in self._models if name not in self.left_out]
@@ -204,7 +206,7 @@ class EmbeddedTriton:
         _remove_segments(SHARED_MEMORY.glob(f"{self._segments}*"))
 
     def _steps(self, ensemble: str) -> dict[str, str]:
-        """The steps of an ensemble, each with its backend, "" where only Triton can read what it is."""
+        """The steps of an ensemble, each with its runtime, "" where only Triton can read what it is."""
         steps: dict[str, str] = {}
         if isinstance(self._repository, Path):
             unreadable = contextlib.suppress(BuildError)  # Triton names what is wrong
@@ -213,7 +215,7 @@ class EmbeddedTriton:
                 steps = dict.fromkeys((step.model_name for step in scheduling.step), "")
             for name in steps:
                 with unreadable:
-                    steps[name] = read_config(self._repository, name).backend
+                    steps[name] = runtime_of(read_config(self._repository, name))
         return steps
 
     def _close_segments(self) -> None:

@@ -48,7 +48,7 @@ from build.graphs.exported import (
 )
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.pooling import Pooling, normalise
-from build.graphs.ragged import STEP, Ragged, last_hidden_state, ragged, ragged_inputs
+from build.graphs.ragged import STEP, Ragged, last_hidden_state, opened, ragged_inputs
 from build.onnx_file import data_files, external_tensors, nodes, read_onnx, subgraphs
 
 PREFIX = "adopted/"
@@ -144,7 +144,7 @@ class Adopted:
     def write(self, g: OnnxGraph, dimensions: int | None = None) -> None:
         """Writes the graph between its new ends into `g`, embeddings cut to `dimensions`."""
         model = converted(self.path, read_onnx(self.path))
-        r = ragged(g, *ragged_inputs(g))
+        r = opened(g, *ragged_inputs(g))
         feeds = _feeds(g, self, model.graph.input, r)
         old_nodes, weights = _needed(model.graph, self.output)
         _rename(old_nodes, weights, feeds)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import TensorProto
 
-from build.graphs.onnx_graph import OnnxGraph
-from build.graphs.ragged import Ragged
+from build.graphs.onnx_graph import PACKED, OnnxGraph
+from build.graphs.ragged import Packed, Ragged
 
 
 def split_heads(g: OnnxGraph, x: str, heads: int, width: int) -> str:
@@ -23,10 +23,12 @@ class Mask:
     inputs: tuple[str, ...] = ()
     """What follows q, k and v."""
     is_causal: int = 0
+    window: int | None = None
+    """Places to either side up to which keys are seen, for attention on packed tokens."""
 
 
 def attention(
-    g: OnnxGraph, q: str, k: str, v: str, r: Ragged, mask: Mask, scale: float, heads: int, key_value_heads: int
+    g: OnnxGraph, q: str, k: str, v: str, r: Packed, mask: Mask, scale: float, heads: int, key_value_heads: int
 ) -> str:
     """softmax(scale q k^T) v over the keys that `mask` shows (Vaswani et al., 2017, arXiv:1706.03762).
 
@@ -34,20 +36,28 @@ def attention(
     (Ainslie et al., 2023, arXiv:2305.13245) -> [T', heads * d]. One node: every engine runs its own fused kernel
     and keeps no scores of [B, heads, S, S].
     """
+    counts = {"q_num_heads": heads, "kv_num_heads": key_value_heads}
+    if not isinstance(r, Ragged):
+        kind = {"scale": scale, "is_causal": mask.is_causal, "window": mask.window}
+        return g.op("Attention", q, k, v, r.lengths, domain=PACKED, **counts, **kind)
     # Rows with all heads side by side: with heads first, bf16 in OpenVINO takes twice the time.
     rows = (g.op("Gather", g.op("Flatten", x), r.token_of_cell) for x in (q, k, v))
     context = g.op(
         "Attention",
         *(*rows, *mask.inputs),
-        **{"q_num_heads": heads, "kv_num_heads": key_value_heads, "scale": scale, "is_causal": mask.is_causal},
+        **counts,
+        scale=scale,
+        is_causal=mask.is_causal,
         softmax_precision=g.feed.softmax_precision,
     )
     # [B, S, heads * d] -> [B * S, heads * d]
     return g.op("Gather", g.op("Flatten", context, axis=2), r.cell_of_token)
 
 
-def key_mask(g: OnnxGraph, r: Ragged) -> Mask:
+def key_mask(g: OnnxGraph, r: Packed) -> Mask:
     """Every token sees every token of its own text."""
+    if not isinstance(r, Ragged):
+        return Mask()
     if g.feed.masks != "counts":
         return _mask(g, _keys(g, r))
     g.raise_opset(24)  # the first that counts keys
@@ -55,13 +65,17 @@ def key_mask(g: OnnxGraph, r: Ragged) -> Mask:
     return Mask(("", "", "", counts))
 
 
-def causal_mask(g: OnnxGraph, r: Ragged) -> Mask:
+def causal_mask(g: OnnxGraph, r: Packed) -> Mask:
     """Every token sees itself and those before it; empty cells come after the tokens of a row."""
-    return _mask(g, g.op("LessOrEqual", *_cell_pairs(g, r))) if g.feed.masks == "boolean" else Mask(is_causal=1)
+    if isinstance(r, Ragged) and g.feed.masks == "boolean":
+        return _mask(g, g.op("LessOrEqual", *_cell_pairs(g, r)))
+    return Mask(is_causal=1)
 
 
-def window_mask(g: OnnxGraph, r: Ragged, window: int) -> Mask:
+def window_mask(g: OnnxGraph, r: Packed, window: int) -> Mask:
     """Every token sees those of its own text fewer than `window` places away, on either side."""
+    if not isinstance(r, Ragged):
+        return Mask(window=window - 1)
     key, query = _cell_pairs(g, r)
     reach = g.constant(window, np.int64)
     # No differences of columns: a mask is of bytes, they would be of integers.
@@ -90,7 +104,7 @@ def _cell_pairs(g: OnnxGraph, r: Ragged) -> tuple[str, str]:
     return key, query
 
 
-def rotary_angles(g: OnnxGraph, r: Ragged, theta: float, width: int) -> tuple[str, str]:
+def rotary_angles(g: OnnxGraph, r: Packed, theta: float, width: int) -> tuple[str, str]:
     """(cos, sin) [T', 1, width / 2] of every token's position (Su et al., 2021, arXiv:2104.09864)."""
     frequencies = theta ** -(np.arange(0, width, 2, dtype=np.float64) / width)
     places = g.op("Cast", r.positions, to=TensorProto.FLOAT)

@@ -20,6 +20,9 @@ from build.target import Target
 OPSET = 23
 """The first with Attention."""
 
+PACKED = "packed"
+"""The domain of operators on packed tokens, of which ONNX has none; `build/steps/torch_graph.py` defines them."""
+
 ALIGNMENT = 64
 """Bytes between weights in the data file: one cache line, so that a mapped file is read in place."""
 
@@ -106,8 +109,9 @@ class OnnxGraph:
 
     def raise_opset(self, version: int) -> None:
         """Writes the graph in this opset, and in its IR version, so that older runtimes load it."""
-        self._opsets = [helper.make_opsetid("", version)]
-        self._ir_version = helper.find_min_ir_version_for(self._opsets)
+        standard = helper.make_opsetid("", version)
+        self._opsets = [standard, *([helper.make_opsetid(PACKED, 1)] if self.feed.packed else [])]
+        self._ir_version = helper.find_min_ir_version_for([standard])
 
     def widen(self, x: str) -> str:
         """`x` in FP32."""

@@ -20,7 +20,7 @@ from onnx import TensorProto
 
 from build.checkpoint import Checkpoint
 from build.errors import BuildError
-from build.graphs.onnx_graph import OnnxGraph
+from build.graphs.onnx_graph import PACKED, OnnxGraph
 from build.graphs.ragged import item_rows, state_inputs
 from build.weights import Weights
 
@@ -183,6 +183,8 @@ def write_pooling(g: OnnxGraph, pooling: Pooling, dimensions: int) -> None:
 
 def mean_of_tokens(g: OnnxGraph, states: str, input_ids: str, lengths: str) -> str:
     """[T, H] -> [B, H]: the mean over the tokens of each item, special tokens included."""
+    if g.feed.packed:
+        return g.op("MeanOfTexts", states, lengths, domain=PACKED)
     slot, real = _tokens(g, input_ids, lengths)
     # As a product: ONNX Runtime's own sum over an axis is taken in another order in rows of another width.
     row = g.op("Unsqueeze", real, g.constant([1], np.int64))
@@ -193,12 +195,17 @@ def mean_of_tokens(g: OnnxGraph, states: str, input_ids: str, lengths: str) -> s
 
 def first_token(g: OnnxGraph, states: str, input_ids: str, lengths: str) -> str:
     """[T, H] -> [B, H]: the vector of each item's first token."""
+    if g.feed.packed:
+        return g.op("Gather", states, g.op("CumSum", lengths, g.constant(0, np.int64), exclusive=1))
     slot, _ = _tokens(g, input_ids, lengths)
     return g.op("Gather", states, g.op("Gather", slot, g.constant(0, np.int64), axis=1))
 
 
 def last_token(g: OnnxGraph, states: str, input_ids: str, lengths: str) -> str:
     """[T, H] -> [B, H]: the vector of each item's last token."""
+    if g.feed.packed:
+        ends = g.op("CumSum", lengths, g.constant(0, np.int64))
+        return g.op("Gather", states, g.op("Sub", ends, g.constant(1, np.int32)))
     slot, real = _tokens(g, input_ids, lengths)
     count = g.op("Cast", g.op("ReduceSum", real, g.constant([1], np.int64), keepdims=1), to=TensorProto.INT64)
     place = g.op("Sub", count, g.constant(1, np.int64))

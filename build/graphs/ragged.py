@@ -8,6 +8,9 @@ number rounded up, see STEP).
 Two runtimes differ. TensorRT computes shapes before it runs and not from values, so the longest item comes as the
 shape of a third input (`widest` [S]) and every slot counts as a token. OpenVINO's own backend merges only requests
 of equal length, which arrive as rows (`input_ids` [B, S]).
+
+A third needs no layouts: a packed runtime is fed the T' tokens alone, with `positions` [T'], and its attention
+takes them as they are.
 """
 
 from __future__ import annotations
@@ -33,16 +36,24 @@ WIDEST = "widest"
 
 
 @dataclass(frozen=True)
-class Ragged:
-    """Index tensors between slots [T], packed tokens [T'] and attention rows [B, S], all INT64.
-
-    S is the row width of this batch. `real` [B, S] marks the cells that hold a token.
-    """
+class Packed:
+    """The tokens of a batch, text after text."""
 
     token_ids: str
     """[T'] ids of the packed tokens."""
     positions: str
     """[T'] place of each packed token in its own text, from 0."""
+    lengths: str
+    """[B] of each text or, where there are slots, of each item."""
+
+
+@dataclass(frozen=True)
+class Ragged(Packed):
+    """Index tensors between slots [T], packed tokens [T'] and attention rows [B, S], all INT64.
+
+    S is the row width of this batch. `real` [B, S] marks the cells that hold a token.
+    """
+
     cell_of_token: str
     """[T'] flat index of each packed token into [B * S]."""
     token_of_cell: str
@@ -60,7 +71,7 @@ class Ragged:
 def ragged_inputs(g: OnnxGraph) -> tuple[str, str]:
     """Declares what the runtime feeds and returns it as (input_ids INT32 [T], lengths INT32 [B])."""
     if g.feed.ragged:
-        input_ids = g.input("input_ids", TensorProto.INT32, ["slots"])
+        input_ids = g.input("input_ids", TensorProto.INT32, ["tokens" if g.feed.packed else "slots"])
         lengths = g.input("lengths", TensorProto.INT32, ["batch"])
         if g.feed.needs_width:
             g.input(WIDEST, TensorProto.INT32, ["widest"])
@@ -76,8 +87,11 @@ def state_inputs(g: OnnxGraph, hidden_size: int) -> tuple[str, str, str]:
     """Declares a head's inputs and returns them as (states FP32 [T, H], input_ids INT32 [T], lengths INT32 [B]).
 
     Triton hands every ragged input over flat, so `last_hidden_state` arrives as [T * H] and is reshaped here.
+    Packed states come as their encoder gives them.
     """
     shape: list[int | str] = ["slots * hidden"] if g.feed.ragged else ["batch", "width", hidden_size]
+    if g.feed.packed:
+        shape = ["tokens", hidden_size]
     states = g.input("last_hidden_state", g.states, shape)
     if g.states != TensorProto.FLOAT:
         states = g.op("Cast", states, to=TensorProto.FLOAT)
@@ -107,7 +121,14 @@ def item_rows(g: OnnxGraph, lengths: str) -> tuple[str, str]:
     return slot, inside
 
 
-def ragged(g: OnnxGraph, input_ids: str, lengths: str) -> Ragged:
+def ragged(g: OnnxGraph, input_ids: str, lengths: str) -> Packed:
+    """The tokens of one batch of `input_ids` [T] and `lengths` [B]."""
+    if g.feed.packed:
+        return Packed(input_ids, g.input("positions", TensorProto.INT32, ["tokens"]), lengths)
+    return opened(g, input_ids, lengths)
+
+
+def opened(g: OnnxGraph, input_ids: str, lengths: str) -> Ragged:
     """Builds the index tensors of one batch from `input_ids` [T] and `lengths` [B]."""
     zero, one = g.constant(0, np.int64), g.constant(1, np.int64)
     slot, inside = item_rows(g, lengths)
@@ -122,6 +143,7 @@ def ragged(g: OnnxGraph, input_ids: str, lengths: str) -> Ragged:
         return Ragged(
             token_ids=g.op("Max", input_ids, no_token),
             positions=column,
+            lengths=lengths,
             cell_of_token=g.op("Add", g.op("Mul", item, width), column),
             token_of_cell=slot,
             token_of_slot=None,
@@ -145,6 +167,7 @@ def ragged(g: OnnxGraph, input_ids: str, lengths: str) -> Ragged:
     return Ragged(
         token_ids=g.op("Gather", g.op("Reshape", cell_ids, flat), cell_of_token),
         positions=g.op("Mod", cell_of_token, width),
+        lengths=lengths,
         cell_of_token=cell_of_token,
         token_of_cell=token_of_cell,
         token_of_slot=running_index(real_slots),
@@ -166,8 +189,11 @@ def _places(g: OnnxGraph, input_ids: str, lengths: str) -> tuple[str, str]:
     return item, g.op("Sub", slots, g.op("Gather", g.op("Sub", ends, lengths), item))
 
 
-def last_hidden_state(g: OnnxGraph, packed: str, r: Ragged, hidden_size: int) -> None:
+def last_hidden_state(g: OnnxGraph, packed: str, r: Packed, hidden_size: int) -> None:
     """Declares the encoder's output `g.states` [T, H]: every token back in its slot, zeros in the others."""
+    if not isinstance(r, Ragged):
+        g.output("last_hidden_state", packed, g.states, ["tokens", hidden_size])
+        return
     slots = packed if r.token_of_slot is None else g.op("Gather", packed, r.token_of_slot)
     real = g.op("Unsqueeze", r.real_slots, g.constant([1], np.int64))
     states = g.op("Where", real, slots, g.scalar(0))

@@ -1,0 +1,197 @@
+"""The torch runtime on a CPU, in an environment of its own: every family against its reference, and limits."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from conftest import ROOT, TINY, Stack, cosines
+from engines import token_ids
+from test_families import PAIRS, PASSAGES, QUERIES, TEXTS, assert_same_bits, expected
+from test_graphs import COSINE, EMBEDDERS, RERANKERS, SCORE
+from tritonclient.grpc import InferenceServerClient, InferInput
+from tritonclient.utils import InferenceServerException
+
+from build import make
+from build.target import PRECISIONS
+
+PYTHON = ROOT / ".venv-torch" / "bin" / "python"
+FAMILIES = [*EMBEDDERS, *RERANKERS]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _torch() -> None:
+    if not (PYTHON.parent.parent / "torch.txt").exists():
+        if os.environ.get("REQUIRE_TORCH"):
+            pytest.fail("`make .venv-torch/torch.txt` could not install torch")
+        pytest.skip("`make .venv-torch/torch.txt` installs torch")
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every family in every precision; its name ends in that, but for fp32."""
+    folder = tmp_path_factory.mktemp("torch") / "repository"
+    options = ["--runtime", "torch", "--repository", str(folder)]
+    assert make.main(["minilm", *(str(TINY / name) for name in FAMILIES), *options]) == 0
+    for precision in PRECISIONS[1:]:
+        for name in FAMILIES:
+            words = ["--name", f"{name}-{precision}", "--precision", precision]
+            assert make.main([str(TINY / name), *words, *options]) == 0
+    return folder
+
+
+def engine(repository: Path, families: list[str], ids: list[Any], *options: str) -> Any:
+    """What the encoders of families give for rows of token ids, by torch_engine.py."""
+    folders = [str(repository / f"{name}-encoder" / "1") for name in families]
+    command = [str(PYTHON), str(ROOT / "tests" / "torch_engine.py"), *folders, *options]
+    done = subprocess.run(command, input=json.dumps(ids), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+def agrees(name: str, precision: str, rows: list[dict[str, list[float]]]) -> None:
+    """Rows of outputs are as near to the reference as the precision asks for."""
+    reference = expected(name)
+    if name in EMBEDDERS:
+        vectors = np.array([row["embeddings"] for row in rows])
+        assert cosines(vectors, reference["embeddings"]).min() >= COSINE[precision]
+    else:
+        scores = np.array([row["score"] for row in rows])
+        np.testing.assert_allclose(scores[:, 0], reference["scores"], atol=SCORE[precision])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_every_family_gives_what_the_reference_gives(repository: Path, precision: str) -> None:
+    """Packed beside all others and alone; layers share what is compiled between attentions."""
+    built = [name if precision == "fp32" else f"{name}-{precision}" for name in FAMILIES]
+    for name, answer in zip(FAMILIES, engine(repository, built, [token_ids(n) for n in FAMILIES]), strict=True):
+        agrees(name, precision, answer["together"])
+        agrees(name, precision, answer["alone"])
+        assert answer["functions"] == 3, name
+
+
+def test_compiled_it_gives_the_same(repository: Path) -> None:
+    """As on a GPU: with shapes that change from batch to batch."""
+    if shutil.which("g++") is None:
+        pytest.skip("torch compiles with g++ on a CPU")
+    (answer,) = engine(repository, ["qwen3-embedding"], [token_ids("qwen3-embedding")], "--compiled")
+    agrees("qwen3-embedding", "fp32", answer["together"])
+    agrees("qwen3-embedding", "fp32", answer["alone"])
+
+
+def test_a_micro_batch_without_memory_is_cut(repository: Path) -> None:
+    """All rows come out as with memory enough, but for those that find none alone, and the budget stays cut."""
+    ids = token_ids("bert-cls")
+    longest = max(map(len, ids))
+    (plenty,) = engine(repository, ["bert-cls"], [ids])
+    (tight,) = engine(repository, ["bert-cls"], [ids], "--memory", str(longest - 1))
+    assert plenty["budget"] == 512
+    assert tight["budget"] < 512
+    for row, with_memory, without in zip(ids, plenty["together"], tight["together"], strict=True):
+        if len(row) < longest:
+            assert without == with_memory
+        else:
+            assert without == f"{longest} tokens do not fit: there is not enough memory"
+
+
+def test_an_unknown_operator_is_named(repository: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "odd-encoder" / "1"
+    shutil.copytree(repository / "bert-cls-encoder" / "1", folder)
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    next(node for node in model.graph.node if node.op_type == "Gelu").op_type = "Selu"
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(AssertionError, match="has the operator Selu, which is not written for torch"):
+        engine(tmp_path, ["odd"], [[[1]]])
+
+
+@pytest.fixture(scope="session")
+def stack(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Every family in fp32, two in bf16, in one server whose Python has torch."""
+    models = ["minilm", "minilm-rerank", *FAMILIES, "qwen3-embedding-bf16", "qwen3-reranker-bf16"]
+    options = ["--repository", str(repository), "--models", *models]
+    # Each model is a process of its own: with all processors each, they are in each other's way.
+    environment = {"OMP_NUM_THREADS": "1"}
+    folder = tmp_path_factory.mktemp("torch-stack")
+    running = Stack(folder, options, environment, python=str(PYTHON)).start()
+    assert "is not served" not in running.said()
+    yield running
+    assert running.stop() == 0
+
+
+@pytest.mark.parametrize("name", EMBEDDERS)
+def test_vectors_through_the_server(stack: Stack, name: str) -> None:
+    agrees(name, "fp32", [{"embeddings": row.tolist()} for row in stack.embed(TEXTS, name)])
+    answer = stack.infer(name, text=TEXTS, prompt_name=["query"] * len(TEXTS))
+    assert cosines(answer["embeddings"], expected(name)["query_embeddings"]).min() >= COSINE["fp32"]
+    assert (answer["token_count"][:, 0] == expected(name)["query_token_counts"]).all()
+
+
+@pytest.mark.parametrize("name", RERANKERS)
+def test_scores_through_the_server(stack: Stack, name: str) -> None:
+    answer = stack.infer(name, query=QUERIES, passage=PASSAGES)
+    agrees(name, "fp32", [{"score": row.tolist()} for row in answer["score"]])
+    np.testing.assert_allclose(answer["logit"][:, 0], expected(name)["logits"], atol=1e-3)
+    body = {"query": QUERIES[0], "documents": PASSAGES[:3], "model": name}
+    assert len(stack.post("rerank", "/rerank", body).json()["scores"]) == 3
+
+
+def test_bf16_through_the_server(stack: Stack) -> None:
+    rows = stack.embed(TEXTS, "qwen3-embedding-bf16")
+    agrees("qwen3-embedding", "bf16", [{"embeddings": row.tolist()} for row in rows])
+    answer = stack.infer("qwen3-reranker-bf16", query=QUERIES, passage=PASSAGES)
+    agrees("qwen3-reranker", "bf16", [{"score": row.tolist()} for row in answer["score"]])
+
+
+def test_a_bi_encoder_scores_by_the_cosine(stack: Stack) -> None:
+    query, passage = (stack.embed(list(texts), "minilm") for texts in zip(*PAIRS, strict=True))
+    answer = stack.infer("minilm-rerank", query=QUERIES, passage=PASSAGES)
+    np.testing.assert_allclose(answer["logit"][:, 0], (query * passage).sum(axis=1), atol=1e-6)
+
+
+def test_a_head_gives_a_text_the_same_bits_in_any_company(stack: Stack) -> None:
+    assert_same_bits(
+        stack.embed(TEXTS, "gemma3"), lambda chosen: stack.embed([TEXTS[i] for i in chosen], "gemma3")
+    )
+
+
+def test_what_no_tokenizer_made_fails_alone(stack: Stack) -> None:
+    with InferenceServerClient(f"127.0.0.1:{stack.ports['grpc']}") as client:
+
+        def ask(ids: list[int]) -> Any:
+            tensor = InferInput("input_ids", [1, len(ids)], "INT32")
+            return client.infer("bert-cls-encoder", [tensor.set_data_from_numpy(np.array([ids], np.int32))])
+
+        for ids, sentence in (
+            ([1, 10**6], "ids are below"),
+            ([1] * 1000, "is over this model's"),
+            ([-1], "without a token"),
+        ):
+            with pytest.raises(InferenceServerException, match=sentence):
+                ask(ids)
+        assert ask([1, 2, 3]).as_numpy("embeddings").shape == (1, 48)
+
+
+def test_tokens_are_counted(stack: Stack) -> None:
+    def count(state: str) -> float:
+        return stack.metric("encoder_tokens_total", model="xlm-roberta-encoder", state=state)
+
+    before = count("received"), count("computed")
+    tokens = int(stack.infer("xlm-roberta", text=["one text", "one text"])["token_count"].sum())
+    assert (count("received") - before[0], count("computed") - before[1]) == (tokens, tokens // 2)
+
+
+def test_a_build_tries_the_graphs(tmp_path: Path) -> None:
+    """Where there is torch; where there is none it says so."""
+    command = ["-m", "build.make", str(TINY / "bert-cross-encoder"), "--runtime", "torch", "--repository"]
+    for python, said in ((PYTHON, 0), (ROOT / ".venv" / "bin" / "python", 1)):
+        words = [str(python), *command, str(tmp_path / python.parent.parent.name)]
+        output = subprocess.check_output(words, cwd=ROOT, text=True)
+        assert output.count("its graphs were not tried, for want of torch here") == said
