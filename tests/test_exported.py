@@ -179,3 +179,9 @@ def test_a_task_that_the_files_do_not_say(tmp_path: Path, capsys: pytest.Capture
     edit_json(folder / "config.json", architectures=["BertForSequenceClassification"])
     message = refused(folder, capsys, "--task", "embed")
     assert "gives logits; of an embedding model's graph" in message
+
+
+def test_torch_names_the_runtimes_that_adopt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = checkpoint("xlm-roberta", tmp_path)
+    message = refused(folder, capsys, "--runtime", "torch")
+    assert "build it for python, onnxruntime, openvino or tensorrt" in message

@@ -35,15 +35,21 @@ def _torch() -> None:
         pytest.skip("`make .venv-torch/torch.txt` installs torch")
 
 
+def built(name: str, precision: str) -> str:
+    """What a family is served as."""
+    return name if precision == "fp32" else f"{name}-{precision}"
+
+
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every family in every precision; its name ends in that, but for fp32."""
     folder = tmp_path_factory.mktemp("torch") / "repository"
     options = ["--runtime", "torch", "--repository", str(folder)]
-    assert make.main(["minilm", *(str(TINY / name) for name in FAMILIES), *options]) == 0
-    for precision in PRECISIONS[1:]:
-        for name in FAMILIES:
-            words = ["--name", f"{name}-{precision}", "--precision", precision]
+    assert make.main(["minilm", *options]) == 0
+    for name in FAMILIES:
+        task = "embed" if name in EMBEDDERS else "rerank"
+        for precision in PRECISIONS:
+            words = ["--name", built(name, precision), "--precision", precision, "--task", task]
             assert make.main([str(TINY / name), *words, *options]) == 0
     return folder
 
@@ -71,8 +77,8 @@ def agrees(name: str, precision: str, rows: list[dict[str, list[float]]]) -> Non
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_every_family_gives_what_the_reference_gives(repository: Path, precision: str) -> None:
     """Packed beside all others and alone; layers share what is compiled between attentions."""
-    built = [name if precision == "fp32" else f"{name}-{precision}" for name in FAMILIES]
-    for name, answer in zip(FAMILIES, engine(repository, built, [token_ids(n) for n in FAMILIES]), strict=True):
+    families, ids = [built(name, precision) for name in FAMILIES], [token_ids(name) for name in FAMILIES]
+    for name, answer in zip(FAMILIES, engine(repository, families, ids), strict=True):
         agrees(name, precision, answer["together"])
         agrees(name, precision, answer["alone"])
         assert answer["functions"] == 3, name
