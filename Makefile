@@ -1,6 +1,9 @@
 PYTHON ?= python3
 VENV := .venv/bin
 TARGET ?= cpu
+RUNTIME ?= auto
+# Torch comes along where it can use a GPU.
+LOCK := $(if $(shell command -v nvidia-smi),$(shell $(PYTHON) -m tools.preflight --lock),serve)
 export TARGET RUNTIME WATCH
 
 .PHONY: help setup build serve deploy undeploy logs smoke pin test lint bench bench-peers soak lock clean
@@ -9,7 +12,7 @@ export TARGET RUNTIME WATCH
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: .venv/serve.lock ## Install what building and serving need, into .venv
+setup: .venv/$(LOCK).lock ## Install what building and serving need, into .venv
 
 build: setup ## Fill model_repository/ (MODEL=name or folder, RUNTIME=, PRECISION=)
 	@$(VENV)/python -m build.make $(MODEL) $(RUNTIME:%=--runtime %) $(PRECISION:%=--precision %)
@@ -17,7 +20,7 @@ build: setup ## Fill model_repository/ (MODEL=name or folder, RUNTIME=, PRECISIO
 serve: build ## Serve on this machine: Triton and the gateway (ARGS="--help" lists the options)
 	@exec $(VENV)/python -m tools.serve $(ARGS)
 
-deploy: RUNTIME := $(or $(RUNTIME),$(if $(filter gpu,$(TARGET)),onnxruntime))
+deploy: RUNTIME := $(or $(filter-out auto,$(RUNTIME)),$(if $(filter gpu,$(TARGET)),onnxruntime,python))
 deploy: ## Serve from containers, with Docker (TARGET=gpu, RUNTIME=, WATCH=1)
 	@$(PYTHON) -m tools.deploy check
 	@$(MAKE) --no-print-directory build
@@ -34,6 +37,9 @@ smoke: ## Try the containers and show their URLs
 
 pin: ## Write the digests of the images that come from outside into tools/deploy/images.lock
 	@$(PYTHON) -m tools.deploy pin
+
+# What the tests and benchmarks expect of it.
+test bench bench-peers soak: RUNTIME := python
 
 test: build .venv/test.lock .venv-clients/clients.lock .venv-clients/package-lock.json ## Run the tests (ARGS="-k health" picks some)
 	$(VENV)/python -m pytest $(ARGS)
@@ -57,6 +63,7 @@ soak: build .venv/test.lock ## An hour of mixed load: memory, files and threads 
 RESOLVE = -q --universal --python-version 3.10 --generate-hashes
 lock: ## Resolve the dependencies of pyproject.toml anew (needs uv and npm)
 	uv pip compile $(RESOLVE) --no-header pyproject.toml -o serve.lock
+	uv pip compile $(RESOLVE) --no-header -c serve.lock pyproject.toml --group gpu -o gpu.lock
 	uv pip compile $(RESOLVE) --no-header pyproject.toml --group test -o test.lock
 	uv pip compile $(RESOLVE) --no-header pyproject.toml --group bench -o bench.lock
 	uv pip compile $(RESOLVE) --no-header --group pyproject.toml:clients -o clients.lock
@@ -71,7 +78,7 @@ clean: ## Remove everything that make has made
 
 # Every package is in the lock by hash, so pip resolves nothing and takes no package's word for its needs.
 .venv/%.lock: %.lock
-	@$(PYTHON) tools/preflight.py
+	@$(PYTHON) -m tools.preflight
 	@test -x $(VENV)/python || $(PYTHON) -m venv .venv
 	$(VENV)/python -m pip install --disable-pip-version-check --no-input --no-deps --require-hashes -r $<
 	@cp $< $@

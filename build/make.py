@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import re
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from build import catalog, family
+from build import catalog, family, gpu
 from build.catalog import POOLINGS, TASKS, CatalogEntry, Hub
-from build.errors import BuildError
+from build.errors import BuildError, NotAdoptedError
 from build.files import GRAPHS
 from build.source import describe
 from build.target import PRECISIONS, RUNTIMES, Target
@@ -22,6 +24,7 @@ CACHE = ROOT / ".cache"
 DEFAULT_MODEL = "minilm"
 ASKED = ("name", "dimensions", "max_tokens", "normalise", "onnx", "output")
 """Options that take the place of what a catalog entry says."""
+AUTO = "auto"
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 NOT_NAME = r"^[^A-Za-z0-9]|[^A-Za-z0-9._-]"
 
@@ -43,7 +46,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--dimensions", type=int, help="cut embeddings to so many (Matryoshka)")
     parser.add_argument(
-        "--runtime", choices=RUNTIMES, default="python", help="what executes the graphs (default: python)"
+        "--runtime",
+        choices=[*RUNTIMES, AUTO],
+        default="python",
+        help="what executes the graphs (default: python); auto: torch where it can use a GPU, else python",
     )
     parser.add_argument(
         "--precision",
@@ -85,8 +91,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         for model in options.models:
             entry = entry_of(model, options)
-            target = Target.of(options.runtime, options.precision, entry.precisions, entry.name)
-            build_one(entry, target, options.repository)
+            runtime = own_runtime(entry, options.precision) if options.runtime == AUTO else options.runtime
+            try:
+                build_one(entry, runtime, options)
+            except NotAdoptedError:
+                if options.runtime != AUTO:
+                    raise
+                build_one(entry, "python", options)
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -119,9 +130,38 @@ def known_entry(model: str, task: str | None = None) -> CatalogEntry:
     return catalog.find(repository, revision) or describe(Hub(repository, revision or "main"), name, task)
 
 
-def build_one(entry: CatalogEntry, target: Target, repository: Path) -> None:
+def own_runtime(entry: CatalogEntry, precision: str | None) -> str:
+    """Torch where this machine has GPUs that it can use, else OpenVINO; says why where GPUs are left out."""
+    if not (cards := gpu.cards()):
+        return "python"
+    reasons = [*gpu.problems(cards), *too_large(entry, precision, cards)]
+    if importlib.util.find_spec("torch") is None:
+        reasons.append("torch is not installed: run `make setup`")
+    if reasons:
+        print(f"{entry.name}: built for the CPU, not the GPU: {reasons[0]}", flush=True)
+    return "python" if reasons else "torch"
+
+
+def too_large(entry: CatalogEntry, precision: str | None, cards: Sequence[gpu.Card]) -> Iterator[str]:
+    """That a model does not fit on the cards, and which of the catalog do."""
+
+    def need(one: CatalogEntry, precision: str | None = None) -> float:
+        width = 4 if (precision or one.precisions[0]) == "fp32" else 2
+        return gpu.needed(1_000_000 * (one.parameters or 0) * width)
+
+    free = gpu.room(cards)
+    if free is not None and (wanted := need(entry, precision)) > free:
+        fitting = [name for name in catalog.names() if need(catalog.load(name)) <= free]
+        yield (
+            f"it needs {wanted / 1e9:.1f} GB of memory on it, and {free / 1e9:.1f} GB are free; "
+            f"{', '.join(fitting) or 'no model of the catalog'} would fit"
+        )
+
+
+def build_one(entry: CatalogEntry, runtime: str, options: argparse.Namespace) -> None:
     """Builds one catalog entry and says what came of it."""
     started = time.monotonic()
+    target, repository = Target.of(runtime, options.precision, entry.precisions, entry.name), options.repository
     if family.build(entry, target, repository, CACHE):
         print(f"{entry.name}: built into {repository} in {time.monotonic() - started:.1f} s", flush=True)
     else:

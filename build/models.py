@@ -13,7 +13,7 @@ from build import repository
 from build.architectures import ARCHITECTURES, HARMLESS, Architecture, Reranker
 from build.catalog import CatalogEntry, Hub, Wheel
 from build.checkpoint import Checkpoint
-from build.errors import BuildError
+from build.errors import BuildError, NotAdoptedError
 from build.files import GRAPHS, SHARDS, WEIGHTS
 from build.graphs.adopted import Adopted
 from build.graphs.dimensions import Dimensions, any_dimensions, labels
@@ -106,7 +106,7 @@ def adopted_models(
     """The family of a graph that somebody else exported, which is all that says how it computes."""
     if target.feed.packed:
         others = [name for name, runtime in RUNTIMES.items() if not runtime.packed]
-        raise BuildError(
+        raise NotAdoptedError(
             f"{entry.name} would be adopted from {name}, and {target.runtime} runs only graphs that are written "
             f"here from the weights: build it for {', '.join(others[:-1])} or {others[-1]}"
         )

@@ -144,6 +144,10 @@ def test_an_unknown_target(tmp_path: Path) -> None:
     assert "choose cpu or gpu" in deploy("up", tmp_path, TARGET="tpu")
 
 
+def test_no_image_has_torch(tmp_path: Path) -> None:
+    assert "choose RUNTIME=onnxruntime or tensorrt" in deploy("check", tmp_path, TARGET="gpu", RUNTIME="torch")
+
+
 @pytest.mark.parametrize(("image", "asked"), [("nvcr.io/nvidia/tritonserver:1", True), ("python:3", False)])
 def test_ngc_is_asked_for_when_it_is_needed(monkeypatch: pytest.MonkeyPatch, image: str, asked: bool) -> None:
     def docker(*arguments: str, **_: Any) -> subprocess.CompletedProcess[str]:

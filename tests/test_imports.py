@@ -15,6 +15,7 @@ from conftest import ROOT
 # Folder or file -> what it may import; a folder's files also each other.
 ALLOWED = {
     "build.errors": "",
+    "build.gpu": "",
     "build.files": "build.errors",
     "build.templates": "",
     "build.texts": "",
@@ -43,14 +44,14 @@ ALLOWED = {
     "build.repository build.settings build.target build.tokenization build.weights",
     "build.family": "build.catalog build.check build.checkpoint build.errors build.files build.hub build.models "
     "build.onnx_file build.settings build.source build.target",
-    "build.make": "build.catalog build.errors build.family build.files build.source build.target",
+    "build.make": "build.catalog build.errors build.family build.files build.gpu build.source build.target",
     "build.reference": "build.errors build.templates",
     # What is verified is served: the one place of the builder that knows where a stack listens.
     "build.verify": "build.catalog build.errors build.reference build.texts tools.command tools.direct",
     "tools.access": "",
     "tools.direct": "",
     "tools.command": "tools.access",
-    "tools.preflight": "",
+    "tools.preflight": "build.gpu",
     "tools.stubs": "",
     "tools.stub_numpy2": "",
     "tools.alive": "tools.access tools.command tools.direct",
@@ -58,7 +59,7 @@ ALLOWED = {
     "tools.tritonserver": "tools.access tools.command tools.plans",
     # The gateway is an image of its own, without the builder.
     "tools.shim": "tools.command tools.direct",
-    "tools.triton": "build.config build.errors tools.access tools.command tools.preflight tools.stubs",
+    "tools.triton": "build.config build.errors build.gpu tools.access tools.command tools.preflight tools.stubs",
     "tools.serve": "build.config build.errors tools.command tools.shim tools.triton",
     "tools.deploy": "tools.command tools.direct",
     "tools.bench": "build.catalog build.graphs build.repository build.source build.texts tools.command "

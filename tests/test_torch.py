@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -15,12 +16,15 @@ import onnx
 import pytest
 from conftest import ROOT, TINY, Stack, cosines
 from engines import token_ids
+from test_adoption import checkpoint
 from test_families import PAIRS, PASSAGES, QUERIES, TEXTS, assert_same_bits, expected
+from test_gpu import H200, write_smi
 from test_graphs import COSINE, EMBEDDERS, RERANKERS, SCORE
 from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
 
 from build import make
+from build.config import read_config, runtime_of
 from build.target import PRECISIONS
 
 PYTHON = ROOT / ".venv-torch" / "bin" / "python"
@@ -201,3 +205,34 @@ def test_a_build_tries_the_graphs(tmp_path: Path) -> None:
         words = [str(python), *command, str(tmp_path / python.parent.parent.name)]
         output = subprocess.check_output(words, cwd=ROOT, text=True)
         assert output.count("its graphs were not tried, for want of torch here") == said
+
+
+def test_auto_takes_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But not for a graph that is adopted."""
+    write_smi(tmp_path / "bin", H200)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    folders = [str(TINY / "bert-cls"), str(checkpoint("xlm-roberta", tmp_path))]
+    command = [
+        str(PYTHON),
+        "-m",
+        "build.make",
+        *folders,
+        "--runtime",
+        "auto",
+        "--repository",
+        str(tmp_path / "own"),
+    ]
+    subprocess.run(command, cwd=ROOT, check=True)
+    chosen = [runtime_of(read_config(tmp_path / "own", f"{name}-encoder")) for name in ("bert-cls", "xlm-roberta")]
+    assert chosen == ["torch", "python"]
+
+
+def test_models_past_the_memory_of_a_card_are_left_out(repository: Path, tmp_path: Path) -> None:
+    write_smi(tmp_path, H200.replace("143167", "4096"))
+    options = ["--repository", str(repository), "--models", "bert-cls", "xlm-roberta", "minilm", "minilm-rerank"]
+    environment = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    own = Stack(tmp_path / "stack", options, environment, python=str(PYTHON)).start()
+    assert own.stop() == 0
+    assert re.findall(
+        r"warning: (\S+) is not served: it needs 2.\d GB of the GPU's memory, and 0.3 GB are left", own.said()
+    ) == ["minilm", "minilm-rerank"]

@@ -1,6 +1,7 @@
 """Checks that this machine and this Python can run the server, before anything is installed.
 
-Runs on a bare interpreter: `python3 tools/preflight.py`. Standard library only, in syntax that old Pythons read.
+Runs on a bare interpreter: `python3 -m tools.preflight`. Standard library only, in syntax that old Pythons read.
+With `--lock` it prints the name of the lock that belongs on this machine: `gpu` where torch can use a GPU.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ import importlib.util
 import platform
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+
+from build import gpu
 
 PYTHONS = ((3, 10), (3, 13))
+MACHINES = ("x86_64", "aarch64")
 GLIBC = (2, 35)
 BUNDLED_LIBPYTHON = (3, 13)
 """The one Python whose shared library the Triton wheel carries itself."""
@@ -28,10 +32,10 @@ def problems() -> Iterator[str]:
             "name another with `make PYTHON=python3.12 ...`"
         )
         return
-    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+    if sys.platform != "linux" or platform.machine() not in MACHINES:
         yield (
-            f"this is {sys.platform} on {platform.machine()}, the embedded Triton needs Linux on x86_64: "
-            "mount model_repository/ into NVIDIA's tritonserver image instead"
+            f"this is {sys.platform} on {platform.machine()}, the embedded Triton needs Linux on x86_64 or "
+            "aarch64: mount model_repository/ into NVIDIA's tritonserver image instead"
         )
         return
     library, found = platform.libc_ver()
@@ -67,13 +71,20 @@ def loadable(library: str) -> bool:
     return False
 
 
-def main() -> int:
-    """Prints every problem; returns 1 when there is one."""
+def main(arguments: Sequence[str]) -> int:
+    """Prints every problem, and why a GPU is not used; returns 1 when there is a problem."""
+    cards = gpu.cards()
+    reasons = list(gpu.problems(cards))
+    if "--lock" in arguments:
+        print("gpu" if cards and not reasons else "serve")
+        return 0
     found = list(problems())
     for problem in found:
         print(f"error: {problem}", file=sys.stderr)
+    for reason in reasons:
+        print(f"note: the GPU is not used: {reason}", file=sys.stderr)
     return 1 if found else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -17,12 +17,13 @@ import shutil
 import signal
 import sys
 import sysconfig
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import aiohttp
 
+from build import gpu
 from build.config import read_config, runtime_of
 from build.errors import BuildError
 from tools import access, preflight
@@ -118,12 +119,15 @@ class EmbeddedTriton:
                     f"{foreign} is built for {own[foreign]}, which {where}: build it "
                     "with RUNTIME=python, or mount the repository into NVIDIA's tritonserver image"
                 )
+        self.left_out |= self._too_large(steps)
         wanted = [name for name in self._models if name not in self.left_out]
         if not wanted:
             raise ServerError("\n  ".join(self.left_out.values()))
         encoders = {step for name in wanted for step in steps[name] if step.endswith("-encoder")}
         environment = _environment(with_object_store=not isinstance(self._repository, Path))
         environment["ENCODER_COUNT"] = str(max(1, len(encoders)))
+        # Compiled kernels are code: not from a folder that any user of this machine may have made.
+        environment["TORCHINDUCTOR_CACHE_DIR"] = str(self._work_folder.resolve() / "torch")
         try:
             backends = _assemble_backends(self._work_folder)
             self._secret = access.make_secret(access.secret_file(self._work_folder, self._ports.http))
@@ -217,6 +221,29 @@ class EmbeddedTriton:
                 with unreadable:
                     steps[name] = runtime_of(read_config(self._repository, name))
         return steps
+
+    def _too_large(self, steps: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+        """Ensembles of torch that the GPUs have no memory for behind those before them -> why."""
+        too_large: dict[str, str] = {}
+        free, loaded = gpu.room(gpu.cards()), set[str]()
+        for ensemble, own in steps.items():
+            # What scores embeddings is of torch too, on the CPU.
+            torches = {name for name, runtime in own.items() if runtime == "torch" and name.endswith("-encoder")}
+            torches -= loaded
+            if free is None or ensemble in self.left_out or not torches:
+                continue
+            assert isinstance(self._repository, Path)
+            weights = (file for name in torches for file in (self._repository / name / "1").glob("*.data"))
+            need = gpu.needed(sum(file.stat().st_size for file in weights))
+            if need > free:
+                too_large[ensemble] = (
+                    f"it needs {need / 1e9:.1f} GB of the GPU's memory, and {free / 1e9:.1f} GB are left: serve "
+                    "fewer or smaller models, or build it with RUNTIME=python"
+                )
+                continue
+            free -= need
+            loaded |= torches
+        return too_large
 
     def _close_segments(self) -> None:
         """Keeps other users from the texts in shared memory, which Triton makes readable, whatever the umask."""
@@ -336,6 +363,8 @@ def _environment(with_object_store: bool) -> dict[str, str]:
         **access.passed_on(os.environ, with_object_store),
         "LD_LIBRARY_PATH": os.pathsep.join(libraries),
         "PATH": os.pathsep.join(search),
+        # As nvidia-smi counts them.
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     }
 
 

@@ -90,6 +90,8 @@ class CatalogEntry:
     """Names or patterns of keys and tensors that may be left unread."""
     precisions: tuple[str, ...] = ("fp32", "bf16", "fp16")
     """What the encoder may compute in, the default first."""
+    parameters: int | None = None
+    """Millions of weights; None where there is no page to say so."""
     batching: Batching = Batching()
     tolerance: dict[str, float] = field(default_factory=lambda: dict(TOLERANCE))
     """Precision -> the least agreement with the reference: a cosine, or 1 less the difference of two scores."""

@@ -49,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def check(_: Engine, target: str) -> None:
     """What can be said before anything is built or pulled."""
+    if os.environ.get("RUNTIME") == "torch":
+        raise DeployError("the images have no torch: choose RUNTIME=onnxruntime or tensorrt, or `make serve`")
     check_pinned(read_lock(), profiles(target))
 
 
