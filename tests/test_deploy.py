@@ -145,6 +145,7 @@ def test_an_unknown_target(tmp_path: Path) -> None:
 
 
 def test_no_image_has_torch(tmp_path: Path) -> None:
+    program(tmp_path, "docker", "echo 2.30.1")
     assert "choose RUNTIME=onnxruntime or tensorrt" in deploy("check", tmp_path, TARGET="gpu", RUNTIME="torch")
 
 
