@@ -33,6 +33,8 @@ TRASH = (
     "usr/share/man",
 )
 INDEX_PORT = 18099
+INDEX_PASSWORD = "a-password-of-the-index"
+"""Which no image may remember; any is taken."""
 """Always the same, so that the engine's build cache serves the next run of the tests."""
 
 
@@ -107,7 +109,7 @@ def package_index() -> Iterator[str]:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            yield f"http://127.0.0.1:{INDEX_PORT}/"
+            yield f"http://somebody:{INDEX_PASSWORD}@127.0.0.1:{INDEX_PORT}/"
         finally:
             server.shutdown()
             thread.join()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ import containers
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT, Answer, Reference, Stack, free_ports
+from conftest import ROOT, Answer, Reference, Stack, free_ports, send
 from load import Load
 
 from tools.deploy import engine, images, smoke
@@ -68,6 +70,25 @@ def test_services_are_confined(profile: str, count: int) -> None:
         assert service["logging"]["options"].keys() == {"max-size", "max-file"}
         assert all(port.startswith("${BIND_ADDRESS:-127.0.0.1}:") for port in service.get("ports", []))
         assert all(volume.endswith(":ro") for volume in service.get("volumes", []) if volume != STORAGE)
+
+
+@pytest.mark.parametrize("name", COMPOSE["services"])
+def test_memory_and_processes_are_bounded(name: str) -> None:
+    service = COMPOSE["services"][name]
+    assert {"mem_limit", "pids_limit"} <= service.keys()
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"GATEWAY_API_KEYS": "a-key-of-the-gateway"}, "which `docker inspect` would show"),
+        ({"GATEWAY_API_KEYS_FILE": "keys"}, "by its absolute path"),
+        ({"GATEWAY_API_KEYS_FILE": "/none/keys"}, "name a file that is there"),
+    ],
+)
+def test_keys_that_would_not_reach_the_gateway(tmp_path: Path, environment: dict[str, str], words: str) -> None:
+    program(tmp_path, "docker", "echo 26.1.0")
+    assert words in deploy("check", tmp_path, ALLOW_UNPINNED="1", **environment)
 
 
 def test_every_file_of_the_watchers_is_mounted() -> None:
@@ -168,18 +189,19 @@ def test_the_key_comes_from_the_environment_or_a_file(tmp_path: Path, monkeypatc
     assert images.ngc_key() == "two"
 
 
-def test_smoke_of_a_gateway_with_keys(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_smoke_of_a_gateway_with_keys(stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     embed, rerank = free_ports(2)
     ports = ["--embed-port", str(embed), "--rerank-port", str(rerank)]
     command = [sys.executable, "-m", "tools.shim", "--triton", f"127.0.0.1:{stack.ports['grpc']}", *ports]
     urls = f"http://127.0.0.1:{embed}", f"http://127.0.0.1:{rerank}"
-    keys = {"GATEWAY_API_KEYS": "the-first-of-two-keys the-second-of-two-keys"}
+    (tmp_path / "keys").write_text("the-first-of-two-keys\nthe-second-of-two-keys\n")
+    keys = {"GATEWAY_API_KEYS_FILE": str(tmp_path / "keys")}
     with subprocess.Popen(command, cwd=ROOT, env=os.environ | keys, stdout=subprocess.DEVNULL) as gateway:
         try:
             containers.until(lambda: containers.listens(embed), 30)
             with pytest.raises(engine.DeployError, match="answers 401"):
                 smoke.smoke(*urls)
-            monkeypatch.setenv("GATEWAY_API_KEYS", keys["GATEWAY_API_KEYS"])
+            monkeypatch.setenv("GATEWAY_API_KEYS_FILE", keys["GATEWAY_API_KEYS_FILE"])
             assert len(smoke.smoke(*urls)) == 2
         finally:
             gateway.terminate()
@@ -227,6 +249,9 @@ class Deployed:
 def python(container: str, code: str) -> subprocess.CompletedProcess[str]:
     """Runs Python in a container."""
     return subprocess.run(["docker", "exec", container, "python", "-c", code], capture_output=True, text=True)
+
+
+KEY = "a-key-for-the-containers"
 
 
 def docker(*arguments: str) -> str:
@@ -311,6 +336,40 @@ def test_containers_are_confined(deployed: Deployed, service: str) -> None:
     assert "Read-only file system" in written.stderr
     listening = deployed.inspect(service, "{{range .NetworkSettings.Ports}}{{range .}}{{.HostIp}} {{end}}{{end}}")
     assert set(listening.split()) == {"127.0.0.1"}
+    limits = deployed.inspect(service, "{{.HostConfig.Memory}} {{.HostConfig.PidsLimit}}").split()
+    assert min(map(int, limits)) > 0
+
+
+@with_containers
+@pytest.mark.usefixtures("deployed")
+@pytest.mark.parametrize("name", ["triton-cpu", "shim"])
+def test_images_do_not_remember_the_password_of_an_index(name: str) -> None:
+    image = f"{PROJECT}/{name}"
+    known = docker("history", "--no-trunc", image) + docker("image", "inspect", image)
+    assert "/opt/venv" in known
+    assert containers.INDEX_PASSWORD not in known
+
+
+@with_containers
+def test_keys_come_in_a_file(deployed: Deployed, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(f"{KEY}\n")
+    (tmp_path / "keys").chmod(0o644)
+    tmp_path.chmod(0o755)
+    embed, rerank = free_ports(2)
+    own = json.loads(docker("inspect", deployed.container("shim")))[0]
+    assert {mount["Destination"]: mount["Source"] for mount in own["Mounts"]} == {"/run/keys": "/dev/null"}
+    options = ["--network", "host", "--volume", f"{tmp_path}/keys:/run/keys:ro", "--rm", "--detach"]
+    command = ["--embed-port", str(embed), "--rerank-port", str(rerank), "--triton", "127.0.0.1:1"]
+    gateway = docker("run", *options, "--env", "GATEWAY_API_KEYS_FILE=/run/keys", f"{PROJECT}/shim", *command)
+    try:
+        containers.until(lambda: containers.listens(embed), 30)
+        url = f"http://127.0.0.1:{embed}/embed"
+        assert send(urllib.request.Request(url, b'{"texts": ["a"]}')).status == 401
+        bearer = {"Authorization": f"Bearer {KEY}"}
+        assert send(urllib.request.Request(url, b'{"texts": ["a"]}', bearer)).status == 503
+        assert KEY not in docker("inspect", gateway)
+    finally:
+        docker("kill", gateway)
 
 
 @with_containers

@@ -27,7 +27,7 @@ CUSTOM = {"ServiceMonitor", "ServingRuntime", "InferenceService"}
 """Kinds whose schemas come with their operators."""
 VERSIONS = ("1.29", "1.37")
 STACK_PORTS = {8101: "embed", 8102: "rerank", 8200: "http", 8201: "grpc", 8202: "metrics"}
-OVERLAYS = ("cpu", "gpu", "object-store")
+OVERLAYS = ("cpu", "gpu", "object-store", "open")
 ALL = (*OVERLAYS, "kserve")
 
 Manifest = dict[str, Any]
@@ -44,8 +44,12 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Manifes
         "components": [os.path.relpath(FOLDER / "components" / "object-store", own)],
     }
     (own / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+    without_keys = tmp_path_factory.mktemp("open")
+    overlay["resources"] = [os.path.relpath(FOLDER / "overlays" / "cpu", without_keys)]
+    overlay["components"] = [os.path.relpath(FOLDER / "components" / "open", without_keys)]
+    (without_keys / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
     folders = {name: FOLDER / "overlays" / name for name in ("cpu", "gpu")}
-    folders |= {"object-store": own, "kserve": FOLDER / "kserve"}
+    folders |= {"object-store": own, "open": without_keys, "kserve": FOLDER / "kserve"}
     return {name: render(folder) for name, folder in folders.items()}
 
 
@@ -134,6 +138,21 @@ def test_pods_are_confined(rendered: dict[str, list[Manifest]], overlay: str) ->
             mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
             assert mounts.keys() == {volume["name"] for volume in pod["volumes"]}
             assert "models" not in mounts or mounts["models"]["readOnly"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_gateway_without_keys_is_asked_for(rendered: dict[str, list[Manifest]], overlay: str) -> None:
+    """The secret is not optional: where there is none, the pod waits for it and says so."""
+    pod = of_kind(rendered[overlay], "Deployment")["shim"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    environment = {one["name"]: one.get("value") for one in container.get("env", [])}
+    secrets = [volume["secret"] for volume in pod["volumes"] if "secret" in volume]
+    if overlay == "open":
+        assert (secrets, environment.get("GATEWAY_API_KEYS_FILE")) == ([], None)
+        return
+    assert secrets == [{"secretName": "gateway-api-keys"}]
+    (place,) = [one["mountPath"] for one in container["volumeMounts"] if one["name"] == "gateway-api-keys"]
+    assert environment["GATEWAY_API_KEYS_FILE"] == f"{place}/keys"
 
 
 @pytest.mark.parametrize("overlay", ALL)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from tools.command import EMBED_PORT, RERANK_PORT, Ports
 from tools.deploy.engine import DeployError, Engine, docker
@@ -52,6 +53,19 @@ def check(_: Engine, target: str) -> None:
     if os.environ.get("RUNTIME") == "torch":
         raise DeployError("the images have no torch: choose RUNTIME=onnxruntime or tensorrt, or `make serve`")
     check_pinned(read_lock(), profiles(target))
+    check_keys()
+
+
+def check_keys() -> None:
+    """Raises DeployError for keys that would not reach the gateway, so that it would be open to everybody."""
+    if os.environ.get("GATEWAY_API_KEYS"):
+        raise DeployError(
+            "GATEWAY_API_KEYS is set, which `docker inspect` would show: write the keys into a file, one a line, "
+            "and name it by GATEWAY_API_KEYS_FILE"
+        )
+    file = os.environ.get("GATEWAY_API_KEYS_FILE")
+    if file and not (Path(file).is_absolute() and Path(file).exists()):
+        raise DeployError(f"GATEWAY_API_KEYS_FILE is {file}: name a file that is there, by its absolute path")
 
 
 def up(engine: Engine, target: str) -> None:
@@ -130,7 +144,9 @@ def pin_images(_: Engine, __: str) -> None:
 
 def settings(images: Mapping[str, str]) -> dict[str, str]:
     """What Compose is told beyond the caller's own environment."""
-    return {**images, "TRITON_IMAGE_DIGEST": digest(images["TRITONSERVER_IMAGE"])}
+    pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    most = os.environ.get("TRITON_MEMORY") or f"{pages * size * 9 // 10 >> 20}m"
+    return {**images, "TRITON_IMAGE_DIGEST": digest(images["TRITONSERVER_IMAGE"]), "TRITON_MEMORY": most}
 
 
 def answers(engine: Engine, target: str) -> bool:

@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from tools.deploy.engine import DeployError
@@ -61,9 +62,17 @@ def ask(url: str, content: object = None) -> Any:
     """The gateway's JSON answer to a GET, or to a POST of `content`; raises DeployError when it is an error."""
     body = None if content is None else json.dumps(content).encode()
     request = urllib.request.Request(url, body)  # noqa: S310
-    if keys := os.environ.get("GATEWAY_API_KEYS", "").split():
+    if file := os.environ.get("GATEWAY_API_KEYS_FILE"):
+        keys = _keys(Path(file))
         request.add_header("Authorization", f"Bearer {keys[0]}")
     return _answer(request)
+
+
+def _keys(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="ascii").split() or [""]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DeployError(f"cannot read GATEWAY_API_KEYS_FILE {file}: {error}") from None
 
 
 def ask_watcher(url: str) -> Any:

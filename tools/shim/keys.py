@@ -15,7 +15,7 @@ VARIABLE = "GATEWAY_API_KEYS"
 """Keys, apart by white space."""
 
 FILE_VARIABLE = "GATEWAY_API_KEYS_FILE"
-"""A file of keys, one a line; empty lines are no keys."""
+"""A file of keys, one a line; empty lines are no keys. /dev/null says that there are to be none."""
 
 VALID = re.compile(r"(?!#)[!-~]{16,}")
 """Visible ASCII: what is shorter is guessed, or is a word of a comment."""
@@ -33,7 +33,8 @@ def load(environment: Mapping[str, str] = os.environ) -> list[bytes]:
     """
     words = environment.get(VARIABLE, "").split()
     found = {f"{VARIABLE}: word {i}": word for i, word in enumerate(words, 1)}
-    if file := environment.get(FILE_VARIABLE):
+    file = environment.get(FILE_VARIABLE)
+    if file and not Path(file).is_char_device():
         try:
             lines = Path(file).read_text(encoding="ascii").splitlines()
         except OSError as error:
