@@ -2,7 +2,7 @@
 
 The family is asked over Triton's gRPC, as its users get it, so whatever executes it is what is verified. The
 reference is sentence-transformers, or transformers where a language model is asked for "yes" or "no"; it needs an
-environment of its own. Embeddings agree by their cosine, scores by their difference, and token ids exactly.
+environment of its own. Embeddings agree by their cosine and length, scores by their difference, token ids exactly.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ REQUEST = 8
 CLIENTS = 8
 """Requests at once."""
 WORST = 10
+LENGTHS = 0.99
+"""What the shorter of two embeddings must have of the longer one's length."""
 
 LANGUAGES = [
     "Die Würde des Menschen ist unantastbar.",
@@ -66,7 +68,8 @@ class Row:
     tokens: int
     truncated: bool
     agreement: float
-    """The cosine of two embeddings, or 1 less the difference of two scores."""
+    """The cosine of two embeddings, or the share of one's length in the other's where these differ by more than
+    LENGTHS allows; or 1 less the difference of two scores."""
     served: float
     """The norm of the family's embedding, or its score."""
     reference: float
@@ -157,9 +160,13 @@ def compare_embeddings(served: Served, embed: Embedder, texts: Sequence[str]) ->
         # A family may be cut to its first dimensions, and a cosine is the same before the norm.
         values = expected.values[:, : embeddings.shape[1]]
         sizes = [np.linalg.norm(vectors, axis=1) for vectors in (embeddings, values)]
-        rows += _rows(
-            prompt or "plain", texts, answer, reference.cosines(embeddings, values), sizes, ids, expected
-        )
+        whole = np.linalg.norm(expected.values, axis=1)
+        if np.allclose(whole, 1, atol=1e-3):  # which a cut is brought to again
+            sizes[1] = whole
+        agreement = reference.cosines(embeddings, values)
+        longer = np.minimum(*sizes) / np.maximum(np.maximum(*sizes), 1e-12)
+        agreement = np.where(longer >= LENGTHS, agreement, np.minimum(agreement, longer))
+        rows += _rows(prompt or "plain", texts, answer, agreement, sizes, ids, expected)
     return rows
 
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pytest
 from conftest import REFERENCE, ROOT, TINY, Precision, Stack, cosines, rows
 from tiny import EMBEDDERS, RERANKERS, build_tiny
+from tokenizers import Tokenizer
 from tritonclient.utils import InferenceServerException
 
 from build import make
@@ -39,6 +40,15 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build_tiny(EMBEDDERS + RERANKERS, "--repository", str(folder))
     options = ["--name", "qwen3-half", "--dimensions", "24", "--repository", str(folder)]
     assert make.main([str(TINY / "qwen3-embedding"), *options]) == 0
+    prompted = shutil.copytree(TINY / "bert-cls", tmp_path_factory.mktemp("checkpoint") / "prompted")
+    prompts = json.loads((prompted / "config_sentence_transformers.json").read_text())
+    prompts["default_prompt_name"] = "query"
+    (prompted / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    tokenizer = Tokenizer.from_file(str(prompted / "tokenizer.json"))
+    rows = json.loads((prompted / "config.json").read_text())["vocab_size"]
+    tokenizer.add_special_tokens([f"<{i}>" for i in range(tokenizer.get_vocab_size(), rows + 1)])
+    tokenizer.save(str(prompted / "tokenizer.json"))
+    assert make.main([str(prompted), "--repository", str(folder)]) == 0
     return folder
 
 
@@ -47,7 +57,16 @@ def families(
     request: pytest.FixtureRequest, repository: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Precision]:
     """All families in one server, in fp32 and then in bf16."""
-    options = ["--repository", str(repository), "--models", "minilm", *EMBEDDERS, "qwen3-half", *RERANKERS]
+    options = [
+        "--repository",
+        str(repository),
+        "--models",
+        "minilm",
+        *EMBEDDERS,
+        "qwen3-half",
+        "prompted",
+        *RERANKERS,
+    ]
     folder = tmp_path_factory.mktemp(f"families-{request.param}")
     stack = Stack(folder, options, {"ENCODER_PRECISION": request.param}).start()
     yield Precision(stack, {"fp32": 0.99999, "bf16": 0.999}[request.param])
@@ -59,6 +78,29 @@ def test_vectors_equal_the_reference(families: Precision, name: str) -> None:
     embeddings = families.stack.embed(TEXTS, name)
     assert cosines(embeddings, expected(name)["embeddings"]).min() >= families.minimum_cosine
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
+
+
+def test_a_prompt_by_default(families: Precision) -> None:
+    """Where sentence-transformers puts one before a text that is sent without a word on it, so do we."""
+    reference = expected("bert-cls")["query_embeddings"]
+    for vectors in (
+        families.stack.embed(TEXTS, "prompted"),
+        families.stack.infer("prompted", text=TEXTS)["embeddings"],
+    ):
+        assert cosines(vectors, reference).min() >= families.minimum_cosine
+    with pytest.raises(InferenceServerException, match=r"'none' is unknown: this model has document, query$"):
+        families.stack.infer("prompted", text=["a"], prompt_name=["none"])
+
+
+def test_a_token_that_the_encoder_has_no_vector_for(families: Precision) -> None:
+    """The last that it has one for is taken."""
+    last = json.loads((TINY / "bert-cls" / "config.json").read_text())["vocab_size"]
+    answer = families.stack.infer("prompted-tokenizer", text=[f"a <{last - 1}>"], prompt_name=["document"])
+    assert answer["input_ids"].max() == last - 1
+    with pytest.raises(
+        InferenceServerException, match=rf"text\[1\] has '<{last}>', a token that the model has no"
+    ):
+        families.stack.infer("prompted", text=["a", f"a <{last}>"])
 
 
 @pytest.mark.parametrize("name", EMBEDDERS)

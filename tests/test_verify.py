@@ -161,6 +161,19 @@ def test_the_served_family_agrees(stack: Stack, reference: Reference) -> None:
     assert all(case["served"] == pytest.approx(1, abs=1e-3) for case in report["worst"])
 
 
+def test_vectors_of_another_length_are_found_out(stack: Stack, reference: Reference) -> None:
+    """Their cosines are all 1."""
+
+    def embed(texts: Sequence[str], prompt: str) -> Expected:
+        ids = served.token_ids(text=texts, **({"prompt_name": [prompt] * len(texts)} if prompt else {}))
+        return Expected(48 * stack.embed(list(texts)), ids)
+
+    served = Served(address(stack), "minilm")
+    report = summarise(compare_embeddings(served, embed, reference.texts[:8]), tolerance=0.999)
+    assert not report["passed"]
+    assert report["worst"][0]["agreement"] == pytest.approx(1 / 48, rel=1e-3)
+
+
 def test_a_family_that_differs_is_found_out(stack: Stack, reference: Reference) -> None:
     texts, ids = reference.texts[:20], reference.token_ids[:20]
     vectors = reference.embeddings[:20].copy()

@@ -1,9 +1,11 @@
-"""Write tiny checkpoints with random weights, one per supported architecture, and what they must answer.
+"""Write tiny checkpoints with random weights, one or more of each architecture, and what they must answer.
 
-It reads texts.json and pairs.json beside it, and writes a folder per model there. It needs torch, transformers
-and sentence-transformers, which nothing else in this repository may need. To run it:
+It reads texts.json, pairs.json and corpus.json beside it, and writes a folder per model there: all, or those that
+are named. It needs ../requirements.txt, which nothing else in this repository may need. To run it:
 
-    python tests/reference/tiny/make_tiny.py
+    python tests/reference/tiny/make_tiny.py [NAME ...]
+
+The tokenizers' vocabularies come of corpus.json, which stays as it is when texts and pairs are added.
 
 Each text or pair is run alone, so nothing is padded, in float32 on one thread of the CPU. The same versions of
 the packages write the same bytes again. A folder holds the checkpoint, the versions and hashes in expected.json,
@@ -25,6 +27,7 @@ and for a reranker token_ids, token_counts and truncated of the pairs, and:
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import math
@@ -32,7 +35,7 @@ import platform
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -73,8 +76,7 @@ PROMPTS = {  # the one for queries comes first
     "qwen3-embedding": {"query": f"Instruct: {TASK}\nQuery:", "document": ""},
     "gemma3": {"query": "task: search result | query: ", "document": "title: none | text: "},
 }
-CORPUS = [*TEXTS, *(text for pair in PAIRS for text in pair), *(p for d in PROMPTS.values() for p in d.values())]
-CORPUS += [PREFIX, SUFFIX, BODY.format(TASK, "", ""), "yes\nno\n" * 8] * 4
+CORPUS: list[str] = json.loads((HERE / "corpus.json").read_text(encoding="utf-8"))
 
 
 def common_pieces(tokenizer: Tokenizer, inside: str = "") -> Counter[str]:
@@ -284,45 +286,102 @@ def qwen_reranker(name: str, network: Any, tokenizer: Any) -> None:
     write_expected(name, arrays)
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    one: dict[str, Any] = {"num_labels": 1}
+ONE: dict[str, Any] = {"num_labels": 1}
 
+
+def bert_sizes(words: Any) -> dict[str, Any]:
+    return {**SIZES, "vocab_size": rows(words), "num_hidden_layers": 2, "max_position_embeddings": WINDOW}
+
+
+def bert_cls(name: str) -> None:
     words = wordpiece()
-    bert = {**SIZES, "vocab_size": rows(words), "num_hidden_layers": 2, "max_position_embeddings": WINDOW}
-    embedder("bert-cls", randomise(hf.BertModel(hf.BertConfig(**bert)), 1), words, Pooling(HIDDEN, "cls"))
-    classifier: Any = hf.BertForSequenceClassification(hf.BertConfig(**bert, **one))
-    cross_encoder("bert-cross-encoder", randomise(classifier, 2), words)
-    bert |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1000.0}}
-    model: Any = randomise(hf.NomicBertModel(hf.NomicBertConfig(**bert)), 3)
-    embedder("nomic-bert", model, words, Pooling(HIDDEN, "mean"))
+    model = randomise(hf.BertModel(hf.BertConfig(**bert_sizes(words))), 1)
+    embedder(name, model, words, Pooling(HIDDEN, "cls"))
 
+
+def bert_cross_encoder(name: str) -> None:
+    words = wordpiece()
+    classifier: Any = hf.BertForSequenceClassification(hf.BertConfig(**bert_sizes(words), **ONE))
+    cross_encoder(name, randomise(classifier, 2), words)
+
+
+def nomic_bert(name: str) -> None:
+    words = wordpiece()
+    rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 1000.0}}
+    model: Any = randomise(hf.NomicBertModel(hf.NomicBertConfig(**bert_sizes(words), **rope)), 3)
+    embedder(name, model, words, Pooling(HIDDEN, "mean"))
+
+
+def roberta_sizes(pieces: Any) -> dict[str, Any]:
+    sizes = {**SIZES, "vocab_size": rows(pieces), "num_hidden_layers": 2, "max_position_embeddings": WINDOW + 2}
+    return sizes | {"type_vocab_size": 1, "layer_norm_eps": 1e-5}
+
+
+def xlm_roberta(name: str) -> None:
     pieces = unigram()
-    roberta = {**SIZES, "vocab_size": rows(pieces), "num_hidden_layers": 2, "max_position_embeddings": WINDOW + 2}
-    roberta |= {"type_vocab_size": 1, "layer_norm_eps": 1e-5}
-    model = randomise(hf.XLMRobertaModel(hf.XLMRobertaConfig(**roberta)), 4)
-    embedder("xlm-roberta", model, pieces, Pooling(HIDDEN, "mean"))
-    classifier = hf.XLMRobertaForSequenceClassification(hf.XLMRobertaConfig(**roberta, **one))
-    cross_encoder("cross-encoder", randomise(classifier, 5), pieces)
+    model = randomise(hf.XLMRobertaModel(hf.XLMRobertaConfig(**roberta_sizes(pieces))), 4)
+    embedder(name, model, pieces, Pooling(HIDDEN, "mean"))
 
-    closed = qwen(WINDOW, closing="<|endoftext|>")
+
+def roberta_cross_encoder(name: str) -> None:
+    pieces = unigram()
+    config = hf.XLMRobertaConfig(**roberta_sizes(pieces), **ONE)
+    classifier: Any = hf.XLMRobertaForSequenceClassification(config)
+    cross_encoder(name, randomise(classifier, 5), pieces)
+
+
+def qwen3_sizes(closed: Any) -> dict[str, Any]:
     ends = {"bos_token_id": closed.pad_token_id, "eos_token_id": closed.pad_token_id}
-    qwen3 = {**SIZES, **ends, "vocab_size": rows(closed), "num_hidden_layers": 3, "tie_word_embeddings": True}
-    qwen3 |= {"num_key_value_heads": 2, "head_dim": 16}
-    qwen3 |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
-    model = hf.Qwen3Model(hf.Qwen3Config(**qwen3, max_position_embeddings=WINDOW))
-    embedder("qwen3-embedding", randomise(model, 6).to(torch.bfloat16), closed, Pooling(HIDDEN, "lasttoken"))
-    model = hf.Qwen3ForCausalLM(hf.Qwen3Config(**qwen3, max_position_embeddings=RERANKER_WINDOW))
-    qwen_reranker("qwen3-reranker", randomise(model, 7), qwen(RERANKER_WINDOW))
+    sizes = {**SIZES, **ends, "vocab_size": rows(closed), "num_hidden_layers": 3, "tie_word_embeddings": True}
+    sizes |= {"num_key_value_heads": 2, "head_dim": 16}
+    return sizes | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
 
+
+def qwen3_embedding(name: str) -> None:
+    closed = qwen(WINDOW, closing="<|endoftext|>")
+    model: Any = hf.Qwen3Model(hf.Qwen3Config(**qwen3_sizes(closed), max_position_embeddings=WINDOW))
+    embedder(name, randomise(model, 6).to(torch.bfloat16), closed, Pooling(HIDDEN, "lasttoken"))
+
+
+def qwen3_reranker(name: str) -> None:
+    sizes = qwen3_sizes(qwen(WINDOW, closing="<|endoftext|>"))
+    model: Any = hf.Qwen3ForCausalLM(hf.Qwen3Config(**sizes, max_position_embeddings=RERANKER_WINDOW))
+    qwen_reranker(name, randomise(model, 7), qwen(RERANKER_WINDOW))
+
+
+def gemma3(name: str) -> None:
     spaced = gemma()
-    gemma3 = {**SIZES, "vocab_size": rows(spaced), "max_position_embeddings": WINDOW, "num_hidden_layers": 4}
-    gemma3 |= {"num_key_value_heads": 1, "head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 16}
-    gemma3 |= {"use_bidirectional_attention": True, "layer_types": ["sliding_attention", "full_attention"] * 2}
-    model = randomise(hf.Gemma3TextModel(hf.Gemma3TextConfig(**gemma3)), 8, norm=0.5)
+    sizes = {**SIZES, "vocab_size": rows(spaced), "max_position_embeddings": WINDOW, "num_hidden_layers": 4}
+    sizes |= {"num_key_value_heads": 1, "head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 16}
+    sizes |= {"use_bidirectional_attention": True, "layer_types": ["sliding_attention", "full_attention"] * 2}
+    model: Any = randomise(hf.Gemma3TextModel(hf.Gemma3TextConfig(**sizes)), 8, norm=0.5)
     wide = randomise(Dense(HIDDEN, 96, bias=False, activation_function=None), 9)
     narrow = randomise(Dense(96, HIDDEN, bias=False, activation_function=None), 10)
-    embedder("gemma3", model, spaced, Pooling(HIDDEN, "mean"), wide, narrow)
+    embedder(name, model, spaced, Pooling(HIDDEN, "mean"), wide, narrow)
+
+
+MAKERS: dict[str, Callable[[str], None]] = {
+    "bert-cls": bert_cls,
+    "bert-cross-encoder": bert_cross_encoder,
+    "cross-encoder": roberta_cross_encoder,
+    "gemma3": gemma3,
+    "nomic-bert": nomic_bert,
+    "qwen3-embedding": qwen3_embedding,
+    "qwen3-reranker": qwen3_reranker,
+    "xlm-roberta": xlm_roberta,
+}
+
+
+def main() -> None:
+    """Makes those that are named, or all."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(MAKERS))
+    names = parser.parse_args().names or list(MAKERS)
+    if unknown := set(names) - set(MAKERS):
+        parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(MAKERS)}")
+    torch.set_num_threads(1)
+    for name in names:
+        MAKERS[name](name)
 
 
 if __name__ == "__main__":
