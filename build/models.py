@@ -168,8 +168,7 @@ def known_ids(checkpoint: Checkpoint, rows: int) -> int:
     if (last := max(ids)) >= rows:
         raise BuildError(
             f"{checkpoint.transformer / 'tokenizer.json'} has token id {last}, but {checkpoint.config.path} "
-            "says that "
-            f"the encoder knows {rows}: the two are of different checkpoints"
+            f"says that the encoder knows {rows}: the two are of different checkpoints"
         )
     return last + 1
 
@@ -180,21 +179,18 @@ def check_weights_are_plain(checkpoint: Checkpoint, architecture: Architecture) 
     if config.find("auto_map") is not None and not architecture.own_code:
         raise BuildError(
             f"{config.path} has auto_map: code of its own computes this checkpoint, which is never run, and the "
-            "graph "
-            f"of {architecture.model_type!r} is not written for it: build it from an exported graph"
+            f"graph of {architecture.model_type!r} is not written for it: build it from an exported graph"
         )
     for key in ("quantization_config", "quantization", "compression_config"):
         if key in config:
             raise BuildError(
                 f"{config.path} has {key}: quantised weights (GPTQ, AWQ, bitsandbytes, fp8, MLX) are not read; "
-                "take "
-                "the checkpoint that they were made from, or an exported graph with --onnx"
+                "take the checkpoint that they were made from, or an exported graph with --onnx"
             )
     if (folder / "adapter_config.json").exists():
         raise BuildError(
             f"{folder} has an adapter (adapter_config.json), which changes the weights beside it: merge the two "
-            "with "
-            "peft, merge_and_unload() and save_pretrained(), and build what that writes"
+            "with peft, merge_and_unload() and save_pretrained(), and build what that writes"
         )
 
 
@@ -221,8 +217,7 @@ def graph_to_adopt(entry: CatalogEntry, checkpoint: Checkpoint, names: Collectio
     raise BuildError(
         f"{checkpoint.config.path} has model_type {checkpoint.model_type!r}; graphs are written for "
         f"{', '.join(ARCHITECTURES)} from safetensors, and others are adopted from {' or '.join(GRAPHS)}, or "
-        "the file "
-        f"that --onnx names{there_are}"
+        f"the file that --onnx names{there_are}"
     )
 
 

@@ -96,8 +96,7 @@ def _check_normaliser(checkpoint: Checkpoint, config: Settings) -> None:
             raise BuildError(
                 f"{config.path} has {name} = {json.dumps(expected)}{'' if name in config else ' by default'}, but "
                 f"tokenizer.json has {ours} = {json.dumps(bert[ours])}: libraries differ in which of them they "
-                "follow; "
-                "make the two agree"
+                "follow; make the two agree"
             )
 
 
@@ -115,8 +114,7 @@ def _check_special_tokens(checkpoint: Checkpoint, config: Settings) -> None:
         if content is not None and content not in added:
             raise BuildError(
                 f"{config.path} has {name} = {json.dumps(content)}, which is none of tokenizer.json's added "
-                "tokens: "
-                "write both files anew with transformers, "
+                "tokens: write both files anew with transformers, "
                 "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
             )
     decoder = config.find("added_tokens_decoder") or {}

@@ -60,8 +60,7 @@ class Gemma3(Dimensions):
         if not config.flag("use_bidirectional_attention", default=False):
             raise BuildError(
                 f"{config.path} has use_bidirectional_attention = false, as of a model that writes text; the "
-                "graph "
-                "is written for true only"
+                "graph is written for true only"
             )
         heads = config.integer("num_attention_heads", default=8)
         return cls(
