@@ -14,7 +14,7 @@ RUN python3 -m venv /opt/venv \
 
 FROM ${BASE}
 COPY --from=packages /opt/venv /opt/venv
-COPY build/__init__.py build/config.py build/errors.py /app/build/
+COPY build/__init__.py build/config.py build/errors.py build/gpu.py /app/build/
 COPY tools /app/tools
 WORKDIR /app
 # Triton and OpenVINO look for a home; this user has none, and nothing but /tmp can be written.
