@@ -214,8 +214,9 @@ def test_a_folder_that_is_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFi
 def test_families_share_the_cores(families: Precision) -> None:
     log = next(families.stack.work_folder.glob("*.log")).read_text()
     threads = re.findall(r"-encoder: \w+, (\d+) of \d+ processors", log)
-    assert len(threads) == 10
-    assert set(threads) == {str(max(1, len(os.sched_getaffinity(0)) // 10))}
+    served = ["minilm", *EMBEDDERS, "qwen3-half", "prompted", *RERANKERS]
+    assert len(threads) == len(served)
+    assert set(threads) == {str(max(1, len(os.sched_getaffinity(0)) // len(served)))}
 
 
 def test_unknown_names_get_the_list(families: Precision) -> None:
