@@ -165,8 +165,10 @@ def test_a_hostile_file(
 
 def test_links_within_a_cache_are_followed(tmp_path: Path) -> None:
     """The Hub's cache keeps every file by its hash and links to it."""
-    folder, blobs = checkpoint(NAME, tmp_path), tmp_path / "blobs"
-    blobs.mkdir()
+    snapshots, blobs = tmp_path / "models--org--name" / "snapshots", tmp_path / "models--org--name" / "blobs"
+    blobs.mkdir(parents=True)
+    snapshots.mkdir()
+    folder = checkpoint(NAME, tmp_path).rename(snapshots / "0123")
     for i, path in enumerate(path for path in folder.rglob("*") if path.is_file()):
         path.rename(blobs / str(i))
         path.symlink_to(blobs / str(i))
