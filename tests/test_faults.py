@@ -590,10 +590,11 @@ def test_only_monotonic_clocks_decide() -> None:
     assert not [name for name, source in sources.items() if re.search(r"time\.time\(|datetime", source)]
 
 
+@pytest.mark.timeout(700)
 def test_a_short_soak(tmp_path: Path) -> None:
     """`make soak` for ten seconds instead of an hour."""
     command = [sys.executable, "-m", "tools.soak", "--seconds", "10", "--work-folder", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(done.stdout)
     assert {call.rsplit(" ", 1)[0] for call in report["calls"]} >= {
