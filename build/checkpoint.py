@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
 from build.errors import BuildError
-from build.files import own_file
+from build.files import is_listed, own_file
 from build.settings import Settings, read_json
 from build.weights import Weights
 
@@ -73,7 +74,7 @@ class Checkpoint:
     def modules(self) -> list[Module]:
         """What `modules.json` lists, [] where there is none; BuildError for a module with code of its own."""
         path = self.folder / MODULES
-        if not path.exists():
+        if not is_listed(path):
             return []
         listed = read_json(own_file(path, self.folder))
         if not isinstance(listed, list):
@@ -122,7 +123,7 @@ class Checkpoint:
     def tokenizer_config(self) -> Settings:
         """`tokenizer_config.json`, without a key where it is missing."""
         path = self.transformer / "tokenizer_config.json"
-        return self.settings(path) if path.exists() else Settings(path, {})
+        return self.settings(path) if is_listed(path) else Settings(path, {})
 
     @cached_property
     def feeds_token_types(self) -> bool:
@@ -132,7 +133,7 @@ class Checkpoint:
     @cached_property
     def window(self) -> Settings | None:
         """What sentence-transformers says of the transformer."""
-        paths = [path for name in WINDOWS if (path := self.transformer / name).exists()]
+        paths = [path for name in WINDOWS if is_listed(path := self.transformer / name)]
         return self.settings(paths[0]) if paths else None
 
     def max_tokens(self, positions: int, asked: int | None = None) -> int:
@@ -164,7 +165,7 @@ class Checkpoint:
         The one named "" is for calls that name none.
         """
         path = self.folder / PROMPTS
-        if not path.exists():
+        if not is_listed(path):
             return {"query": "", "document": ""}
         said = self.settings(path)
         # How scores are shown, of which the logit is served as it is.
@@ -185,19 +186,33 @@ class Checkpoint:
     def tokenizer(self) -> Tokenizer:
         """`tokenizer.json`; raises BuildError when it is missing or broken."""
         path = self.transformer / "tokenizer.json"
-        if not path.exists():
-            others = [name for name in ("vocab.txt", *VOCABULARIES) if (self.transformer / name).exists()]
+        if not is_listed(path):
+            others = [name for name in ("vocab.txt", *VOCABULARIES) if is_listed(self.transformer / name)]
             instead = f"; it has {', '.join(others)}" if others else ""
             raise BuildError(
                 f"the checkpoint has no tokenizer.json (looked in {self.transformer}){instead}: write one with "
                 "transformers, AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
             )
+        content = self.settings(path)
+        content.skip(content)
+        if (after := content.find("post_processor")) is not None:
+            _check_template(path, after)
         try:
-            return Tokenizer.from_file(str(own_file(path, self.folder)))
-        except BuildError:
-            raise
+            return Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises nothing narrower
             raise BuildError(f"{path} cannot be read: {error}") from None
+
+
+def _check_template(path: Path, after: Any) -> None:
+    """Raises BuildError where a template has a token that it does not explain, which the library dies of."""
+    for part in after.get("processors", [after]) if isinstance(after, dict) else ():
+        if not isinstance(part, dict) or part.get("type") != "TemplateProcessing":
+            continue
+        known = part.get("special_tokens")
+        for piece in (piece for side in ("single", "pair") for piece in part.get(side) or ()):
+            token = piece.get("SpecialToken", {}).get("id") if isinstance(piece, dict) else None
+            if token is not None and (not isinstance(known, dict) or token not in known):
+                raise BuildError(f"{path} puts {token!r} around a text and does not say which ids that has")
 
 
 VOCABULARIES = ("sentencepiece.bpe.model", "spiece.model", "tokenizer.model", "vocab.json")

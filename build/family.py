@@ -34,6 +34,9 @@ ANOTHER_EXPORT = "take another graph of the model, exported with dynamic axes fo
 RECORD = "build.json"
 """What a family was built from and into, kept in the folder of its first ensemble."""
 
+STAGING = ".building"
+"""Where a build writes before it puts all in place."""
+
 
 def build(entry: CatalogEntry, target: Target, model_repository: Path, cache: Path) -> bool:
     """Builds `entry` into `model_repository`; returns False when it was already there, unchanged.
@@ -44,6 +47,9 @@ def build(entry: CatalogEntry, target: Target, model_repository: Path, cache: Pa
         entry = replace(entry, source=hub.pin(entry.source))
     inputs = _inputs(entry, target)
     if _is_current(model_repository, entry.name, inputs):
+        if (model_repository / STAGING).exists():
+            with _alone(model_repository):  # which a Triton that loads everything would take for a model
+                pass
         return False
     names = _names(entry)
     exported = None
@@ -68,7 +74,7 @@ def _alone(model_repository: Path) -> Iterator[Path]:
     """
     model_repository.mkdir(parents=True, exist_ok=True)
     folder = os.open(model_repository, os.O_RDONLY)
-    staging = model_repository / ".building"
+    staging = model_repository / STAGING
     try:
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -201,8 +207,12 @@ def _hashes(folder: Path, pattern: str = "**/*") -> dict[str, str]:
 
 
 def _put_in_place(aside: Path, model_repository: Path) -> None:
-    """Swaps finished model folders in, one rename each; the record goes first out and last in."""
-    for finished in sorted(aside.iterdir(), reverse=True):
-        target = model_repository / finished.name
-        shutil.rmtree(target, ignore_errors=True)
-        finished.rename(target)
+    """Swaps finished model folders in, by renames alone; the record goes first out and last in."""
+    finished = sorted(aside.iterdir())
+    old = aside.with_name(f"{aside.name}.old")
+    old.mkdir()
+    for folder in finished:
+        if (target := model_repository / folder.name).exists():
+            target.rename(old / folder.name)
+    for folder in reversed(finished):
+        folder.rename(model_repository / folder.name)

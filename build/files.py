@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 from build.errors import BuildError
@@ -15,22 +16,50 @@ GRAPHS = ("model.onnx", "onnx/model.onnx")
 
 def sha256(path: Path) -> str:
     """The sha256 of a file, in hex."""
-    digest = hashlib.sha256()
+    return _digest(path, hashlib.sha256())
+
+
+def git_hash(path: Path) -> str:
+    """What git knows the content of a file by, in hex."""
+    return _digest(path, hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False))
+
+
+def _digest(path: Path, digest: hashlib._Hash) -> str:
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
 
 
-def own_file(path: Path, folder: Path) -> Path:
-    """The path, which need not exist; raises BuildError where it is no regular file, or none of `folder`'s.
+def is_listed(path: Path) -> bool:
+    """Whether there is such a name, if only of a link that leads nowhere; `own_file` says so of it."""
+    return os.path.lexists(path)
 
-    Links may lead anywhere in the folder, and from a snapshot of the Hub's cache to the files that it keeps.
+
+def homes(folder: Path) -> list[Path]:
+    """Where the files of a checkpoint's folder may lie: in it, or in a cache of the Hub that it is a snapshot of.
+
+    There they are with their repository's, or with those that all repositories share.
     """
-    if path.exists() and not path.is_file():
+    folder = folder.resolve()
+    for snapshot in (folder, *folder.parents):
+        if snapshot.parent.name == "snapshots":
+            return [folder, snapshot.parents[1] / "blobs", snapshot.parents[2] / "blobs"]
+    return [folder]
+
+
+def own_file(path: Path, folder: Path) -> Path:
+    """The path, which need not exist; raises BuildError where it is no regular file, or none of `folder`'s."""
+    try:
+        target, is_there = path.resolve(strict=True), True
+    except FileNotFoundError:
+        target, is_there = path.resolve(), False
+    except (OSError, ValueError, RuntimeError) as error:  # a name that no file can have, or a circle of links
+        raise BuildError(f"{path} cannot be followed to a file: {getattr(error, 'strerror', error)}") from None
+    if is_there and not target.is_file():
         raise BuildError(f"{path} is no regular file")
-    home = folder.resolve()
-    home = home.parent.parent if home.parent.name == "snapshots" else home
-    if not (target := path.resolve()).is_relative_to(home):
+    if not any(target.is_relative_to(home) for home in homes(folder)):
         raise BuildError(f"{path} leads outside of the checkpoint, to {target}: put the file itself into {folder}")
+    if path.is_symlink() and not is_there:
+        raise BuildError(f"{path} leads to {target}, which is not there: get that file too")
     return path

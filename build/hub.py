@@ -44,7 +44,7 @@ from huggingface_hub.utils import build_hf_headers
 from build.catalog import Hub
 from build.checkpoint import MODULES, PROMPTS, WINDOWS, Checkpoint
 from build.errors import BuildError
-from build.files import SHARDS, WEIGHTS, sha256
+from build.files import SHARDS, WEIGHTS, git_hash, sha256
 from build.onnx_file import data_files, parse_onnx
 from build.settings import Settings, read_json
 
@@ -127,14 +127,14 @@ def fetch(source: Hub, exported: str | None = None) -> tuple[Path, dict[str, str
 def _weights(source: Hub, there: Iterable[str], inner: str) -> list[str]:
     """The files in the folder `inner` that hold the transformer: one or several of safetensors."""
     index, whole = (posixpath.join(inner, name) for name in (SHARDS, WEIGHTS))
+    if whole in there:  # as transformers, which reads the other only without it
+        return [whole]
     if index in there:
         path = _bring(source, index)
         shards = Settings(path, read_json(path)).inner("weight_map")
         if shards is None:
             raise BuildError(f"{path} has no weight_map")
         return [index, *sorted({posixpath.join(inner, shards.word(tensor)) for tensor in shards})]
-    if whole in there:
-        return [whole]
     pickles = sorted(name for name in there if name.endswith(PICKLES))
     raise BuildError(
         f"{_name(source)} has its weights in {', '.join(pickles)} only: pickles can run code and are never read; "
@@ -214,19 +214,21 @@ def _download(source: Hub, name: str) -> None:
 def _checked(path: Path, kept: RepoFile) -> str:
     """The sha256 of a file in the cache; raises BuildError when it is not the one that the Hub's listing has."""
     found = sha256(path)
-    if kept.lfs is not None:
-        same = kept.lfs.sha256 == found
-    else:
-        content = path.read_bytes()
-        same = (
-            hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == kept.blob_id
-        )
-    if not same:
+    if kept.blob_id not in (pointer_hash(found, path.stat().st_size), git_hash(path)):
         raise BuildError(
             f"{path.resolve()} is damaged, or not what {constants.ENDPOINT} lists: delete it and {path}, and "
             "build again"
         )
     return found
+
+
+def pointer_hash(content_sha256: str, size: int) -> str:
+    """What git knows a large file by: the hash of the text that Git LFS keeps in its place.
+
+    The cached listing has this one only, of all files; Git LFS's specification fixes the text to the byte.
+    """
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{content_sha256}\nsize {size}\n".encode()
+    return hashlib.sha1(b"blob %d\0" % len(pointer) + pointer, usedforsecurity=False).hexdigest()
 
 
 def _name(source: Hub) -> str:

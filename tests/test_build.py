@@ -205,7 +205,7 @@ def pickled(folder: Path) -> None:
 
 DAMAGES = {
     "truncated weights": (cut("model.safetensors", -1000), "not a readable safetensors file"),
-    "truncated tokenizer": (cut("tokenizer.json", -1000), "tokenizer.json cannot be read"),
+    "truncated tokenizer": (cut("tokenizer.json", -1000), "tokenizer.json is not valid JSON"),
     "truncated config": (cut("config.json", -10), "config.json is not valid JSON"),
     "no config": (lose("config.json"), "it has no config.json"),
     "no tokenizer": (lose("tokenizer.json"), "no tokenizer.json"),

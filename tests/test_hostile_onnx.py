@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,6 +46,18 @@ def weight(**fields: object) -> Callable[[Path], None]:
             tensor.dims[:] = fields["dims"]
 
     return lambda folder: edit_onnx(folder, change)
+
+
+def no_number(folder: Path) -> None:
+    """One value of the last weight in another file, of a row that no text of the trial asks for."""
+    path = graph_of(folder)
+    tensors = onnx.load(path, load_external_data=False).graph.initializer
+    # Of FP16, as the table of words is.
+    tensor = max((t for t in tensors if t.data_location == TensorProto.EXTERNAL), key=lambda t: t.dims[0])
+    place = {entry.key: entry.value for entry in tensor.external_data}
+    with path.with_name(place["location"]).open("r+b") as file:
+        file.seek(int(place.get("offset", 0)) + 2 * (math.prod(tensor.dims) - 1))
+        file.write(struct.pack("<e", math.nan))
 
 
 def linked(target: str) -> Callable[[Path], None]:
@@ -149,6 +163,7 @@ def not_text(folder: Path) -> None:
         (calling("f1", "f2", "f1"), "its function f0 calls itself"),
         (nested, "is not a readable ONNX model"),
         (not_text, "is not UTF-8"),
+        (no_number, "that are not numbers: get it again"),
         (replaced(os.mkfifo), "has no model.safetensors"),
         (replaced(lambda path: path.symlink_to("/dev/zero")), "has no model.safetensors"),
         (replaced(lambda path: path.mkdir()), "has no model.safetensors"),

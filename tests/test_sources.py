@@ -30,7 +30,7 @@ from build import catalog
 from build.checkpoint import Checkpoint
 from build.errors import BuildError
 from build.files import sha256
-from build.hub import data_files
+from build.hub import data_files, pointer_hash
 from build.models import models_of, write_model
 from build.source import describe, obtain
 from build.target import PRECISIONS, Target
@@ -39,6 +39,11 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 MODEL = "org/Tiny-Qwen3"
 ENSEMBLE = "tiny-qwen3/config.pbtxt"
 TINY = REFERENCE / "tiny" / "qwen3-embedding"
+
+
+def git_hash(content: bytes) -> str:
+    """What `git hash-object` prints."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 @dataclass
@@ -59,26 +64,26 @@ class StandIn:
     """The tree, where it is not that of the files."""
 
     def is_large(self, name: str) -> bool:
-        """Whether the file is kept by its sha256, not by git's hash."""
+        """Whether the file is kept by its sha256, and git has a pointer to it in its place."""
         return not name.endswith("config.json")
 
     def etag(self, name: str) -> str:
         content = self.files[name]
-        if self.is_large(name):
-            return hashlib.sha256(content).hexdigest()
-        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+        return hashlib.sha256(content).hexdigest() if self.is_large(name) else git_hash(content)
 
     def tree(self) -> list[dict[str, Any]]:
+        """The listing, in which the `oid` of a large file is that of its pointer."""
         rows: list[dict[str, Any]] = []
         for name, content in self.files.items():
-            row = {
-                "type": "file",
-                "path": name,
-                "size": len(content),
-                "oid": hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest(),
-            }
+            row = {"type": "file", "path": name, "size": len(content), "oid": git_hash(content)}
             if self.is_large(name):
-                row["lfs"] = {"oid": self.etag(name), "size": len(content), "pointerSize": 134}
+                pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:%s\nsize %d\n" % (
+                    self.etag(name).encode(),
+                    len(content),
+                )
+                row["oid"] = git_hash(pointer)
+                row["lfs"] = {"oid": self.etag(name), "size": len(content), "pointerSize": len(pointer)}
+                row["xetHash"] = hashlib.blake2b(content, digest_size=32).hexdigest()
             rows.append(row)
         return rows
 
@@ -373,6 +378,26 @@ def test_weights_that_are_not_what_the_hub_lists(machine: Machine) -> None:
     machine.hub.files["model.safetensors"] = save(load_file(TINY / "model.safetensors"), {"other": "bytes"})
     machine.hub.listed = rows
     assert "or not what http://127.0.0.1:" in machine.refused()
+
+
+@pytest.mark.parametrize(
+    ("sha", "size", "blob"),
+    [
+        (
+            "d88b0d6a6ff9c3f8151f9d3228f57092aaea997f09af009eefd7373a77b5abb9",
+            497764107,
+            "8095a62ccb4d806da7666fcda07467e2d150218e",
+        ),
+        (
+            "9be78edb5b928eba33aa88f431551348f7466ba9f5ef3daf1d552398722a5436",
+            548123560,
+            "64eaa9c526867e404b68f2c5d66fd78e27026523",
+        ),
+    ],
+)
+def test_what_the_hub_lists_of_a_large_file(sha: str, size: int, blob: str) -> None:
+    """Figures of two real files, as huggingface_hub's documentation of `list_repo_tree` quotes them."""
+    assert pointer_hash(sha, size) == blob
 
 
 def test_settings_that_are_not_what_the_hub_lists(machine: Machine) -> None:

@@ -39,6 +39,7 @@ from build.graphs.exported import (
     IDS,
     INLINE,
     check_inputs,
+    check_numbers,
     check_operators,
     converted,
     operators,
@@ -49,7 +50,7 @@ from build.graphs.exported import (
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.pooling import Pooling, normalise
 from build.graphs.ragged import STEP, Ragged, last_hidden_state, opened, ragged_inputs
-from build.onnx_file import data_files, external_tensors, nodes, read_onnx, subgraphs
+from build.onnx_file import data_files, external_tensors, nodes, read_onnx, subgraphs, tensors
 
 PREFIX = "adopted/"
 """Put before every name of the old graph, so that it meets none of ours."""
@@ -144,6 +145,8 @@ class Adopted:
     def write(self, g: OnnxGraph, dimensions: int | None = None) -> None:
         """Writes the graph between its new ends into `g`, embeddings cut to `dimensions`."""
         model = converted(self.path, read_onnx(self.path))
+        for tensor in tensors(model):
+            check_numbers(self.path, tensor)
         r = opened(g, *ragged_inputs(g))
         feeds = _feeds(g, self, model.graph.input, r)
         old_nodes, weights = _needed(model.graph, self.output)

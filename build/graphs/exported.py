@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx.version_converter
-from onnx import TensorProto
+from onnx import TensorProto, helper, numpy_helper
 
 from build.errors import BuildError
 from build.onnx_file import nodes, tensors
@@ -21,6 +25,9 @@ OLDER = range(11, OPSETS[0])
 
 INLINE = 1024
 """Weights of more bytes go to a data file: a model file that holds them ends at 2 GB."""
+
+PART = 1 << 20
+"""Values that are looked at together."""
 
 AGAIN = "export the model again with opset 17"
 ONNX_DOMAINS = ("", "ai.onnx")
@@ -125,6 +132,30 @@ def check_inputs(path: Path, model: onnx.ModelProto) -> None:
     for name in IDS[:2]:
         if name not in inputs:
             raise BuildError(f"{path} has no input {name}, so it cannot tell a token from padding")
+
+
+def check_numbers(path: Path, tensor: TensorProto) -> None:
+    """Raises BuildError for a weight with values that are no numbers, which need not show in a trial.
+
+    Infinite ones are left: exporters write them where attention is to see nothing.
+    """
+    if tensor.data_type not in FLOATS or not tensor.dims:
+        return
+    if any(np.isnan(part).any() for part in _parts(path, tensor)):
+        raise BuildError(f"{path} has values in {tensor.name} that are not numbers: get it again")
+
+
+def _parts(path: Path, tensor: TensorProto) -> Iterator[npt.NDArray[Any]]:
+    """A tensor's values, PART at a time where they lie in another file."""
+    if tensor.data_location != TensorProto.EXTERNAL:
+        yield numpy_helper.to_array(tensor)
+        return
+    place = {entry.key: entry.value for entry in tensor.external_data}
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    start, count = int(place.get("offset", 0)), math.prod(tensor.dims)
+    for i in range(0, count, PART):
+        file = path.parent / place["location"]
+        yield np.fromfile(file, dtype, min(PART, count - i), offset=start + i * dtype.itemsize)
 
 
 def shape_of(value: onnx.ValueInfoProto) -> list[int]:

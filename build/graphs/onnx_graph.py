@@ -132,7 +132,7 @@ class OnnxGraph:
         return self._weight(name, array, np.dtype(np.float32))
 
     def weight(self, name: str, array: Array) -> str:
-        """A checkpoint tensor in the precision of the graph."""
+        """A checkpoint tensor in the precision of the graph; BuildError where that has no numbers as large."""
         return self._weight(name, array, self.dtype)
 
     def own_weight(self, name: str, array: Array) -> str:
@@ -147,7 +147,15 @@ class OnnxGraph:
         offset = self._data.tell()
         values = array.reshape(-1)
         for start in range(0, len(values), WRITE_VALUES):
-            self._data.write(values[start : start + WRITE_VALUES].astype(dtype, copy=False).tobytes())
+            part = values[start : start + WRITE_VALUES]
+            with np.errstate(over="ignore"):
+                written = part.astype(dtype, copy=False)
+            if dtype != array.dtype and not np.isfinite(written).all():
+                raise BuildError(
+                    f"{name} has values of up to {np.abs(part).max():.3g}, which {dtype} cannot hold: build it "
+                    "with --precision bf16 or fp32"
+                )
+            self._data.write(written.tobytes())
         tensor = TensorProto(
             name=name,
             data_type=helper.np_dtype_to_tensor_dtype(dtype),

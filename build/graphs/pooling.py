@@ -20,6 +20,7 @@ from onnx import TensorProto
 
 from build.checkpoint import Checkpoint
 from build.errors import BuildError
+from build.files import is_listed
 from build.graphs.onnx_graph import PACKED, OnnxGraph
 from build.graphs.ragged import item_rows, state_inputs
 from build.weights import Weights
@@ -134,7 +135,7 @@ class Pooling:
         dense: list[Dense] = []
         for path in layers:
             dense.append(Dense.of(checkpoint, path, dense[-1].outputs if dense else hidden_size))
-        if is_normalised and (own := checkpoint.folder / modules[-1].path / "config.json").exists():
+        if is_normalised and is_listed(own := checkpoint.folder / modules[-1].path / "config.json"):
             config = checkpoint.settings(own)
             config.require("module_input_name", VECTOR)
             config.require("module_output_name", VECTOR)
