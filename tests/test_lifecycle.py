@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import ROOT, TINY, Reference, Stack
+from containers import until
 
 from build import make
 from tools import preflight
@@ -300,3 +301,17 @@ def test_a_family_of_another_runtime_is_refused(tmp_path: Path) -> None:
     stack.launch()
     assert stack.process.wait(60) == 1
     assert "is built for onnxruntime, which the embedded Triton does not have: build it with" in stack.errors()
+
+
+def test_a_model_that_is_unloaded_and_loaded_by_hand(own_stack: Stack) -> None:
+    """Triton lets go of its processes, which is no death, and they are watched like the first ones afterwards."""
+    steps = ("minilm", "minilm-rerank", "minilm-tokenizer", "minilm-encoder", "minilm-pooling")
+    for _ in range(3):
+        for name in steps:
+            assert own_stack.manage(f"models/{name}/unload").status == 200
+        for name in steps[:2]:
+            assert own_stack.manage(f"models/{name}/load").status == 200
+        assert own_stack.embed(["there again"]).shape == (1, 384)
+    until(lambda: len(own_stack.tree()) == 6, seconds=30)  # this one, Triton and four stubs
+    own_stack.step("minilm-encoder").kill()
+    assert own_stack.errors().startswith("error: the process of minilm-encoder died")

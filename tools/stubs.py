@@ -33,15 +33,33 @@ class Death:
     """It is there, but stopped."""
 
 
+@dataclass(frozen=True)
+class Watched:
+    """A stub that is there."""
+
+    fd: int
+    """Readable when it ends."""
+    instance: str
+
+    @property
+    def model(self) -> str:
+        """Whose instance it is."""
+        return self.instance.rsplit("_", 2)[0]
+
+
 class Stubs:
     """The stubs of one tritonserver. Use it as a context manager."""
 
     def __init__(self, tritonserver: int) -> None:
         self._tritonserver = tritonserver
-        self._watched: dict[int, int] = {}
+        self._watched: dict[int, Watched] = {}
         self._stopped: dict[int, float] = {}
         self.lost: asyncio.Future[Death] = asyncio.get_running_loop().create_future()
-        """Of the first stub that died, other than because Triton ended it, or that stays stopped."""
+        """Of the first stub that died, other than because Triton ended it, or that stays stopped.
+
+        Triton lets go of a model's stubs without waiting for them, so one that was unloaded looks as if it had
+        died: whoever knows that it was passes over it by `go_on`.
+        """
 
     def __enter__(self) -> Stubs:
         self.look()
@@ -54,31 +72,38 @@ class Stubs:
             self._forget(pid)
         self.lost.cancel()
 
+    def go_on(self) -> None:
+        """Takes the one that is lost for one that was meant to end."""
+        self.lost = asyncio.get_running_loop().create_future()
+
     def look(self) -> None:
         """Watches those that have come since, and gives up those that stay stopped."""
         for pid in children(self._tritonserver):
             with contextlib.suppress(OSError, IndexError):  # it has ended since
-                if pid not in self._watched and (model := model_of(pid)):
-                    self._watched[pid] = os.pidfd_open(pid)
-                    asyncio.get_running_loop().add_reader(self._watched[pid], self._ended, pid, model)
+                if pid not in self._watched and (instance := instance_of(pid)):
+                    self._watched[pid] = Watched(os.pidfd_open(pid), instance)
+                    asyncio.get_running_loop().add_reader(self._watched[pid].fd, self._ended, pid)
 
         now = time.monotonic()
         stopped = [pid for pid in self._watched if state(pid) == STOPPED]
         self._stopped = {pid: self._stopped.get(pid, now) for pid in stopped}
         for pid, since in self._stopped.items():
             if now - since > STOPPED_SECONDS and not self.lost.done():
-                self.lost.set_result(Death(model_of(pid), killed=True, stopped=True))
+                self.lost.set_result(Death(self._watched[pid].model, killed=True, stopped=True))
 
-    def _ended(self, pid: int, model: str) -> None:
-        self._forget(pid)
-        status = exit_status(pid)
-        if status and not self.lost.done():
-            self.lost.set_result(Death(model, os.WIFSIGNALED(status)))
+    def _ended(self, pid: int) -> None:
+        ended = self._forget(pid)
+        self.look()
+        is_replaced = any(other.instance == ended.instance for other in self._watched.values())
+        # Where a younger one has taken its place, its model was loaded again.
+        if (status := exit_status(pid)) and not is_replaced and not self.lost.done():
+            self.lost.set_result(Death(ended.model, os.WIFSIGNALED(status)))
 
-    def _forget(self, pid: int) -> None:
-        fd = self._watched.pop(pid)
-        asyncio.get_running_loop().remove_reader(fd)
-        os.close(fd)
+    def _forget(self, pid: int) -> Watched:
+        watched = self._watched.pop(pid)
+        asyncio.get_running_loop().remove_reader(watched.fd)
+        os.close(watched.fd)
+        return watched
 
 
 def children(parent: int) -> Iterator[int]:
@@ -88,9 +113,12 @@ def children(parent: int) -> Iterator[int]:
             yield from map(int, path.read_text().split())
 
 
-def model_of(stub: int) -> str:
-    """The model whose stub a process is: its command line ends <model>_<instance>_<device> DEFAULT."""
-    return Path(f"/proc/{stub}/cmdline").read_text().split("\0")[-3].rsplit("_", 2)[0]
+def instance_of(stub: int) -> str:
+    """What a stub runs, which its command line says before its last word: <model>_<instance>_<device>.
+
+    Raises OSError or IndexError for a process that has ended or is none.
+    """
+    return Path(f"/proc/{stub}/cmdline").read_text().split("\0")[-3]
 
 
 def state(stub: int) -> str:

@@ -38,7 +38,7 @@ from tools.command import (
     server_arguments,
     switches,
 )
-from tools.stubs import Stubs
+from tools.stubs import Death, Stubs
 
 STUB_NUMPY2 = Path(__file__).with_name("stub_numpy2.py")
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
@@ -46,6 +46,8 @@ SEGMENT_PREFIX = "triton-embeddings"
 READY_SECONDS = 300
 WATCH_SECONDS = 5.0
 """Between two looks for models that were loaded since."""
+ASKING = aiohttp.ClientTimeout(5)
+"""What Triton may take to say which models it has."""
 DYING_SECONDS = 5.0
 """That a Triton may take to die: it writes its stack first, and its stubs may be gone before it."""
 PR_SET_PDEATHSIG = 1
@@ -183,6 +185,8 @@ class EmbeddedTriton:
                 )
                 stubs.look()
                 self._close_segments()
+                if stubs.lost.done() and not exited.done() and not await self._is_missed(stubs.lost.result()):
+                    stubs.go_on()
             if stubs.lost.done():
                 death = stubs.lost.result()
                 if not death.killed:
@@ -208,6 +212,19 @@ class EmbeddedTriton:
         await process.wait()
         access.secret_file(self._work_folder, self._ports.http).unlink(missing_ok=True)
         _remove_segments(SHARED_MEMORY.glob(f"{self._segments}*"))
+
+    async def _is_missed(self, death: Death) -> bool:
+        """Whether Triton counts on a stub that is gone: not where its model was unloaded, or fails to load."""
+        if death.stopped:
+            return True
+        url = f"http://{self._host}:{self._ports.http}/v2/repository/index"
+        headers = {access.HEADER: self._secret}
+        try:
+            async with aiohttp.ClientSession(headers=headers, timeout=ASKING) as session:
+                listed = await (await session.post(url, json={"ready": True})).json(content_type=None)
+        except (aiohttp.ClientError, asyncio.TimeoutError):
+            return True
+        return any(model["name"] == death.model for model in listed)
 
     def _steps(self, ensemble: str) -> dict[str, str]:
         """The steps of an ensemble, each with its runtime, "" where only Triton can read what it is."""
