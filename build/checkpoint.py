@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from build.errors import BuildError
 from build.files import is_listed, own_file
 from build.settings import Settings, read_json
+from build.vocabularies import ADDED_TOKENS, CLASSES, SPECIAL_TOKENS, TOKENIZER_CONFIG, check_unknown, convert
 from build.weights import Weights
 
 MODULES = "modules.json"
@@ -122,8 +123,23 @@ class Checkpoint:
     @cached_property
     def tokenizer_config(self) -> Settings:
         """`tokenizer_config.json`, without a key where it is missing."""
-        path = self.transformer / "tokenizer_config.json"
+        path = self.transformer / TOKENIZER_CONFIG
         return self.settings(path) if is_listed(path) else Settings(path, {})
+
+    @cached_property
+    def special_tokens(self) -> Settings:
+        """`special_tokens_map.json` where transformers reads it, which goes before `tokenizer_config.json`."""
+        return self._older(SPECIAL_TOKENS)
+
+    @cached_property
+    def added_tokens(self) -> Settings:
+        """`added_tokens.json` where transformers reads it: token -> id."""
+        return self._older(ADDED_TOKENS)
+
+    def _older(self, name: str) -> Settings:
+        path = self.transformer / name
+        is_read = is_listed(path) and "added_tokens_decoder" not in self.tokenizer_config
+        return self.settings(path) if is_read else Settings(path, {})
 
     @cached_property
     def feeds_token_types(self) -> bool:
@@ -184,23 +200,21 @@ class Checkpoint:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """`tokenizer.json`; raises BuildError when it is missing or broken."""
+        """`tokenizer.json`, or what is made of a vocabulary where there is none; BuildError for a broken one."""
         path = self.transformer / "tokenizer.json"
         if not is_listed(path):
-            others = [name for name in ("vocab.txt", *VOCABULARIES) if is_listed(self.transformer / name)]
-            instead = f"; it has {', '.join(others)}" if others else ""
-            raise BuildError(
-                f"the checkpoint has no tokenizer.json (looked in {self.transformer}){instead}: write one with "
-                "transformers, AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
-            )
+            said = self.tokenizer_config.find("tokenizer_class") or self.config.find("tokenizer_class")
+            return convert(self.transformer, self.folder, str(said or CLASSES.get(self.model_type, "")))
         content = self.settings(path)
         content.skip(content)
         if (after := content.find("post_processor")) is not None:
             _check_template(path, after)
         try:
-            return Tokenizer.from_file(str(path))
+            tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises nothing narrower
             raise BuildError(f"{path} cannot be read: {error}") from None
+        check_unknown(tokenizer, path)
+        return tokenizer
 
 
 def _check_template(path: Path, after: Any) -> None:
@@ -213,6 +227,3 @@ def _check_template(path: Path, after: Any) -> None:
             token = piece.get("SpecialToken", {}).get("id") if isinstance(piece, dict) else None
             if token is not None and (not isinstance(known, dict) or token not in known):
                 raise BuildError(f"{path} puts {token!r} around a text and does not say which ids that has")
-
-
-VOCABULARIES = ("sentencepiece.bpe.model", "spiece.model", "tokenizer.model", "vocab.json")

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy
 import onnx
+import tokenizers
 from google import protobuf
 
 from build import hub
@@ -160,6 +161,7 @@ def _inputs(entry: CatalogEntry, target: Target) -> dict[str, Any]:
             "numpy": numpy.__version__,
             "onnx": onnx.__version__,
             "protobuf": protobuf.__version__,
+            "tokenizers": tokenizers.__version__,
         },
     }
 

@@ -47,8 +47,8 @@ from build.errors import BuildError
 from build.files import SHARDS, WEIGHTS, git_hash, sha256
 from build.onnx_file import data_files, parse_onnx
 from build.settings import Settings, read_json
+from build.vocabularies import ADDED_TOKENS, OTHERS, SPECIAL_TOKENS, TOKENIZER_CONFIG, VOCABULARIES
 
-NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json")
 ADAPTER = "adapter_config.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
@@ -77,8 +77,11 @@ def _describing(source: Hub) -> dict[str, Path]:
     paths = {MODULES: _bring(source, MODULES)} if MODULES in there else {}
     modules = Checkpoint(_folder(paths)).modules if paths else []
     inner = modules[0].path if modules and modules[0].kind == "Transformer" else ""
-    wanted = [posixpath.join(inner, name) for name in NEEDED]
-    optional = [posixpath.join(inner, name) for name in (*WINDOWS, ADAPTER)]
+    vocabularies = [name for name in (*VOCABULARIES.values(), *OTHERS) if posixpath.join(inner, name) in there]
+    tokenizer = ["tokenizer.json"] if posixpath.join(inner, "tokenizer.json") in there else vocabularies
+    wanted = [posixpath.join(inner, name) for name in ("config.json", *(tokenizer or ["tokenizer.json"]))]
+    beside = (TOKENIZER_CONFIG, SPECIAL_TOKENS, ADDED_TOKENS, *WINDOWS, ADAPTER)
+    optional = [posixpath.join(inner, name) for name in beside]
     optional += [PROMPTS, *(posixpath.join(module.path, "config.json") for module in modules)]
     for name in dict.fromkeys([*wanted, *(name for name in optional if name in there)]):
         paths[name] = _bring(source, name)

@@ -61,6 +61,8 @@ class Model:
     """What the graph is written for."""
     files: tuple[Path, ...] = ()
     """Files of the checkpoint to copy."""
+    made: Mapping[str, str] = field(default_factory=dict)
+    """Files that are made of it: name -> content."""
 
 
 def models_of(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> list[Model]:
@@ -324,10 +326,11 @@ def headless_models(entry: CatalogEntry, checkpoint: Checkpoint, family: Family,
 
 
 def tokenizer(config: ModelConfig, checkpoint: Checkpoint) -> Model:
-    """The tokenizer model with the checkpoint's tokenizer.json."""
-    return Model(
-        config, step=TOKENIZER_STEP, files=(checkpoint.transformer / "tokenizer.json", LONG_TEXT, DEADLINE)
-    )
+    """The tokenizer model with the checkpoint's tokenizer.json, or the one that is made of its vocabulary."""
+    path, files = checkpoint.transformer / "tokenizer.json", (LONG_TEXT, DEADLINE)
+    if is_listed(path):
+        return Model(config, step=TOKENIZER_STEP, files=(path, *files))
+    return Model(config, step=TOKENIZER_STEP, files=files, made={path.name: checkpoint.tokenizer.to_str()})
 
 
 def graph(config: ModelConfig, target: Target, write_graph: Callable[[OnnxGraph], None]) -> Model:
@@ -349,6 +352,8 @@ def write_model(model: Model, folder: Path) -> None:
         shutil.copyfile(model.step, version / "model.py")
     for file in model.files:
         shutil.copyfile(file, version / file.name)
+    for name, content in model.made.items():
+        (version / name).write_text(content, encoding="utf-8")
     if model.write_graph is not None:
         with OnnxGraph(model.config.name, version / "model.onnx", model.target) as g:
             model.write_graph(g)

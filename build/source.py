@@ -17,6 +17,7 @@ from build.catalog import CatalogEntry, Hub, Wheel
 from build.checkpoint import Checkpoint
 from build.errors import BuildError
 from build.files import is_listed, own_file, sha256
+from build.vocabularies import VOCABULARIES
 
 
 def obtain(entry: CatalogEntry, cache: Path, exported: str | None = None) -> Checkpoint:
@@ -74,7 +75,7 @@ def hashes(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): sha256(own_file(path, folder))
         for path in sorted(folder.rglob("*"))
-        if path.suffix in (".json", ".safetensors") and not path.is_dir()
+        if (path.suffix in (".json", ".safetensors") or path.name in VOCABULARIES.values()) and not path.is_dir()
     }
 
 

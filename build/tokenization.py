@@ -1,4 +1,4 @@
-"""Whether `tokenizer.json` alone gives the token ids that the reference gives.
+"""Whether `tokenizer.json`, or what is made in its place, alone gives the token ids that the reference gives.
 
 transformers and sentence-transformers read more files than that one, and what they say in those goes before it.
 The tokenizer step has only `tokenizer.json`: what disagrees with it stops the build.
@@ -32,7 +32,7 @@ HARMLESS = (
     *("chat_template", "use_default_system_prompt", "add_generation_prompt", "response_schema"),
     # Read where pairs are told apart.
     "model_input_names",
-    # Read by the tokenizers in Python alone, which are not asked where there is a tokenizer.json.
+    # Read by the tokenizers in Python alone, and where a tokenizer.json is made.
     *("do_basic_tokenize", "never_split", "do_lower_case", "remove_space", "keep_accents", "add_prefix_space"),
 )
 """Keys of `tokenizer_config.json` that change no token id; `do_lower_case` is compared all the same."""
@@ -104,27 +104,36 @@ def _check_special_tokens(checkpoint: Checkpoint, config: Settings) -> None:
     """The reference adds a token that it is told of and that `tokenizer.json` has not."""
     tokenizer = checkpoint.tokenizer
     added = {token.content: i for i, token in tokenizer.get_added_tokens_decoder().items()}
-    said: list[tuple[str, Any]] = [(f"{name}_token", config.find(f"{name}_token")) for name in NAMED]
+    for file in (config, checkpoint.special_tokens):
+        for name, content in _said_tokens(file):
+            if content not in added:
+                raise BuildError(
+                    f"{file.path} has {name} = {json.dumps(content)}, which is none of tokenizer.json's added "
+                    "tokens: write both files anew with transformers, "
+                    "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+                )
+    decoder = config.find("added_tokens_decoder") or {}
+    ids = [(config, _content(token), i) for i, token in decoder.items()] if isinstance(decoder, dict) else []
+    older = checkpoint.added_tokens
+    ids += [(older, content, str(older.find(content))) for content in older]
+    for file, token, i in ids:
+        if token is not None and str(added.get(token)) != i:
+            raise BuildError(
+                f"{file.path} has {json.dumps(token)} as token {i}, tokenizer.json as {added.get(token)}: "
+                "they are of two tokenizers"
+            )
+
+
+def _said_tokens(file: Settings) -> Iterator[tuple[str, str]]:
+    """Each special token that a file names, with the key that names it."""
+    said: list[tuple[str, Any]] = [(f"{name}_token", file.find(f"{name}_token")) for name in NAMED]
     for name in ("additional_special_tokens", "extra_special_tokens"):
-        value = config.find(name)
+        value = file.find(name)
         values = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
         said += [(name, token) for token in values]
     for name, token in said:
-        content = _content(token)
-        if content is not None and content not in added:
-            raise BuildError(
-                f"{config.path} has {name} = {json.dumps(content)}, which is none of tokenizer.json's added "
-                "tokens: write both files anew with transformers, "
-                "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
-            )
-    decoder = config.find("added_tokens_decoder") or {}
-    for i, token in decoder.items() if isinstance(decoder, dict) else ():
-        content = _content(token)
-        if content is not None and str(added.get(content)) != i:
-            raise BuildError(
-                f"{config.path} has {json.dumps(content)} as token {i}, tokenizer.json as {added.get(content)}: "
-                "they are of two tokenizers"
-            )
+        if (content := _content(token)) is not None:
+            yield name, content
 
 
 def _content(token: object) -> str | None:

@@ -28,14 +28,16 @@ ALLOWED = {
     "build.catalog": "build.errors",
     "build.settings": "build.errors",
     "build.weights": "build.errors build.files build.settings",
-    "build.checkpoint": "build.errors build.files build.settings build.weights",
+    "build.vocabularies": "build.errors build.files build.settings",
+    "build.checkpoint": "build.errors build.files build.settings build.vocabularies build.weights",
     "build.tokenization": "build.checkpoint build.errors build.settings",
     # A page of mathematics loads no client of the Hub and no renderer of configurations.
     "build.graphs": "build.catalog build.checkpoint build.errors build.onnx_file build.settings build.target "
     "build.weights",
     "build.architectures": "build.graphs build.settings build.templates build.weights",
-    "build.hub": "build.catalog build.checkpoint build.errors build.files build.onnx_file build.settings",
-    "build.source": "build.catalog build.checkpoint build.errors build.files build.hub",
+    "build.hub": "build.catalog build.checkpoint build.errors build.files build.onnx_file build.settings "
+    "build.vocabularies",
+    "build.source": "build.catalog build.checkpoint build.errors build.files build.hub build.vocabularies",
     "build.repository": "build.graphs build.target",
     "build.check": "build.config build.errors build.steps",
     "build.plan": "build.config build.errors build.files",

@@ -154,8 +154,28 @@ CASES: Mapping[str, tuple[str, Change, str]] = {
         "has auto_map",
     ),
     "another tokenizer": ("bert-cls", another_vocabulary, "the two are of different checkpoints"),
-    "vocab.txt": ("bert-cls", only("vocab.txt"), "it has vocab.txt: write one with transformers"),
-    "sentencepiece": ("xlm-roberta", only("sentencepiece.bpe.model"), "it has sentencepiece.bpe.model: write one"),
+    "a vocabulary alone": (
+        "bert-cls",
+        only("vocab.json"),
+        "has vocab.json, of which no TokenizersBackend is made",
+    ),
+    "sentencepiece": (
+        "xlm-roberta",
+        only("tokenizer.model"),
+        "has tokenizer.model, of which no TokenizersBackend",
+    ),
+    "no word for others": (
+        "bert-cls",
+        lambda folder: edit(
+            folder / "tokenizer.json", lambda content: content["model"].update(unk_token="[NONE]")
+        ),
+        r"tokenizer.json fails on words that are not in its vocabulary: .*Missing \[UNK\]",
+    ),
+    "no piece for others": (
+        "xlm-roberta",
+        lambda folder: edit(folder / "tokenizer.json", lambda content: content["model"].update(unk_id=None)),
+        "tokenizer.json fails on words that are not in its vocabulary: .*unk_id",
+    ),
     "prompts are not pooled": ("bert-cls", said(POOLING, include_prompt=False), "include_prompt = false"),
     "mean by the root": (
         "xlm-roberta",

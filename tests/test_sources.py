@@ -24,6 +24,7 @@ from conftest import REFERENCE, ROOT
 from google.protobuf import text_format
 from onnx import TensorProto, helper
 from safetensors.numpy import load_file, save
+from tokenizers import Tokenizer
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from build import catalog
@@ -363,6 +364,29 @@ def test_pickles_only(machine: Machine) -> None:
 def test_no_tokenizer(machine: Machine) -> None:
     del machine.hub.files["tokenizer.json"]
     assert machine.refused() == f"{MODEL} at {COMMIT[:12]} has no tokenizer.json"
+
+
+def test_a_vocabulary_is_brought_where_there_is_no_tokenizer(machine: Machine) -> None:
+    """With all that is said of tokens beside it, and no other vocabulary than is there."""
+    folder = shutil.copytree(REFERENCE / "tiny" / "bert-cls", machine.folder / "tiny-qwen3")
+    ids = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in sorted(ids, key=ids.__getitem__)))
+    (folder / "special_tokens_map.json").write_text('{"cls_token": "[SEP]"}')
+    (folder / "added_tokens.json").write_text("{}")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    machine.hub.files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.*")}
+    assert machine.build().returncode == 0
+    assert {"vocab.txt", "special_tokens_map.json", "added_tokens.json"} <= machine.record["downloaded"].keys()
+    tokenizer = Tokenizer.from_file(str(machine.repository / "tiny-qwen3-tokenizer" / "1" / "tokenizer.json"))
+    assert tokenizer.encode("[UNK]").tokens == ["[SEP]", "[UNK]", "[SEP]"]
+
+
+def test_a_vocabulary_that_nothing_is_made_of(machine: Machine) -> None:
+    del machine.hub.files["tokenizer.json"]
+    machine.hub.files |= {"vocab.json": b"{}", "merges.txt": b""}
+    assert "it has vocab.json, of which no TokenizersBackend is made here: write one" in machine.refused()
+    assert not [request for request in machine.hub.requests if "model.safetensors" in request]
 
 
 def test_what_is_refused_by_its_settings_is_not_downloaded(machine: Machine) -> None:

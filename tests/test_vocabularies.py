@@ -1,0 +1,195 @@
+"""Checkpoints without tokenizer.json: what is made of their vocabulary is what transformers makes of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import REFERENCE, TINY
+from test_accounts import copied, edit, graphs
+from tokenizers import Tokenizer
+
+from build import make
+from build.checkpoint import Checkpoint
+from build.errors import BuildError
+from build.tokenization import check_tokenizer
+
+FOLDER = REFERENCE / "vocabularies"
+CASES: dict[str, Any] = json.loads((FOLDER / "cases.json").read_text())["cases"]
+PAIRS: list[tuple[str, str]] = json.loads((TINY / "pairs.json").read_text())
+BERT, XLM_ROBERTA = "vocab.txt", "sentencepiece.bpe.model"
+
+
+def checkpoint(case: str, folder: Path) -> Checkpoint:
+    said = CASES[case]
+    shutil.copy(FOLDER / said["vocabulary"], folder)
+    for name, content in said["files"].items():
+        (folder / name).write_text(json.dumps(content))
+    return Checkpoint(folder)
+
+
+def unicode_texts() -> list[str]:
+    """Every character of the first two planes, 32 in a text, each among letters."""
+    characters = [chr(code) for code in range(1, 0x20000) if not 0xD800 <= code < 0xE000]
+    return ["a".join(characters[i : i + 32]) for i in range(0, len(characters), 32)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_is_the_tokenizer_that_transformers_makes(case: str, tmp_path: Path) -> None:
+    made = checkpoint(case, tmp_path)
+    check_tokenizer(made)
+    content = json.loads(made.tokenizer.to_str())
+    del content["model"]["vocab"]
+    if content["normalizer"] is not None:
+        content["normalizer"].pop("precompiled_charsmap", None)
+    assert content == CASES[case]["tokenizer"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_ids_are_those_of_transformers(case: str, tmp_path: Path) -> None:
+    """Of the file that the tokenizer step reads."""
+    (tmp_path / "tokenizer.json").write_text(checkpoint(case, tmp_path).tokenizer.to_str(), encoding="utf-8")
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert [encoding.ids for encoding in tokenizer.encode_batch(PAIRS)] == CASES[case]["ids"]
+    texts = [
+        text
+        for path in (REFERENCE / "texts.json", TINY / "texts.json", TINY / "corpus.json")
+        for text in json.loads(path.read_text())
+    ]
+    ids = [i for encoding in tokenizer.encode_batch([*texts, *unicode_texts()]) for i in encoding.ids]
+    assert hashlib.sha256(np.array(ids, np.int32).tobytes()).hexdigest() == CASES[case]["hash"]
+
+
+def as_vocabulary(folder: Path) -> None:
+    """The folder has vocab.txt in place of tokenizer.json, as what BERT's own class wrote."""
+    path = folder / "tokenizer.json"
+    ids = json.loads(path.read_text())["model"]["vocab"]
+    (folder / BERT).write_text("".join(f"{piece}\n" for piece in sorted(ids, key=ids.__getitem__)))
+    path.unlink()
+    edit(folder / "tokenizer_config.json", lambda config: config.update(tokenizer_class="BertTokenizer"))
+
+
+@pytest.mark.parametrize("name", ["bert-cls", "nomic-bert"])
+def test_a_family_is_built_of_it(name: str, tmp_path: Path) -> None:
+    folder = copied(name, tmp_path)
+    as_vocabulary(folder)
+    written = graphs(folder, tmp_path / "built")
+    tokenizer = Tokenizer.from_str(written["tiny-tokenizer/1/tokenizer.json"].decode())
+    tokenizer.enable_truncation(64)
+    ids = [encoding.ids for encoding in tokenizer.encode_batch(json.loads((TINY / "texts.json").read_text()))]
+    assert [i for row in ids for i in row] == np.load(TINY / name / "expected.npz")["token_ids"].tolist()
+
+
+def test_another_vocabulary_is_another_build(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = copied("bert-cls", tmp_path)
+    as_vocabulary(folder)
+    command = [str(folder), "--repository", str(tmp_path / "repository")]
+    assert make.main(command) == 0
+    assert make.main(command) == 0
+    assert "up to date" in capsys.readouterr().out
+    (folder / BERT).write_text((folder / BERT).read_text().replace("##s\n", "##\u00df\n"))
+    assert make.main(command) == 0
+    assert "up to date" not in capsys.readouterr().out
+
+
+Change = Callable[[Path], object]
+
+
+def config(**values: Any) -> Change:
+    return lambda folder: (folder / "tokenizer_config.json").write_text(json.dumps(values))
+
+
+def vocabulary(name: str, content: bytes) -> Change:
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def appended(content: bytes) -> Change:
+    """More fields of the message, which go before those of the same number."""
+    return vocabulary(XLM_ROBERTA, (FOLDER / XLM_ROBERTA).read_bytes() + content)
+
+
+REFUSED: dict[str, tuple[str, Change, str]] = {
+    "another class": (
+        "bert",
+        config(tokenizer_class="MPNetTokenizer"),
+        r"it has vocab.txt, of which no MPNetTokenizer is made here: write one with transformers",
+    ),
+    "a class in config.json": (
+        "bert",
+        lambda folder: edit(
+            folder / "config.json", lambda said: said.update(tokenizer_class="BertJapaneseTokenizer")
+        ),
+        "no BertJapaneseTokenizer is made here",
+    ),
+    "another file of the class": ("bert", config(tokenizer_class="XLMRobertaTokenizer"), "no XLMRobertaTokenizer"),
+    "a second vocabulary": (
+        "bert",
+        vocabulary("tokenizer.model", b""),
+        "it has vocab.txt, tokenizer.model, of which",
+    ),
+    "merges": ("bert", vocabulary("vocab.json", b"{}"), "it has vocab.txt, vocab.json, of which"),
+    "no vocabulary": ("bert", lambda folder: (folder / BERT).unlink(), r"looked in .*\): write one"),
+    "bytes": ("bert", vocabulary(BERT, b"[UNK]\n\xff\xfe\n"), "vocab.txt cannot be read: .*UTF-8"),
+    "no word for what it does not know": (
+        "bert",
+        vocabulary(BERT, b"[CLS]\n[SEP]\n[PAD]\n"),
+        r"vocab.txt fails on words that are not in its vocabulary: .*Missing \[UNK\]",
+    ),
+    "no token around a text": (
+        "bert",
+        config(cls_token=None),
+        "has no cls_token, and a BertTokenizer is not made",
+    ),
+    "a token that is none": ("bert", config(cls_token=3), "cls_token .* must be a JSON object"),
+    "flags that are none": ("bert", config(do_lower_case="no"), 'do_lower_case = "no"; it must be true or false'),
+    "another id": (
+        "bert",
+        config(added_tokens_decoder={"7": {"content": "[Q]", "special": True}}),
+        r'has "\[Q\]" as token 7, tokenizer.json as 1072: they are of two tokenizers',
+    ),
+    "another id, as transformers 4": (
+        "bert",
+        lambda folder: (folder / "added_tokens.json").write_text('{"[Q]": 7}'),
+        r'added_tokens.json has "\[Q\]" as token 7',
+    ),
+    "ids that are none": (
+        "bert",
+        config(added_tokens_decoder={"x": {"content": "[Q]"}}),
+        "has 'x' as an id in added_tokens_dec",
+    ),
+    "named tokens of one's own": (
+        "bert",
+        config(extra_special_tokens={"query": "[Q]"}),
+        "must be a list of texts",
+    ),
+    "no protobuf": ("xlm-roberta", vocabulary(XLM_ROBERTA, b"\xff"), "is no SentencePiece model"),
+    "nothing": ("xlm-roberta", vocabulary(XLM_ROBERTA, b""), "another model than XLM-RoBERTa's"),
+    "byte pairs": ("xlm-roberta", appended(b"\x12\x02\x18\x02"), "another model than XLM-RoBERTa's"),
+    "bytes in place of unknown letters": ("xlm-roberta", appended(b"\x12\x03\x98\x02\x01"), "another model than"),
+    "no space before the first word": ("xlm-roberta", appended(b"\x1a\x02\x18\x00"), "another model than"),
+    "spaces that count": ("xlm-roberta", appended(b"\x1a\x02\x20\x00"), "another model than"),
+    "a piece of the user's": ("xlm-roberta", appended(b"\x0a\x05\x0a\x01Q\x18\x04"), "another model than"),
+    "a piece without a score": (
+        "xlm-roberta",
+        appended(b"\x0a\x08\x0a\x01Q\x15\x00\x00\xc0\x7f"),
+        "has pieces with scores that are not finite",
+    ),
+    "a broken normalisation": ("xlm-roberta", appended(b"\x1a\x03\x12\x01Q"), "cannot be read: .*charsmap"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_not_converted(case: str, tmp_path: Path) -> None:
+    name, change, words = REFUSED[case]
+    made = checkpoint(name, tmp_path)
+    check_tokenizer(made)
+    change(tmp_path)
+    with pytest.raises(BuildError, match=words) as refused:
+        check_tokenizer(Checkpoint(tmp_path))
+    assert "\n" not in str(refused.value)
