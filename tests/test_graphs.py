@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -21,6 +22,14 @@ from build.target import PRECISIONS, RUNTIMES, Target
 
 COSINE = {"fp32": 0.99999, "fp16": 0.9999, "bf16": 0.999}
 SCORE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
+
+
+@pytest.mark.parametrize("name", EMBEDDERS + RERANKERS)
+def test_a_fixture_is_well_conditioned(name: str) -> None:
+    """In bf16 the reference itself uses up no more than half of what a graph in bf16 is allowed."""
+    bf16 = json.loads((TINY / name / "expected.json").read_text())["bf16"]
+    error, allowed = (1 - bf16, 1 - COSINE["bf16"]) if name in EMBEDDERS else (bf16, SCORE["bf16"])
+    assert 0 < error <= allowed / 2
 
 
 needs_opset_24 = pytest.mark.skipif(sys.version_info < (3, 11), reason="ONNX Runtime 1.23, the last for 3.10")

@@ -22,7 +22,7 @@ ALLOWED = {
     # Copied beside the models, where nothing of ours is installed.
     "build.steps": "",
     "build.inspect": "",
-    "build.onnx_file": "build.errors",
+    "build.onnx_file": "build.errors build.files",
     "build.target": "build.errors",
     "build.config": "build.errors",
     "build.catalog": "build.errors",
@@ -32,8 +32,8 @@ ALLOWED = {
     "build.checkpoint": "build.errors build.files build.settings build.vocabularies build.weights",
     "build.tokenization": "build.checkpoint build.errors build.settings",
     # A page of mathematics loads no client of the Hub and no renderer of configurations.
-    "build.graphs": "build.catalog build.checkpoint build.errors build.onnx_file build.settings build.target "
-    "build.weights",
+    "build.graphs": "build.catalog build.checkpoint build.errors build.files build.onnx_file build.settings "
+    "build.target build.weights",
     "build.architectures": "build.graphs build.settings build.templates build.weights",
     "build.hub": "build.catalog build.checkpoint build.errors build.files build.onnx_file build.settings "
     "build.vocabularies",

@@ -105,6 +105,16 @@ CASES: Mapping[str, tuple[str, Change, str]] = {
         said(CONFIG, is_causal=False),
         "is_causal = false; .* written for true only",
     ),
+    # Each of these gives other vectors in transformers.
+    "sees what comes": ("gemma3", said(CONFIG, is_causal=False), "is_causal = false, which is not read"),
+    "a causal bert": ("bert-cls", said(CONFIG, is_causal=True), "is_causal = true, which is not read"),
+    "a causal nomic": ("nomic-bert", said(CONFIG, is_causal=True), "is_causal = true, which is not read"),
+    "a causal roberta": ("xlm-roberta", said(CONFIG, is_causal=True), "is_causal = true, which is not read"),
+    "writes text by default": (
+        "gemma3",
+        lambda folder: edit(folder / CONFIG, lambda config: config.pop("use_bidirectional_attention")),
+        "use_bidirectional_attention = false",
+    ),
     "yarn": ("qwen3-embedding", yarn, r'rope_scaling.type = "yarn"'),
     "linear scaling": ("gemma3", linear, r'rope_scaling.rope_type = "linear"'),
     "yarn as of 5": (

@@ -23,6 +23,9 @@ and for a reranker token_ids, token_counts and truncated of the pairs, and:
     token_type_ids   (bert-cross-encoder) int32, one for each of token_ids
     logits           float32 [pairs], for qwen3-reranker the logit of "yes" less that of "no"
     scores           float32 [pairs], the sigmoid of logits, and so for qwen3-reranker the softmax's share of "yes"
+
+expected.json also has `bf16`, for whether a bound for bfloat16 means something: how far the reference itself is from
+these when its weights and activations are bfloat16, as the lowest cosine or the largest difference of scores.
 """
 
 from __future__ import annotations
@@ -59,6 +62,7 @@ HIDDEN = 48
 SIZES: dict[str, Any] = {"hidden_size": HIDDEN, "intermediate_size": 96, "num_attention_heads": 4}
 Arrays = dict[str, Any]
 LOAD: dict[str, Any] = {"device": "cpu", "local_files_only": True, "model_kwargs": {"dtype": torch.float32}}
+BF16 = LOAD | {"model_kwargs": {"dtype": torch.bfloat16}}
 
 TASK = "Given a web search query, retrieve relevant passages that answer the query"
 PREFIX = (
@@ -199,7 +203,16 @@ def save(folder: str | Path, model: Any, tokenizer: Any) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def write_expected(name: str, arrays: Arrays) -> None:
+def lowest_cosine(found: Any, expected: Any) -> float:
+    a, b = (np.asarray(one, np.float64) for one in (found, expected))
+    return float(((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).min())
+
+
+def largest_difference(found: Any, expected: Any) -> float:
+    return float(np.abs(np.asarray(found, np.float64) - np.asarray(expected, np.float64)).max())
+
+
+def write_expected(name: str, arrays: Arrays, bf16: float) -> None:
     if not all(np.isfinite(array).all() for array in arrays.values()):
         raise ValueError(f"{name}: a result is not finite")
     folder = HERE / name
@@ -207,7 +220,7 @@ def write_expected(name: str, arrays: Arrays) -> None:
     weights = sorted(folder.rglob("*.safetensors"))
     hashes = {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in weights}
     versions = {"python": platform.python_version()} | {p: version(p) for p in PACKAGES}
-    made_with = {"versions": versions, "sha256": hashes}
+    made_with = {"versions": versions, "sha256": hashes, "bf16": round(bf16, 6)}
     (folder / "expected.json").write_text(json.dumps(made_with, indent=2) + "\n", encoding="utf-8")
 
 
@@ -244,7 +257,8 @@ def embedder(name: str, network: Any, tokenizer: Any, *after: torch.nn.Module) -
     if name == "qwen3-embedding":
         half = SentenceTransformer(folder, truncate_dim=HIDDEN // 2, **LOAD)
         arrays["half_embeddings"] = np.stack([half.encode(text, normalize_embeddings=True) for text in TEXTS])
-    write_expected(name, arrays)
+    short = SentenceTransformer(folder, **BF16)
+    write_expected(name, arrays, lowest_cosine([short.encode(text) for text in TEXTS], arrays["embeddings"]))
 
 
 def cross_encoder(name: str, network: Any, tokenizer: Any) -> None:
@@ -263,7 +277,9 @@ def cross_encoder(name: str, network: Any, tokenizer: Any) -> None:
         arrays[key] = np.concatenate([model.predict([pair], activation_fn=activation) for pair in PAIRS])
     if "token_type_ids" in features[0]:
         arrays["token_type_ids"] = flat(item["token_type_ids"][0].tolist() for item in features)
-    write_expected(name, arrays)
+    short = CrossEncoder(folder, **BF16)
+    scores = np.concatenate([short.predict([pair], activation_fn=torch.nn.Sigmoid()) for pair in PAIRS])
+    write_expected(name, arrays, largest_difference(scores, arrays["scores"]))
 
 
 @torch.inference_mode()
@@ -281,9 +297,15 @@ def qwen_reranker(name: str, network: Any, tokenizer: Any) -> None:
     arrays = tokens(name, bodies, cut, room)
     arrays |= {"token_ids": flat(fed), "token_counts": flat([len(ids)] for ids in fed)}
     yes, no = tokenizer.convert_tokens_to_ids(["yes", "no"])
-    last = torch.stack([model(torch.tensor([ids])).logits[0, -1, [yes, no]] for ids in fed])
+
+    def answers(model: Any) -> Any:
+        return torch.stack([model(torch.tensor([ids])).logits[0, -1, [yes, no]] for ids in fed])
+
+    last = answers(model)
     arrays |= {"logits": (last[:, 0] - last[:, 1]).numpy(), "scores": last.softmax(dim=1)[:, 0].numpy()}
-    write_expected(name, arrays)
+    short = hf.AutoModelForCausalLM.from_pretrained(HERE / name, dtype=torch.bfloat16)
+    scores = answers(short).float().softmax(dim=1)[:, 0].numpy()
+    write_expected(name, arrays, largest_difference(scores, arrays["scores"]))
 
 
 ONE: dict[str, Any] = {"num_labels": 1}
