@@ -123,14 +123,16 @@ class Stack(Process):
 
 
 @contextmanager
-def stack(models: Sequence[str], repository: Path, precision: str | None = None) -> Iterator[Stack]:
+def stack(
+    models: Sequence[str], repository: Path, precision: str | None = None, python: str = sys.executable
+) -> Iterator[Stack]:
     """Serves `models` while the block runs."""
     ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
     options = [word for name in PORTS for word in (f"--{name}-port", str(ports[name]))]
     work_folder = WORK / f"serve-{ports['http']}"
     options += ["--repository", str(repository), "--models", *models, "--work-folder", str(work_folder)]
     environment = {"ENCODER_PRECISION": precision} if precision else {}
-    with command([sys.executable, "-m", "tools.serve", *options], "Ctrl-C", environment) as process:
+    with command([python, "-m", "tools.serve", *options], "Ctrl-C", environment) as process:
         yield Stack(process.root, ports, work_folder)
     shutil.rmtree(work_folder)
 

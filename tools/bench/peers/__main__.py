@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -19,13 +18,13 @@ from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 
 from build import catalog
 from build.source import obtain
 from build.texts import docstrings
 from tools.bench import machine, plots
 from tools.bench.measure import FAMILY
+from tools.bench.peers.processes import CACHE, HERE, OFFLINE, environment, listening
 from tools.bench.perf_analyzer import Load, PerfAnalyzer
 from tools.bench.raw import RawEngine
 from tools.bench.report import peers_table
@@ -34,15 +33,11 @@ from tools.bench.server import Process, free_ports, stack
 from tools.command import ROOT
 from tools.direct import open_url
 
-HERE = Path(__file__).parent
-CACHE = ROOT / ".cache" / "peers"
 TEXTS = 384
 CALLS = [(1, 1), (32, 1), (1, 64)]
 """(clients, texts a call) of every server."""
-START_SECONDS = 120
 SAME_COSINE = 0.999
 """With vectors of another precision."""
-OFFLINE = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
 
 
 @dataclass(frozen=True)
@@ -193,19 +188,6 @@ def own_seconds(comparison: Comparison) -> float:
     return time.process_time() + servers + library + sum(one.load_cpu_seconds for one in seen)
 
 
-def environment(name: str) -> Path:
-    """The Python of a virtual environment with the pinned packages of `name`.txt, made once."""
-    folder, pins = CACHE / name, HERE / f"{name}.txt"
-    stamp = folder / pins.name
-    python = folder / "bin" / "python"
-    if not stamp.exists() or stamp.read_text() != pins.read_text():
-        print(f"installing {name}", file=sys.stderr, flush=True)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", "--no-input", "-r", str(pins)], check=True)
-        shutil.copy(pins, stamp)
-    return python
-
-
 @contextmanager
 def infinity(python: Path, checkpoint: Path) -> Iterator[Server]:
     """infinity_emb's own server with its torch engine."""
@@ -251,27 +233,6 @@ def library(python: Path, checkpoint: Path) -> Iterator[Library]:
             if process.stdout.readline().strip() != "ready":
                 raise SystemExit("sentence-transformers did not start")  # it has said why
             yield Library(process.stdin, process.stdout)
-        finally:
-            process.terminate()
-
-
-@contextmanager
-def listening(words: list[str], port: int, environment: dict[str, str]) -> Iterator[Process]:
-    """Runs a server while the block runs, from the moment that it listens on `port`."""
-    log = CACHE / "servers.log"
-    with (
-        log.open("a") as output,
-        subprocess.Popen(words, cwd=ROOT, env=os.environ | environment, stdout=output, stderr=output) as process,
-    ):
-        try:
-            for _ in range(START_SECONDS * 10):
-                with socket.socket() as probe:
-                    if not probe.connect_ex(("127.0.0.1", port)):
-                        break
-                if process.poll() is not None:
-                    raise SystemExit(f"{words[0]} did not start: {log} has its last words")
-                time.sleep(0.1)
-            yield Process(psutil.Process(process.pid))
         finally:
             process.terminate()
 
