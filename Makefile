@@ -5,8 +5,13 @@ RUNTIME ?= auto
 # Torch comes along where it can use a GPU.
 LOCK := $(if $(shell command -v nvidia-smi),$(shell $(PYTHON) -m tools.preflight --lock),serve)
 export TARGET RUNTIME WATCH
+# Where there is no network: pip takes everything from a folder of wheels.
+ifdef WHEELS
+export PIP_NO_INDEX := 1
+export PIP_FIND_LINKS := $(abspath $(WHEELS))
+endif
 
-.PHONY: help setup build serve deploy undeploy logs smoke pin test lint bench bench-peers soak lock clean
+.PHONY: help setup build serve deploy undeploy logs smoke pin test lint bench bench-peers gpu-proof soak lock clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -56,6 +61,11 @@ bench: build .venv/bench.lock ## Measure beside the raw engine, and bring the RE
 bench-peers: build .venv/bench.lock ## Measure sentence-transformers, infinity and a home-made gateway beside it
 	@$(VENV)/python -m tools.bench.peers $(ARGS)
 	@$(VENV)/python -m tools.bench.report
+
+# Without a GPU, a trial with the tests' torch.
+TRIAL := $(if $(filter gpu,$(LOCK)),,.venv-torch)
+gpu-proof: setup .venv/bench.lock $(TRIAL:%=%/torch.txt) ## Prove RUNTIME=torch on this machine's GPU (ARGS="--size 4b", WHEELS=folder)
+	@$(VENV)/python -m tools.bench.gpu $(TRIAL:%=--python %/bin/python --peers %/bin/python) $(ARGS)
 
 soak: build .venv/test.lock ## An hour of mixed load: memory, files and threads must stay flat (ARGS="--seconds 60")
 	@$(VENV)/python -m tools.soak $(ARGS)

@@ -64,6 +64,8 @@ ALLOWED = {
     "tools.triton": "build.config build.errors build.gpu tools.access tools.command tools.preflight tools.stubs",
     "tools.serve": "build.config build.errors tools.command tools.shim tools.triton",
     "tools.deploy": "tools.command tools.direct",
+    "tools.bench.gpu": "build.checkpoint build.errors build.gpu build.graphs build.reference build.repository "
+    "build.steps build.texts tools.bench tools.command tools.direct",
     "tools.bench": "build.catalog build.graphs build.repository build.source build.texts tools.command "
     "tools.direct tools.triton",
     "tools.soak": "tools.bench tools.command tools.shim",

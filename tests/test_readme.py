@@ -56,8 +56,8 @@ def test_clients_are_of_the_versions_that_are_tested() -> None:
 
 
 def test_commands_and_links_exist() -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert {word for line in re.findall(r"`make ([a-z ]+)", README) for word in line.split()} <= targets
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert {word for line in re.findall(r"`make ([a-z -]+)", README) for word in line.split()} <= targets
     assert re.findall(r"^make (\w+) +#", README, re.MULTILINE) == ["serve", "test"]
     for link in re.findall(r"\]\(([^)]+)\)", README):
         assert (ROOT / link).exists()

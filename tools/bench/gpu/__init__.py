@@ -1,0 +1,1 @@
+"""What `RUNTIME=torch` gives on this machine's GPU: `make gpu-proof`."""

@@ -1,0 +1,160 @@
+"""What proofs have found: JSON, tables, plots; `python -m tools.bench.gpu.report` writes the README's part anew.
+
+Only proofs of a GPU lie in the folder that the README shows.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import textwrap
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from tools.bench.results import RESULTS
+from tools.command import ROOT
+
+README = ROOT / "README.md"
+FOLDER = RESULTS / "gpu"
+BEGIN, END = "<!-- proven: written by tools.bench.gpu.report -->", "<!-- end of proven -->"
+NOTHING = "No GPU has run it yet, so there are no numbers here."
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One engine on the texts of one load."""
+
+    engine: str
+    load: str
+    flops: float
+    """Operations that a token needs."""
+    rounds: list[float]
+    """Tokens a second."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Median of the rounds."""
+        return median(self.rounds)
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Everything of one run."""
+
+    gpu: bool
+    device: str
+    checkpoint: str
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    peak: float
+    """Operations a second of a large product of bf16 matrices, measured."""
+    cosines: dict[str, dict[str, float]]
+    """Two that were compared -> lowest and mean."""
+    unlike: float
+    """Mean cosine of unlike texts, to judge the others by."""
+    same_bits: dict[str, list[int]]
+    """Precision -> texts with the same bits alone as together, texts."""
+    speeds: list[Speed]
+    memory: dict[str, int]
+    """Engine -> bytes: of the GPU's, or on a CPU of its processes."""
+    absent: dict[str, str]
+    """What was not measured -> why."""
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        return re.sub(r"[^a-z0-9.]+", "-", f"{self.device} {self.checkpoint}".lower()).strip("-")
+
+    @property
+    def engines(self) -> list[str]:
+        """Those that were measured."""
+        return list(dict.fromkeys(one.engine for one in self.speeds))
+
+    @property
+    def loads(self) -> list[str]:
+        """Those that any engine got through."""
+        return list(dict.fromkeys(one.load for one in self.speeds))
+
+    def find(self, engine: str, load: str) -> Speed | None:
+        """None where the engine could not."""
+        return next((one for one in self.speeds if (one.engine, one.load) == (engine, load)), None)
+
+    def share(self, speed: Speed) -> float:
+        """Of the peak."""
+        return speed.tokens_per_second * speed.flops / self.peak
+
+    def write(self, folder: Path) -> Path:
+        """As JSON, in a file of its own."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{self.name}.json"
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        return path
+
+    @classmethod
+    def read(cls, path: Path) -> Proof:
+        """What `write` wrote."""
+        content = json.loads(path.read_bytes())
+        return cls(**content | {"speeds": [Speed(**one) for one in content["speeds"]]})
+
+
+def table(proof: Proof) -> str:
+    """As Markdown: tokens a second of every engine on every load, and what else was found."""
+    lines = [
+        f"| {proof.device}, {proof.checkpoint}, bf16 | {' | '.join(proof.loads)} | memory |",
+        f"|---|{'---|' * len(proof.loads)}---|",
+    ]
+    for engine in proof.engines:
+        cells = [_cell(proof, proof.find(engine, load)) for load in proof.loads]
+        lines.append(f"| {engine} | {' | '.join(cells)} | {proof.memory[engine] / 1e9:.1f} GB |")
+    return "\n".join([*lines, "", *textwrap.wrap(" ".join(_sentences(proof)), 115)])
+
+
+def _cell(proof: Proof, speed: Speed | None) -> str:
+    return "" if speed is None else f"{speed.tokens_per_second:,.0f} ({proof.share(speed):.0%})"
+
+
+def _sentences(proof: Proof) -> list[str]:
+    rounds = len(proof.speeds[0].rounds)
+    rounds_said = f"medians of {rounds} rounds" if rounds > 1 else "one round"
+    cosines = [f"{who} {one['lowest']:.7f} ({one['mean']:.7f})" for who, one in proof.cosines.items()]
+    bits = [f"{same} of {texts} in {precision}" for precision, (same, texts) in proof.same_bits.items()]
+    return [
+        f"Tokens a second, {rounds_said}, and the share of the {proof.peak / 1e12:.3g} TFLOP/s that "
+        "a large product of bf16 matrices reaches there.",
+        f"Lowest (and mean) cosines: {'; '.join(cosines)}; of unlike texts on average {proof.unlike:.2f}.",
+        f"Texts with the same bits alone as beside others: {', '.join(bits)}.",
+        *(f"{what} was not measured: {why}." for what, why in proof.absent.items()),
+    ]
+
+
+def with_proofs(text: str, proofs: list[Proof]) -> str:
+    """`text` with a table and a plot of each proof between the marks."""
+    parts = [f"{table(one)}\n\n![Tokens per second]({_plot(one).relative_to(ROOT)})" for one in proofs]
+    content = "\n\n".join([BEGIN, *(parts or [NOTHING]), END])
+    return re.sub(f"{BEGIN}.*?{END}", lambda _: content, text, flags=re.DOTALL)
+
+
+def proofs() -> list[Proof]:
+    """Those that the README shows."""
+    return [Proof.read(path) for path in sorted(FOLDER.glob("*.json"))]
+
+
+def _plot(proof: Proof) -> Path:
+    return FOLDER / f"{proof.name}.png"
+
+
+def main() -> int:
+    """Draws the plots and rewrites the README's part."""
+    from tools.bench.gpu import plot  # which needs matplotlib
+
+    for proof in proofs():
+        plot.draw(proof, _plot(proof))
+    README.write_text(with_proofs(README.read_text(), proofs()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
