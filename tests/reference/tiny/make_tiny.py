@@ -24,8 +24,8 @@ and for a reranker token_ids, token_counts and truncated of the pairs, and:
     logits           float32 [pairs], for qwen3-reranker the logit of "yes" less that of "no"
     scores           float32 [pairs], the sigmoid of logits, and so for qwen3-reranker the softmax's share of "yes"
 
-expected.json also has `bf16`, for whether a bound for bfloat16 means something: how far the reference itself is from
-these when its weights and activations are bfloat16, as the lowest cosine or the largest difference of scores.
+expected.json also has `bf16`, for whether a bound for bfloat16 means something: how far the reference itself is
+from these when its weights and activations are bfloat16, as the lowest cosine or the largest difference of scores.
 """
 
 from __future__ import annotations
