@@ -127,6 +127,12 @@ class Checkpoint:
         return self.settings(path) if is_listed(path) else Settings(path, {})
 
     @cached_property
+    def tokenizer_class(self) -> str:
+        """The class that transformers 5 reads the tokenizer by, as `BertTokenizer`; or ""."""
+        said = self.tokenizer_config.find("tokenizer_class") or self.config.find("tokenizer_class")
+        return str(said or CLASSES.get(self.model_type, "")).removesuffix("Fast")
+
+    @cached_property
     def special_tokens(self) -> Settings:
         """`special_tokens_map.json` where transformers reads it, which goes before `tokenizer_config.json`."""
         return self._older(SPECIAL_TOKENS)
@@ -203,8 +209,7 @@ class Checkpoint:
         """`tokenizer.json`, or what is made of a vocabulary where there is none; BuildError for a broken one."""
         path = self.transformer / "tokenizer.json"
         if not is_listed(path):
-            said = self.tokenizer_config.find("tokenizer_class") or self.config.find("tokenizer_class")
-            return convert(self.transformer, self.folder, str(said or CLASSES.get(self.model_type, "")))
+            return convert(self.transformer, self.folder, self.tokenizer_class)
         content = self.settings(path)
         content.skip(content)
         if (after := content.find("post_processor")) is not None:
@@ -213,6 +218,8 @@ class Checkpoint:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises nothing narrower
             raise BuildError(f"{path} cannot be read: {error}") from None
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
         check_unknown(tokenizer, path)
         return tokenizer
 

@@ -76,7 +76,6 @@ def convert(folder: Path, checkpoint: Path, kind: str) -> Tokenizer:
 
     Raises BuildError for another class, and for a vocabulary that is not like the class's own.
     """
-    kind = kind.removesuffix("Fast")
     there = [name for name in (*VOCABULARIES.values(), *OTHERS) if is_listed(folder / name)]
     if kind not in VOCABULARIES or there != [VOCABULARIES[kind]]:
         instead = f"; it has {', '.join(there)}, of which no {kind or 'tokenizer'} is made here" if there else ""
@@ -88,13 +87,13 @@ def convert(folder: Path, checkpoint: Path, kind: str) -> Tokenizer:
     if (size := path.stat().st_size) > LARGEST:
         raise BuildError(f"{path} has {size >> 20} MB: no vocabulary is larger than {LARGEST >> 20} MB")
     said = _said(folder, checkpoint, kind)
-    named = {name: _token(said, name) for name in NAMED if name in said}
+    named = _named(said)
     words = {name: token.content for name, token in named.items()}
     listed = said.inner("added_tokens_decoder")
     added = [_token(listed, i) for i in _in_order(listed)] if listed is not None else []
     extra = said.words("extra_special_tokens", default=[])
     try:
-        tokenizer = (_word_piece if kind == BERT else _unigram)(path, said, words)
+        tokenizer = _word_piece_of(path, said, words) if kind == BERT else _unigram_of(path, said, words)
         tokens = [*added, *named.values(), *(AddedToken(content, special=True) for content in extra)]
         for token in tokens:
             token.special = token.special or token.content in words.values()
@@ -106,6 +105,24 @@ def convert(folder: Path, checkpoint: Path, kind: str) -> Tokenizer:
         raise BuildError(f"{path} cannot be read: {error}") from None
     check_unknown(tokenizer, path)
     return tokenizer
+
+
+def of_class(tokenizer: Tokenizer, charsmap: bytes, folder: Path, checkpoint: Path, kind: str) -> Tokenizer:
+    """What the class `kind` makes of a `tokenizer.json`, of which it takes the words and does the rest itself.
+
+    `charsmap` is that of the file's Precompiled normalizer.
+    """
+    said = _said(folder, checkpoint, kind)
+    named = {name: token.content for name, token in _named(said).items()}
+    if kind == BERT:
+        words = tokenizer.get_vocab(with_added_tokens=False)
+        made = _word_piece(models.WordPiece(words, unk_token=named["unk_token"]), said)
+    else:
+        made = _unigram(tokenizer.model, charsmap, said)
+    made.add_tokens([token for _, token in sorted(tokenizer.get_added_tokens_decoder().items())])
+    made.post_processor = _ends(made, kind, named)
+    check_unknown(made, said.path)
+    return made
 
 
 def check_unknown(tokenizer: Tokenizer, path: Path) -> None:
@@ -135,7 +152,7 @@ def _said(folder: Path, checkpoint: Path, kind: str) -> Settings:
         said |= {
             name: token | {"special": True} if isinstance(token, dict) else token for name, token in older.items()
         }
-        special = [token["content"] if isinstance(token, dict) else token for token in map(said.get, NAMED)]
+        special = [token.get("content") if isinstance(token, dict) else token for token in map(said.get, NAMED)]
         special += said["extra_special_tokens"] or []
         said["added_tokens_decoder"] = {
             str(i): {"content": content, "special": content in special}
@@ -171,9 +188,17 @@ def _token(said: Settings, name: str) -> AddedToken:
     )
 
 
-def _word_piece(path: Path, said: Settings, named: dict[str, str]) -> Tokenizer:
+def _named(said: Settings) -> dict[str, AddedToken]:
+    return {name: _token(said, name) for name in NAMED if name in said}
+
+
+def _word_piece_of(path: Path, said: Settings, words: dict[str, str]) -> Tokenizer:
+    return _word_piece(models.WordPiece.from_file(str(path), unk_token=words["unk_token"]), said)
+
+
+def _word_piece(model: models.Model, said: Settings) -> Tokenizer:
     """`BertTokenizer`."""
-    tokenizer = Tokenizer(models.WordPiece.from_file(str(path), unk_token=named["unk_token"]))
+    tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.BertNormalizer(
         clean_text=True,
         handle_chinese_chars=said.flag("tokenize_chinese_chars", default=True),
@@ -185,13 +210,19 @@ def _word_piece(path: Path, said: Settings, named: dict[str, str]) -> Tokenizer:
     return tokenizer
 
 
-def _unigram(path: Path, said: Settings, named: dict[str, str]) -> Tokenizer:
-    """`XLMRobertaTokenizer`, whose first four ids are fairseq's and not SentencePiece's."""
-    model = _sentencepiece(path)
-    first = [(named[f"{name}_token"], 0.0) for name in ("bos", "pad", "eos", "unk")]
-    pieces = [(piece.piece, piece.score) for piece in model.pieces[3:]]
-    tokenizer = Tokenizer(models.Unigram([*first, *pieces, (named["mask_token"], 0.0)], 3, byte_fallback=False))
-    if charsmap := model.normalizer_spec.precompiled_charsmap:
+def _unigram_of(path: Path, said: Settings, words: dict[str, str]) -> Tokenizer:
+    """Of which the first four ids are fairseq's and not SentencePiece's."""
+    file = _sentencepiece(path)
+    first = [(words[f"{name}_token"], 0.0) for name in ("bos", "pad", "eos", "unk")]
+    pieces = [(piece.piece, piece.score) for piece in file.pieces[3:]]
+    model = models.Unigram([*first, *pieces, (words["mask_token"], 0.0)], 3, byte_fallback=False)
+    return _unigram(model, file.normalizer_spec.precompiled_charsmap, said)
+
+
+def _unigram(model: models.Model, charsmap: bytes, said: Settings) -> Tokenizer:
+    """`XLMRobertaTokenizer`."""
+    tokenizer = Tokenizer(model)
+    if charsmap:
         tokenizer.normalizer = normalizers.Precompiled(charsmap)
     prepend = "always" if said.flag("add_prefix_space", default=True) else "never"
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

@@ -30,7 +30,7 @@ ALLOWED = {
     "build.weights": "build.errors build.files build.settings",
     "build.vocabularies": "build.errors build.files build.settings",
     "build.checkpoint": "build.errors build.files build.settings build.vocabularies build.weights",
-    "build.tokenization": "build.checkpoint build.errors build.settings",
+    "build.tokenization": "build.checkpoint build.errors build.files build.settings build.vocabularies",
     # A page of mathematics loads no client of the Hub and no renderer of configurations.
     "build.graphs": "build.catalog build.checkpoint build.errors build.files build.onnx_file build.settings "
     "build.target build.weights",

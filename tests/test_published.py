@@ -69,9 +69,10 @@ def checkpoint(name: str, folder: Path) -> Checkpoint:
 
 def tokenizer_for(config: dict[str, Any]) -> Tokenizer:
     """A tokenizer that does what the file says: nobody quotes the real one's megabytes."""
-    tokenizer = Tokenizer.from_file(str(TINY / "bert-cls" / "tokenizer.json"))
+    unigram = config.get("unk_token") == "<unk>"
+    tokenizer = Tokenizer.from_file(str(TINY / ("xlm-roberta" if unigram else "bert-cls") / "tokenizer.json"))
     tokenizer.normalizer = None
-    if "do_lower_case" in config or "Bert" in config.get("tokenizer_class", "Bert"):
+    if not unigram and ("do_lower_case" in config or "Bert" in config.get("tokenizer_class", "Bert")):
         tokenizer.normalizer = normalizers.BertNormalizer(
             lowercase=config.get("do_lower_case", True), strip_accents=config.get("strip_accents")
         )

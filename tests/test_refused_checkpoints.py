@@ -127,6 +127,11 @@ CASES: Mapping[str, tuple[str, Change, str]] = {
         said(CONFIG, partial_rotary_factor=0.5),
         "partial_rotary_factor",
     ),
+    "half of a head rotates, as of 5": (
+        "qwen3-embedding",
+        said(CONFIG, rope_parameters={"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5}),
+        "rope_parameters.partial_rotary_factor = 0.5",
+    ),
     "two bases": ("qwen3-embedding", said(CONFIG, rope_theta=5.0), "rope_parameters.rope_theta"),
     "relative positions": (
         "bert-cls",

@@ -193,3 +193,63 @@ def test_what_is_not_converted(case: str, tmp_path: Path) -> None:
     with pytest.raises(BuildError, match=words) as refused:
         check_tokenizer(Checkpoint(tmp_path))
     assert "\n" not in str(refused.value)
+
+
+def written(case: str, folder: Path, kind: str, **parts: Any) -> Checkpoint:
+    """The case with the tokenizer.json that is made of it, some parts of which are others."""
+    made = json.loads(checkpoint(case, folder).tokenizer.to_str())
+    for name in (BERT, XLM_ROBERTA):
+        (folder / name).unlink(missing_ok=True)
+    made["model"] |= parts.pop("model", {})
+    (folder / "tokenizer.json").write_text(json.dumps(made | parts))
+    config(tokenizer_class=kind)(folder)
+    return Checkpoint(folder)
+
+
+METASPACE = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True}
+UNLIKE: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "spaces at the end": ("xlm-roberta", "XLMRobertaTokenizer", {"pre_tokenizer": METASPACE}),
+    "no compatible letters": ("xlm-roberta", "XLMRobertaTokenizerFast", {"normalizer": {"type": "NFC"}}),
+    "words by spaces": ("bert", "BertTokenizer", {"pre_tokenizer": {"type": "WhitespaceSplit"}}),
+    "longer words": ("bert", "BertTokenizerFast", {"model": {"max_input_chars_per_word": 200}}),
+    "no ends": ("bert", "BertTokenizer", {"post_processor": None}),
+}
+
+
+@pytest.mark.parametrize("case", UNLIKE)
+def test_a_class_that_does_not_go_by_the_file(case: str, tmp_path: Path) -> None:
+    """transformers 5 passes over what the file says there; it keeps to it by the general class."""
+    name, kind, parts = UNLIKE[case]
+    check_tokenizer(written(name, tmp_path, kind))
+    check_tokenizer(written(name, tmp_path, "PreTrainedTokenizerFast", **parts))
+    with pytest.raises(BuildError, match=r"tokenizer_class \w+, as which transformers 5 makes other tokens of"):
+        check_tokenizer(written(name, tmp_path, kind, **parts))
+
+
+def test_an_unknown_word_of_another_name(tmp_path: Path) -> None:
+    made = written("bert", tmp_path, "BertTokenizer")
+    config(unk_token="<unk>", tokenizer_class="BertTokenizer")(tmp_path)
+    edit(
+        tmp_path / "tokenizer.json",
+        lambda content: content["added_tokens"].append(
+            {**content["added_tokens"][0], "content": "<unk>", "id": 9}
+        ),
+    )
+    with pytest.raises(BuildError, match=r"tokenizer_config.json fails on words that are not in its vocabulary"):
+        check_tokenizer(Checkpoint(made.folder))
+
+
+def test_a_class_that_knows_another_kind_of_vocabulary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As paraphrase-multilingual-MiniLM was saved once: transformers 5 reads nothing but unknown words."""
+    check_tokenizer(written("xlm-roberta", tmp_path, "XLMRobertaTokenizer"))
+    assert not capsys.readouterr().out
+    check_tokenizer(written("xlm-roberta", tmp_path, "BertTokenizer"))
+    assert "tokens are those of the file, as in transformers 4" in capsys.readouterr().out
+
+
+def test_a_file_that_pads_and_cuts(tmp_path: Path) -> None:
+    """The step pads and cuts by itself."""
+    padding = {"strategy": {"Fixed": 128}, "direction": "Right", "pad_to_multiple_of": None}
+    padding |= {"pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]"}
+    cut = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    check_tokenizer(written("bert", tmp_path, "BertTokenizer", padding=padding, truncation=cut))
