@@ -81,7 +81,7 @@ def test_bad_input_is_refused_with_a_sentence(stack: Stack, name: str) -> None:
     content = answer.json()
     assert (answer.status, content["type"]) == (status, kind)
     assert words in content["error"]
-    assert "Traceback" not in content["error"]
+    assert "\n" not in content["error"]
 
 
 def test_wrong_method(stack: Stack) -> None:

@@ -108,6 +108,7 @@ def test_killed_outright_and_started_again(tmp_path: Path) -> None:
     _, alive = psutil.wait_procs(processes, timeout=30)
     assert not alive
     left = stack.segments()
+    assert left
     assert stack.start().stop() == 0
     assert not any(segment.exists() for segment in left)
 

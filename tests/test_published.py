@@ -15,7 +15,9 @@ from tokenizers import Tokenizer, normalizers, processors
 from build.architectures import ARCHITECTURES
 from build.checkpoint import Checkpoint
 from build.errors import BuildError
+from build.graphs.dimensions import any_dimensions, labels
 from build.models import models_of, write_model
+from build.settings import Settings
 from build.source import describe
 from build.target import Target
 
@@ -137,6 +139,43 @@ def test_a_language_model_is_told_what_it_is_for(tmp_path: Path) -> None:
     model = checkpoint("Qwen/Qwen3-Reranker-0.6B", tmp_path)
     with pytest.raises(BuildError, match="say --task rerank if it answers yes or no"):
         describe(model.folder, "published")
+
+
+SIZES = {
+    # RoBERTa's positions are counted from the padding token's id on, which has the first row.
+    "sentence-transformers/stsb-roberta-large": (1024, 50265, 512, 2, 1, 1),
+    "sentence-transformers/all-mpnet-base-v2": (768, 30527, 512, 2, 1, 1),
+    "intfloat/multilingual-e5-base": (768, 250002, 512, 2, 1, 1),
+    "sentence-transformers/distilbert-base-nli-mean-tokens": (768, 30522, 512, 0, 1, 0),
+    "google/electra-base-discriminator": (768, 30522, 512, 0, 2, 0),
+    "nomic-ai/nomic-embed-text-v1.5": (768, 30528, 8192, 0, 2, 0),
+    "hkunlp/instructor-xl": (1024, 32128, 512, 0, 1, 0),
+    "hotchpotch/japanese-reranker-xsmall-v2": (256, 102400, 8192, 0, 1, 3),
+}
+"""Of models whose exported graphs may be adopted, by their papers and cards."""
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_dimensions_of_any_type(name: str, tmp_path: Path) -> None:
+    found = any_dimensions(Settings(tmp_path, MODELS[name]["config.json"]))
+    positions = found.positions, found.first_position
+    assert (found.hidden_size, found.vocab_size, *positions, found.token_types, found.padding) == SIZES[name]
+
+
+@pytest.mark.parametrize("model_type", ["camembert", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl"])
+def test_positions_behind_the_padding_tokens(model_type: str, tmp_path: Path) -> None:
+    """Whose id is 1 where the configuration says none, as in transformers' own for these."""
+    config = {"model_type": model_type, "hidden_size": 8, "vocab_size": 9, "max_position_embeddings": 514}
+    found = any_dimensions(Settings(tmp_path, config))
+    assert (found.positions, found.first_position) == (512, 2)
+
+
+@pytest.mark.parametrize(
+    ("said", "count"), [({}, 2), ({"num_labels": 3}, 3), ({"_num_labels": 1}, 1), ({"id2label": {"0": "a"}}, 1)]
+)
+def test_labels_by_every_name(said: dict[str, Any], count: int, tmp_path: Path) -> None:
+    """Without one transformers makes two."""
+    assert labels(Settings(tmp_path, said)) == count
 
 
 @pytest.mark.parametrize("name", REFUSED)

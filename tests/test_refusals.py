@@ -297,7 +297,9 @@ def test_answers_do_not_name_what_the_server_is_made_of(stack: Stack) -> None:
     assert {answer.headers["Server"] for answer in answers} == {"triton-embeddings"}
     with socket.create_connection(("127.0.0.1", stack.ports["embed"]), timeout=10) as connection:
         connection.sendall(b"nonsense\r\n\r\n")
-        assert b"aiohttp" not in connection.recv(4096)
+        answer = connection.recv(4096)
+    assert b"\r\nServer: triton-embeddings\r\n" in answer
+    assert b"aiohttp" not in answer
 
 
 def test_a_long_query_beside_many_documents(own_gateway: Split) -> None:

@@ -249,6 +249,12 @@ CASES: Mapping[str, tuple[str, Change, str]] = {
         r"of shape \[40, 48\], but the configuration asks for \[560, 48\]",
     ),
     "no layers": ("bert-cls", said(CONFIG, num_hidden_layers=0), "num_hidden_layers = 0; it must be"),
+    "heads of no whole width": (
+        "bert-cls",
+        said(CONFIG, num_attention_heads=5),
+        "48 values, which 5 heads cannot",
+    ),
+    "heads that share unevenly": ("qwen3-embedding", said(CONFIG, num_key_value_heads=3), "4 heads .* share 3 of"),
     "a head of a billion": ("qwen3-embedding", said(CONFIG, head_dim=10**9), "head_dim = 1000000000; it must be"),
     "a wide head": ("qwen3-embedding", said(CONFIG, head_dim=2**22), "but the configuration asks for"),
     "two labels": ("bert-cross-encoder", said(CONFIG, id2label={"0": "no", "1": "yes"}), "gives 2 labels"),
