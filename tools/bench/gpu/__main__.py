@@ -29,8 +29,8 @@ from tools.bench.peers.processes import environment
 from tools.command import ROOT
 
 WORK = ROOT / ".cache" / "gpu-proof"
-TOKENS = {True: 1 << 18, False: 1 << 13}
-"""Of a load, on a GPU and on a CPU."""
+TOKENS = {True: (1 << 18, 1 << 15), False: (1 << 13, 1 << 13)}
+"""Of a load, and of texts whose vectors are compared; on a GPU and on a CPU."""
 PRECISIONS = ("bf16", "fp32")
 ENCODER = "encoder alone"
 LIBRARY = "sentence-transformers"
@@ -127,8 +127,9 @@ class Prover:
         WORK.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=WORK) as folder:
             self._repository = Path(folder, "repository")
-            self._checkpoint, name = self._options.checkpoint, str(self._options.checkpoint)
-            if self._checkpoint is None:
+            if given := self._options.checkpoint:
+                self._checkpoint, name = given.absolute(), given.absolute().name
+            else:
                 size = self._options.size or ("0.6b" if self._card else "tiny")
                 self._checkpoint, name = Path(folder, size), f"Qwen3-Embedding {size} with random weights"
                 say(f"writing {name}")
@@ -136,8 +137,9 @@ class Prover:
             qwen3, texts = dimensions(self._checkpoint), Texts(self._checkpoint)
             for precision in PRECISIONS:
                 self._build(precision)
-            self._compare(texts.few())
-            loads = texts.loads(TOKENS[self._card is not None])
+            tokens, few = TOKENS[self._card is not None]
+            self._compare(texts.few(few))
+            loads = texts.loads(tokens)
             for i in range(self._options.rounds):
                 self._round(f"round {i + 1} of {self._options.rounds}", loads)
         return self._proof(name, qwen3, loads)
@@ -169,7 +171,10 @@ class Prover:
             ENCODER: named(ENCODER, self._encoder("bf16")),
             "the stack": engines.stack(self._python, self._repository, "bf16"),
             LIBRARY: named(LIBRARY, self._peer(LIBRARY, "bf16")),
-            **{name: named(name, engines.installed(name, self._checkpoint)) for name in engines.INSTALLED},
+            **{
+                name: named(name, engines.installed(command, self._checkpoint))
+                for command, name in engines.INSTALLED.items()
+            },
         }
         for name, start in starts.items():
             say(f"{title}: {name}")

@@ -16,24 +16,22 @@ from build.errors import BuildError
 from build.graphs.qwen3 import Qwen3
 from tools.command import ROOT
 
-TINY = ROOT / "tests" / "reference" / "tiny" / "qwen3-embedding"
-"""Gives tokenizer and settings to every size."""
+PUBLISHED = ROOT / "tests" / "reference" / "published.json"
+"""Has the settings of Qwen3-Embedding-0.6B, which every size gets, but for its shape."""
+TOKENIZER = ROOT / "tests" / "reference" / "tiny" / "qwen3-embedding" / "tokenizer.json"
+"""A small one, made for the tests; it puts the same token behind a text."""
 
 WINDOW = 8192
-COMMON: dict[str, object] = {"num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 32768}
-SIZES: dict[str, dict[str, object]] = {
-    "tiny": {"max_position_embeddings": WINDOW},
-    "0.6b": COMMON
-    | {"hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 3072, "num_hidden_layers": 28}
-    | {"vocab_size": 151669},
-    "4b": COMMON
-    | {"hidden_size": 2560, "num_attention_heads": 32, "intermediate_size": 9728, "num_hidden_layers": 36}
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"hidden_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    | {"intermediate_size": 96, "num_hidden_layers": 3, "vocab_size": 640},
+    "0.6b": {},
+    "4b": {"hidden_size": 2560, "num_attention_heads": 32, "intermediate_size": 9728, "num_hidden_layers": 36}
     | {"vocab_size": 151665},
-    "8b": COMMON
-    | {"hidden_size": 4096, "num_attention_heads": 32, "intermediate_size": 12288, "num_hidden_layers": 36}
+    "8b": {"hidden_size": 4096, "num_attention_heads": 32, "intermediate_size": 12288, "num_hidden_layers": 36}
     | {"vocab_size": 151665},
 }
-"""Size -> what its `config.json` has that the tiny one's has not."""
+"""Size -> what its `config.json` has that the published one has not."""
 
 CHUNK = 1 << 22
 """Random numbers that are made at a time."""
@@ -65,12 +63,19 @@ def flops(qwen3: Qwen3, lengths: Sequence[int]) -> int:
 
 def write_random(size: str, folder: Path) -> None:
     """Writes a checkpoint with random bf16 weights, a shard for the table of tokens and one for each layer."""
-    shutil.copytree(TINY, folder, ignore=shutil.ignore_patterns("*.safetensors", "expected.*"))
-    config = json.loads((TINY / "config.json").read_text()) | SIZES[size]
-    config["layer_types"] = ["full_attention"] * config["num_hidden_layers"]
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
-    settings = json.loads((TINY / "tokenizer_config.json").read_text()) | {"model_max_length": WINDOW}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1))
+    files = json.loads(PUBLISHED.read_text())["models"]["Qwen/Qwen3-Embedding-0.6B"]
+    files["config.json"] |= SIZES[size]
+    files["tokenizer_config.json"] = {
+        "model_max_length": WINDOW,
+        "pad_token": "<|endoftext|>",
+        "padding_side": "left",
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    for name, content in files.items():
+        if name.endswith(".json"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(json.dumps(content, indent=1))
+    shutil.copy(TOKENIZER, folder)
     parts = list(shards(dimensions(folder)))
     random = np.random.default_rng(0)
     places: dict[str, str] = {}

@@ -24,7 +24,7 @@ GEMM = {"cuda": (8192, 30), "cpu": (512, 3)}
 
 def main() -> None:
     """Answers until stdin ends."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     peak = measured_peak(device)
     encoder = PackedEncoder(Path(sys.argv[1]), device, PACKED_BUDGET)
 

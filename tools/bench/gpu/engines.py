@@ -11,7 +11,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeAlias
@@ -23,6 +23,7 @@ import psutil
 from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
 
+from build.repository import PACKED_BUDGET
 from tools.bench import server
 from tools.bench.gpu.checkpoint import WINDOW
 from tools.bench.gpu.loads import Load
@@ -35,8 +36,8 @@ CLIENTS = 8
 CALL = 64
 """Texts of a call at most: what an ensemble takes."""
 GRPC, EMBED = "v2 gRPC", "`/embed`"
-INSTALLED = ("vllm", "text-embeddings-router")
-"""Servers that are measured where PATH has them."""
+INSTALLED = {"vllm": "vLLM", "text-embeddings-router": "TEI, fp16"}
+"""Servers that are measured where PATH has their command; TEI knows no bf16."""
 
 Vectors: TypeAlias = npt.NDArray[np.float32]
 
@@ -78,9 +79,11 @@ class Worker:
 
     def _ask(self, rows: Sequence[Any], passes: int, batch: int, vectors: bool) -> dict[str, Any]:
         question = {"rows": rows, "passes": passes, "batch": batch, "vectors": vectors}
-        self.questions.write(json.dumps(question) + "\n")
-        self.questions.flush()
-        answer: dict[str, Any] = json.loads(self.answers.readline() or '{"error": "its process has died"}')
+        answer: dict[str, Any] = {"error": "its process has died"}
+        with suppress(BrokenPipeError):
+            print(json.dumps(question), file=self.questions, flush=True)
+            if line := self.answers.readline():
+                answer = json.loads(line)
         if "error" in answer:
             raise EngineError(answer["error"])
         return answer
@@ -178,9 +181,9 @@ def installed(command: str, checkpoint: Path) -> Iterator[Server]:
         words = ["vllm", "serve", str(checkpoint), "--runner", "pooling", "--max-model-len", str(WINDOW)]
         # Texts come again, pass after pass.
         words += ["--dtype", "bfloat16", "--no-enable-prefix-caching", "--served-model-name", "proof"]
-    else:  # which has no bf16 and takes fp16 by default
-        words = [command, "--model-id", str(checkpoint), "--served-model-name", "proof", "--max-batch-tokens"]
-        words += [str(2 * WINDOW), "--max-client-batch-size", str(CALL), "--auto-truncate"]
+    else:
+        words = [command, "--model-id", str(checkpoint), "--served-model-name", "proof", "--dtype", "float16"]
+        words += ["--max-batch-tokens", str(PACKED_BUDGET), "--max-client-batch-size", str(CALL)]
     try:
         with listening([*words, "--port", str(port)], port, OFFLINE) as process:
             yield Server(process, poster(f"127.0.0.1:{port}/v1/embeddings", "input", "proof"))

@@ -65,10 +65,10 @@ class Texts:
                 break
         return self._load(MIXED, texts)
 
-    def few(self) -> Load:
-        """Of every length, with one token and with the whole window, for comparing vectors."""
-        longest = chain(*(self._of_length(n, 1).texts for n in LENGTHS))
-        return self._load("few", ["a", *self.mixed(1 << 13).texts, *longest])
+    def few(self, tokens: int) -> Load:
+        """For comparing vectors: of all lengths, a letter, and one of each length that FP32 has memory for."""
+        longest = chain(*(self._of_length(n, 1).texts for n in LENGTHS[:-1]))
+        return self._load("few", ["a", *self.mixed(tokens).texts, *longest])
 
     def _of_length(self, tokens: int, count: int) -> Load:
         return self._load(f"{tokens} tokens", list(self._cut(tokens, count)))
