@@ -51,7 +51,9 @@ def main() -> int:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--size", choices=SIZES, help="of Qwen3-Embedding, with random weights (default: 0.6b)")
     what.add_argument("--checkpoint", type=Path, metavar="FOLDER", help="a checkpoint of Qwen3-Embedding instead")
-    parser.add_argument("--rounds", type=int, default=2, help="of every engine in turn (default: 2)")
+    parser.add_argument(
+        "--rounds", type=int, choices=range(1, 10), default=2, metavar="N", help="of every engine (default: 2)"
+    )
     parser.add_argument("--seconds", type=float, default=5, help="of each load, at least (default: 5)")
     parser.add_argument("--output", type=Path, help="folder of the JSON (default: the README's, on a GPU)")
     parser.add_argument("--python", type=Path, default=Path(sys.executable), help="that serves (default: this)")

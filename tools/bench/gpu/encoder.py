@@ -16,7 +16,7 @@ import torch
 
 from build.repository import PACKED_BUDGET
 from build.steps.packed_encoder import PackedEncoder
-from tools.bench.gpu.worker import answer
+from tools.bench.gpu.worker import answer, take_stdout
 
 GEMM = {"cuda": (8192, 30), "cpu": (512, 3)}
 """Rows and columns of both matrices, and how often they are multiplied."""
@@ -24,6 +24,7 @@ GEMM = {"cuda": (8192, 30), "cpu": (512, 3)}
 
 def main() -> None:
     """Answers until stdin ends."""
+    answers = take_stdout()
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     peak = measured_peak(device)
     encoder = PackedEncoder(Path(sys.argv[1]), device, PACKED_BUDGET)
@@ -40,7 +41,7 @@ def main() -> None:
 
         return encode
 
-    answer(prepare, {"peak": peak, "version": torch.__version__})
+    answer(answers, {"peak": peak, "version": torch.__version__}, prepare)
 
 
 def measured_peak(device: torch.device) -> float:

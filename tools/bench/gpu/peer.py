@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import IO, Any
 
 import torch
 
-from tools.bench.gpu.worker import answer
+from tools.bench.gpu.worker import answer, take_stdout
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -19,13 +19,14 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 def main() -> None:
     """Answers until stdin ends."""
+    answers = take_stdout()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     checkpoint, package, precision = sys.argv[1:]
     load = {"transformers": transformers, "sentence-transformers": sentence_transformers}[package]
-    load(checkpoint, DTYPES[precision])
+    load(answers, checkpoint, DTYPES[precision])
 
 
-def transformers(checkpoint: str, dtype: torch.dtype) -> None:
+def transformers(answers: IO[str], checkpoint: str, dtype: torch.dtype) -> None:
     """Token ids, each row alone and without padding: the last token's state, of unit length."""
     from transformers import AutoModel, __version__
 
@@ -38,10 +39,10 @@ def transformers(checkpoint: str, dtype: torch.dtype) -> None:
     def prepare(rows: list[list[int]], _: int) -> Callable[[], list[Any]]:
         return lambda: [torch.nn.functional.normalize(state(row), dim=0) for row in rows]
 
-    answer(prepare, {"version": __version__})
+    answer(answers, {"version": __version__}, prepare)
 
 
-def sentence_transformers(checkpoint: str, dtype: torch.dtype) -> None:
+def sentence_transformers(answers: IO[str], checkpoint: str, dtype: torch.dtype) -> None:
     """Texts, so many at once."""
     from sentence_transformers import SentenceTransformer, __version__
 
@@ -50,7 +51,7 @@ def sentence_transformers(checkpoint: str, dtype: torch.dtype) -> None:
     def prepare(rows: list[str], batch: int) -> Callable[[], Any]:
         return lambda: model.encode(rows, batch_size=batch, show_progress_bar=False)
 
-    answer(prepare, {"version": __version__})
+    answer(answers, {"version": __version__}, prepare)
 
 
 if __name__ == "__main__":

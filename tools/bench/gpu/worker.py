@@ -12,13 +12,20 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import IO, Any
 
 
-def answer(prepare: Callable[[list[Any], int], Callable[[], Sequence[Any]]], facts: dict[str, Any]) -> None:
-    """Says that the model is loaded, with facts about it, and answers until stdin ends."""
+def take_stdout() -> IO[str]:
+    """Where answers go; what libraries print from now on goes to stderr, since it is none."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)
+    return answers
+
+
+def answer(
+    answers: IO[str], facts: dict[str, Any], prepare: Callable[[list[Any], int], Callable[[], Sequence[Any]]]
+) -> None:
+    """Says that the model is loaded, with facts about it, and answers until stdin ends."""
     print(json.dumps(facts), file=answers, flush=True)
     for line in sys.stdin:
         question = json.loads(line)
