@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,11 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
+from tokenizers.models import Unigram
 
 from build.errors import BuildError
 from build.files import is_listed, own_file
 from build.settings import Settings, read_json
-from build.vocabularies import ADDED_TOKENS, CLASSES, SPECIAL_TOKENS, TOKENIZER_CONFIG, check_unknown, convert
+from build.vocabularies import (
+    ADDED_TOKENS,
+    CLASSES,
+    SPECIAL_TOKENS,
+    TOKENIZER_CONFIG,
+    XLM_ROBERTA,
+    check_unknown,
+    convert,
+    difference,
+    of_class,
+)
 from build.weights import Weights
 
 MODULES = "modules.json"
@@ -48,6 +60,7 @@ class Checkpoint:
         """File -> sha256, where the catalog could not say it beforehand."""
         self._settings: dict[Path, Settings] = {}
         self._weights: list[Weights] = []
+        self._is_remade = False
 
     def settings(self, path: Path) -> Settings:
         """The JSON object in a file of the checkpoint; raises BuildError when it is missing or broken."""
@@ -221,7 +234,31 @@ class Checkpoint:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         check_unknown(tokenizer, path)
-        return tokenizer
+        return self._as_xlm_roberta(tokenizer, content) or tokenizer
+
+    @cached_property
+    def made_tokenizer(self) -> str | None:
+        """What is served in place of `tokenizer.json`, None for that file itself."""
+        tokenizer = self.tokenizer
+        is_file = is_listed(self.transformer / "tokenizer.json") and not self._is_remade
+        return None if is_file else tokenizer.to_str()
+
+    def _as_xlm_roberta(self, tokenizer: Tokenizer, content: Settings) -> Tokenizer | None:
+        """What the reference makes of a file of XLM-RoBERTa's class, where that is not what the file says.
+
+        Files that transformers 4 wrote late, as bge-m3's, make a token of the space that a text ends with.
+        """
+        if self.tokenizer_class != XLM_ROBERTA or not isinstance(tokenizer.model, Unigram):
+            return None
+        whole = content.find("normalizer")
+        steps = whole.get("normalizers", [whole]) if isinstance(whole, dict) else []
+        maps = [step["precompiled_charsmap"] for step in steps if step.get("type") == "Precompiled"]
+        made = of_class(tokenizer, b64decode(maps[0]) if maps else b"", self.transformer, self.folder, XLM_ROBERTA)
+        if difference(tokenizer, made) is None:
+            return None
+        self._is_remade = True
+        print(f"{content.path}: its words are read as {XLM_ROBERTA} of transformers 5 reads them", flush=True)
+        return made
 
 
 def _check_template(path: Path, after: Any) -> None:

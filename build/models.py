@@ -326,11 +326,11 @@ def headless_models(entry: CatalogEntry, checkpoint: Checkpoint, family: Family,
 
 
 def tokenizer(config: ModelConfig, checkpoint: Checkpoint) -> Model:
-    """The tokenizer model with the checkpoint's tokenizer.json, or the one that is made of its vocabulary."""
+    """The tokenizer model with the checkpoint's tokenizer.json, or the one that is made of its words."""
     path, files = checkpoint.transformer / "tokenizer.json", (LONG_TEXT, DEADLINE)
-    if is_listed(path):
+    if checkpoint.made_tokenizer is None:
         return Model(config, step=TOKENIZER_STEP, files=(path, *files))
-    return Model(config, step=TOKENIZER_STEP, files=files, made={path.name: checkpoint.tokenizer.to_str()})
+    return Model(config, step=TOKENIZER_STEP, files=files, made={path.name: checkpoint.made_tokenizer})
 
 
 def graph(config: ModelConfig, target: Target, write_graph: Callable[[OnnxGraph], None]) -> Model:

@@ -7,18 +7,17 @@ The tokenizer step has only `tokenizer.json`: what disagrees with it stops the b
 from __future__ import annotations
 
 import json
-from base64 import b64decode
 from collections.abc import Iterator
 from typing import Any
 
-from tokenizers.models import Model, Unigram, WordPiece
+from tokenizers.models import WordPiece
 
 from build.checkpoint import Checkpoint
 from build.errors import BuildError
 from build.files import is_listed
 from build.settings import Settings
 from build.vocabularies import BERT as BERT_CLASS
-from build.vocabularies import XLM_ROBERTA, of_class
+from build.vocabularies import difference, of_class
 
 HARMLESS = (
     # What the class of the tokenizer is told of files, of decoding, of padding and of how a call is made.
@@ -55,18 +54,6 @@ FLAGS = {
 
 DEFAULTS = {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True}
 """What BERT's tokenizer takes where `tokenizer_config.json` says nothing."""
-
-MODELS: dict[str, type[Model]] = {BERT_CLASS: WordPiece, XLM_ROBERTA: Unigram}
-"""Classes that do not go by `tokenizer.json`, and the one kind of vocabulary that each of them knows."""
-
-PROBES = (
-    "Plants make sugar, don't they? ",
-    "  two  spaces, a\ttab,\na line\u3000and\u00a0more",
-    "Ca\u0301f\u00e9 \u0130 \u00df \u4e2d\u6587\u3002 \ufb01 \u00bd \uff21 \U0001f600\u200d x\u200by\x07z",
-    "1234.5 a-b_c [MASK] <mask> <s>x </s>",
-    "w" * 150,
-)
-"""What tokenizers differ in: spaces, letters in several forms, signs, numbers, special tokens, a long word."""
 
 NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask", "boi", "eoi", "image", "audio", "video")
 """Tokens that have a key of their own, as `cls_token`."""
@@ -162,28 +149,24 @@ def _content(token: object) -> str | None:
 
 
 def _check_class(checkpoint: Checkpoint) -> None:
-    """Some classes of transformers 5 take the words of `tokenizer.json` alone; 4 and all others go by the file."""
-    tokenizer, kind, path = checkpoint.tokenizer, checkpoint.tokenizer_class, checkpoint.tokenizer_config.path
-    if kind not in MODELS or not is_listed(checkpoint.transformer / "tokenizer.json"):
+    """`BertTokenizer` of transformers 5 takes the words of `tokenizer.json` alone; 4 and others go by the file."""
+    tokenizer, path = checkpoint.tokenizer, checkpoint.tokenizer_config.path
+    if checkpoint.tokenizer_class != BERT_CLASS or not is_listed(checkpoint.transformer / "tokenizer.json"):
         return
-    if not isinstance(tokenizer.model, MODELS[kind]):
+    if not isinstance(tokenizer.model, WordPiece):
         print(
-            f"{path} has tokenizer_class {kind}, and tokenizer.json has another kind of vocabulary: tokens are "
-            "those of the file, as in transformers 4; transformers 5 knows none of its words",
+            f"{path} has tokenizer_class {BERT_CLASS}, and tokenizer.json has another kind of vocabulary: tokens "
+            "are those of the file, as in transformers 4; transformers 5 knows none of its words",
             flush=True,
         )
         return
-    maps = [step["precompiled_charsmap"] for step in _normaliser(checkpoint) if step["type"] == "Precompiled"]
-    charsmap = b64decode(maps[0]) if maps else b""
-    made = of_class(tokenizer, charsmap, checkpoint.transformer, checkpoint.folder, kind)
-    for probe in PROBES:
-        file, own = ([one.encode(probe), one.encode(probe, "b")] for one in (tokenizer, made))
-        if [(one.ids, one.type_ids) for one in file] != [(one.ids, one.type_ids) for one in own]:
-            raise BuildError(
-                f"{path} has tokenizer_class {kind}, as which transformers 5 makes other tokens of {probe!r} than "
-                "tokenizer.json says: libraries differ in which of them they follow; say PreTrainedTokenizerFast "
-                "to follow the file"
-            )
+    made = of_class(tokenizer, b"", checkpoint.transformer, checkpoint.folder, BERT_CLASS)
+    if (probe := difference(tokenizer, made)) is not None:
+        raise BuildError(
+            f"{path} has tokenizer_class {BERT_CLASS}, as which transformers 5 makes other tokens of {probe!r} "
+            "than tokenizer.json says: libraries differ in which of them they follow; say PreTrainedTokenizerFast "
+            "to follow the file"
+        )
 
 
 def _check_ends(checkpoint: Checkpoint, config: Settings) -> None:

@@ -125,6 +125,25 @@ def of_class(tokenizer: Tokenizer, charsmap: bytes, folder: Path, checkpoint: Pa
     return made
 
 
+PROBES = (
+    "Plants make sugar, don't they? ",
+    "  two  spaces, a\ttab,\na line\u3000and\u00a0more",
+    "Ca\u0301f\u00e9 \u0130 \u00df \u4e2d\u6587\u3002 \ufb01 \u00bd \uff21 \U0001f600\u200d x\u200by\x07z",
+    "1234.5 a-b_c [MASK] <mask> <s>x </s>",
+    "w" * 150,
+)
+"""What tokenizers differ in: spaces, letters in several forms, signs, numbers, special tokens, a long word."""
+
+
+def difference(tokenizer: Tokenizer, other: Tokenizer) -> str | None:
+    """A text of which the two make different tokens, alone or in a pair."""
+    for probe in PROBES:
+        first, second = ([one.encode(probe), one.encode(probe, "b")] for one in (tokenizer, other))
+        if [(one.ids, one.type_ids) for one in first] != [(one.ids, one.type_ids) for one in second]:
+            return probe
+    return None
+
+
 def check_unknown(tokenizer: Tokenizer, path: Path) -> None:
     """Raises BuildError where a tokenizer of a file fails on letters that it does not know."""
     try:

@@ -57,13 +57,18 @@ def test_ids_are_those_of_transformers(case: str, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(checkpoint(case, tmp_path).tokenizer.to_str(), encoding="utf-8")
     tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert [encoding.ids for encoding in tokenizer.encode_batch(PAIRS)] == CASES[case]["ids"]
+    assert ids_of(tokenizer) == CASES[case]["hash"]
+
+
+def ids_of(tokenizer: Tokenizer) -> str:
+    """The hash of all ids of the texts, end to end."""
     texts = [
         text
         for path in (REFERENCE / "texts.json", TINY / "texts.json", TINY / "corpus.json")
         for text in json.loads(path.read_text())
     ]
     ids = [i for encoding in tokenizer.encode_batch([*texts, *unicode_texts()]) for i in encoding.ids]
-    assert hashlib.sha256(np.array(ids, np.int32).tobytes()).hexdigest() == CASES[case]["hash"]
+    return hashlib.sha256(np.array(ids, np.int32).tobytes()).hexdigest()
 
 
 def as_vocabulary(folder: Path) -> None:
@@ -208,8 +213,6 @@ def written(case: str, folder: Path, kind: str, **parts: Any) -> Checkpoint:
 
 METASPACE = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True}
 UNLIKE: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "spaces at the end": ("xlm-roberta", "XLMRobertaTokenizer", {"pre_tokenizer": METASPACE}),
-    "no compatible letters": ("xlm-roberta", "XLMRobertaTokenizerFast", {"normalizer": {"type": "NFC"}}),
     "words by spaces": ("bert", "BertTokenizer", {"pre_tokenizer": {"type": "WhitespaceSplit"}}),
     "longer words": ("bert", "BertTokenizerFast", {"model": {"max_input_chars_per_word": 200}}),
     "no ends": ("bert", "BertTokenizer", {"post_processor": None}),
@@ -224,6 +227,27 @@ def test_a_class_that_does_not_go_by_the_file(case: str, tmp_path: Path) -> None
     check_tokenizer(written(name, tmp_path, "PreTrainedTokenizerFast", **parts))
     with pytest.raises(BuildError, match=r"tokenizer_class \w+, as which transformers 5 makes other tokens of"):
         check_tokenizer(written(name, tmp_path, kind, **parts))
+
+
+def test_a_file_that_xlm_robertas_class_does_not_go_by(tmp_path: Path) -> None:
+    """As bge-m3's: transformers 5 reads the words alone, and so there are the tokens that it gives of them."""
+    charsmap = json.loads(checkpoint("xlm-roberta", tmp_path).tokenizer.to_str())["normalizer"]
+    spaces = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}
+    parts = {
+        "normalizer": {"type": "Sequence", "normalizers": [charsmap, spaces]},
+        "pre_tokenizer": METASPACE,
+    }
+    same = written("xlm-roberta", tmp_path, "XLMRobertaTokenizer")
+    check_tokenizer(same)
+    assert same.made_tokenizer is None
+    made = written("xlm-roberta", tmp_path, "XLMRobertaTokenizerFast", **parts)
+    check_tokenizer(made)
+    assert made.made_tokenizer is not None
+    (tmp_path / "made.json").write_text(made.made_tokenizer, encoding="utf-8")
+    assert ids_of(Tokenizer.from_file(str(tmp_path / "made.json"))) == CASES["xlm-roberta"]["hash"]
+    general = written("xlm-roberta", tmp_path, "PreTrainedTokenizerFast", **parts)
+    assert general.made_tokenizer is None
+    assert ids_of(general.tokenizer) != CASES["xlm-roberta"]["hash"]
 
 
 def test_an_unknown_word_of_another_name(tmp_path: Path) -> None:
