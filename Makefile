@@ -23,7 +23,7 @@ build: setup ## Fill model_repository/ (MODEL=name or folder, RUNTIME=, PRECISIO
 	@$(VENV)/python -m build.make $(MODEL) $(RUNTIME:%=--runtime %) $(PRECISION:%=--precision %)
 
 serve: build ## Serve on this machine: Triton and the gateway (ARGS="--help" lists the options)
-	@exec $(VENV)/python -m tools.serve $(ARGS)
+	@exec $(VENV)/python -m tools.serve --preload $(or $(MODEL),minilm) $(ARGS)
 
 deploy: RUNTIME := $(or $(filter-out auto,$(RUNTIME)),$(if $(filter gpu,$(TARGET)),onnxruntime,python))
 deploy: ## Serve from containers, with Docker (TARGET=gpu, RUNTIME=, WATCH=1)

@@ -17,7 +17,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -30,6 +29,7 @@ from tritonclient.utils import triton_to_np_dtype
 
 from build.config import read_config, runtime_of
 from build.errors import BuildError
+from build.memory import free_memory
 
 Array: TypeAlias = npt.NDArray[Any]
 Batch: TypeAlias = "list[Array]"
@@ -222,7 +222,7 @@ def check(repository: Path, family: str, done: set[str] | None = None) -> Iterat
             yield f"{family}: its graphs were not tried, for want of {backend} here"
         return
     weights = sum(file.stat().st_size for config in graphs for file in _graph(repository, config).parent.iterdir())
-    if MEMORY * weights > (free := _free_memory()):
+    if MEMORY * weights > (free := free_memory()):
         need, there = f"{MEMORY * weights / 1e9:.0f} GB", f"{free / 1e9:.0f} GB"
         yield f"{family}: its graphs were not tried: they may take {need} of memory, and {there} are free"
         return
@@ -343,18 +343,6 @@ def _onnxruntime_runs(path: Path) -> bool:
     major, minor = map(int, importlib.metadata.version("onnxruntime").split(".")[:2])
     opsets = onnx.load(path, load_external_data=False).opset_import
     return (major, minor) >= (1, 24) or all(opset.version < 24 for opset in opsets if opset.domain == "")
-
-
-def _free_memory() -> int:
-    """Bytes that the machine and this process's cgroup (v2) leave."""
-    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    free = int(lines["MemAvailable"].split()[0]) * 1024
-    group = Path("/sys/fs/cgroup", Path("/proc/self/cgroup").read_text().rpartition("0::/")[2].strip())
-    for folder in (group, *group.parents):
-        with suppress(OSError, ValueError):  # no limit, or not version 2
-            limit = int((folder / "memory.max").read_text())
-            free = min(free, limit - int((folder / "memory.current").read_text()))
-    return free
 
 
 def _cause(error: Exception) -> str:

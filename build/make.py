@@ -26,7 +26,6 @@ ASKED = ("name", "dimensions", "max_tokens", "normalise", "onnx", "output")
 """Options that take the place of what a catalog entry says."""
 AUTO = "auto"
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
-NOT_NAME = r"^[^A-Za-z0-9]|[^A-Za-z0-9._-]"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -121,12 +120,12 @@ def entry_of(model: str, options: argparse.Namespace) -> CatalogEntry:
 
 def known_entry(model: str, task: str | None = None) -> CatalogEntry:
     """What the catalog has, or the checkpoint's own files say, unless the `task` is given."""
+    name = catalog.served_name(model)
     if Path(model).is_dir():
-        return describe(Path(model), re.sub(NOT_NAME, "-", Path(model).resolve().name), task)
+        return describe(Path(model), name, task)
     repository, _, revision = model.partition("@")
     if repository.count("/") != 1:
         return catalog.load(model)
-    name = repository.rpartition("/")[2].lower()
     return catalog.find(repository, revision) or describe(Hub(repository, revision or "main"), name, task)
 
 

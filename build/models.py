@@ -29,7 +29,7 @@ from build.weights import Weights
 SOURCES = Path(__file__).parent
 TOKENIZER_STEP = SOURCES / "steps" / "tokenizer.py"
 LONG_TEXT, DEADLINE = SOURCES / "steps" / "long_text.py", SOURCES / "steps" / "deadline.py"
-REQUESTS = SOURCES / "steps" / "requests.py"
+REQUESTS, MEMORY = SOURCES / "steps" / "requests.py", SOURCES / "steps" / "memory.py"
 ONNX_RUNNER_STEP = SOURCES / "steps" / "onnx_runner.py"
 TORCH_RUNNER_STEP = SOURCES / "steps" / "torch_runner.py"
 TORCH = (SOURCES / "steps" / "torch_graph.py", SOURCES / "steps" / "packed_encoder.py")
@@ -327,7 +327,7 @@ def headless_models(entry: CatalogEntry, checkpoint: Checkpoint, family: Family,
 
 def tokenizer(config: ModelConfig, checkpoint: Checkpoint) -> Model:
     """The tokenizer model with the checkpoint's tokenizer.json, or the one that is made of its words."""
-    path, files = checkpoint.transformer / "tokenizer.json", (LONG_TEXT, DEADLINE)
+    path, files = checkpoint.transformer / "tokenizer.json", (LONG_TEXT, DEADLINE, MEMORY)
     if checkpoint.made_tokenizer is None:
         return Model(config, step=TOKENIZER_STEP, files=(path, *files))
     return Model(config, step=TOKENIZER_STEP, files=files, made={path.name: checkpoint.made_tokenizer})
@@ -338,7 +338,7 @@ def graph(config: ModelConfig, target: Target, write_graph: Callable[[OnnxGraph]
     step, files = None, tuple[Path, ...]()
     if target.feed.backend == "python":
         step, files = (TORCH_RUNNER_STEP, TORCH) if target.feed.packed else (ONNX_RUNNER_STEP, ())
-        files = (REQUESTS, DEADLINE, *files)
+        files = (REQUESTS, DEADLINE, MEMORY, *files)
     return Model(config, step, files=files, write_graph=write_graph, target=target)
 
 

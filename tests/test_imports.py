@@ -23,6 +23,7 @@ ALLOWED = {
     "build.steps": "",
     "build.inspect": "",
     "build.onnx_file": "build.errors build.files",
+    "build.memory": "",
     "build.target": "build.errors",
     "build.config": "build.errors",
     "build.catalog": "build.errors",
@@ -39,7 +40,7 @@ ALLOWED = {
     "build.vocabularies",
     "build.source": "build.catalog build.checkpoint build.errors build.files build.hub build.vocabularies",
     "build.repository": "build.graphs build.target",
-    "build.check": "build.config build.errors build.steps",
+    "build.check": "build.config build.errors build.memory build.steps",
     "build.plan": "build.config build.errors build.files",
     "build.engine": "build.config build.errors build.graphs build.plan build.target",
     "build.models": "build.architectures build.catalog build.checkpoint build.errors build.files build.graphs "
@@ -59,10 +60,11 @@ ALLOWED = {
     "tools.alive": "tools.access tools.command tools.direct",
     "tools.plans": "build.errors build.plan",
     "tools.tritonserver": "tools.access tools.command tools.plans",
-    # The gateway is an image of its own, without the builder.
-    "tools.shim": "tools.command tools.direct",
+    # The gateway is an image of its own, with what reads a model's configuration of the builder.
+    "tools.shim": "build.config build.errors tools.access tools.command tools.direct",
     "tools.triton": "build.config build.errors build.gpu tools.access tools.command tools.preflight tools.stubs",
-    "tools.serve": "build.config build.errors tools.command tools.shim tools.triton",
+    "tools.serve": "build.catalog build.config build.errors build.gpu build.memory tools.access tools.command "
+    "tools.shim tools.triton",
     "tools.deploy": "tools.command tools.direct",
     "tools.bench.gpu": "build.checkpoint build.errors build.gpu build.graphs build.reference build.repository "
     "build.steps build.texts tools.bench tools.command tools.direct",

@@ -15,7 +15,10 @@ from contextlib import suppress
 from pathlib import Path
 
 HEADER = "triton-secret"
-"""What a call over HTTP carries the secret in. Over gRPC the name has `triton-grpc-protocol-` before it."""
+"""What a call over HTTP carries the secret in."""
+
+GRPC_HEADER = f"triton-grpc-protocol-{HEADER}"
+"""The same over gRPC."""
 
 RESTRICTED = ("model-repository", "shared-memory", "trace", "logging")
 """The APIs that change what the server runs, reads or writes; inference, health, configurations stay open."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import os
+import re
 import signal
 import socket
 import sys
@@ -64,8 +66,10 @@ def run(serve: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> int:
     return 0
 
 
-def make_parser(module: str, description: str | None) -> argparse.ArgumentParser:
-    """A parser with the options that every serving command has."""
+def make_parser(
+    module: str, description: str | None, models: Sequence[str] | None = ("minilm", "minilm-rerank")
+) -> argparse.ArgumentParser:
+    """A parser with the options that every serving command has; without `models` it serves all that are there."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {module}",
         description=description,
@@ -74,8 +78,9 @@ def make_parser(module: str, description: str | None) -> argparse.ArgumentParser
     parser.add_argument(
         "--models",
         nargs="+",
-        default=["minilm", "minilm-rerank"],
-        help="ensembles to serve; the first of a task answers calls that name no model",
+        default=models and list(models),
+        help="ensembles to serve; the first of a task answers calls that name no model"
+        + ("" if models else ". By default all that are in the repository"),
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     return parser
@@ -103,6 +108,45 @@ def add_gateway_options(parser: argparse.ArgumentParser) -> None:
         help="whose pages may call from a browser, such as https://app.example.com, or * for all; "
         "by default those in GATEWAY_ALLOW_ORIGIN, apart by spaces",
     )
+
+
+def add_residency_options(parser: argparse.ArgumentParser) -> None:
+    """Options of the commands that load models as they are called."""
+    parser.add_argument(
+        "--preload",
+        nargs="+",
+        default=[],
+        metavar="MODEL",
+        help="models to load at the start; the first of a task answers calls that name no model. By default those "
+        "of --models, or the first of each task",
+    )
+    parser.add_argument(
+        "--pin", nargs="+", default=[], metavar="MODEL", help="models to load at the start and never to unload"
+    )
+    parser.add_argument(
+        "--memory",
+        type=size,
+        metavar="SIZE",
+        help="what all loaded models may take, such as 12GB, of a GPU where they run on one; by default nine "
+        "tenths of what is free at the start",
+    )
+    parser.add_argument(
+        "--keep-alive",
+        type=float,
+        default=math.inf,
+        metavar="SECONDS",
+        help="how long a model stays loaded that nobody calls and that takes no other's room",
+    )
+
+
+def size(words: str) -> int:
+    """Bytes, said as 12GB, 500MB or 8GiB."""
+    found = re.fullmatch(r"([0-9.]+) ?([KMGT])(i?)B?", words, re.IGNORECASE)
+    try:
+        number, unit, binary = found.groups() if found else ("", "", "")
+        return int(float(number) * (1024 if binary else 1000) ** (1 + "KMGT".index(unit.upper())))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{words!r} is no size such as 12GB or 500MB") from None
 
 
 def alias(pair: str) -> str:

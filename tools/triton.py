@@ -44,7 +44,7 @@ STUB_NUMPY2 = Path(__file__).with_name("stub_numpy2.py")
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 SEGMENT_PREFIX = "triton-embeddings"
 READY_SECONDS = 300
-WATCH_SECONDS = 5.0
+WATCH_SECONDS = 1.0
 """Between two looks for models that were loaded since."""
 ASKING = aiohttp.ClientTimeout(5)
 """What Triton may take to say which models it has."""
@@ -112,15 +112,10 @@ class EmbeddedTriton:
         for problem in preflight.problems():
             raise ServerError(problem)
         remove_orphaned_segments()
-        available = ["python", "", *(["torch"] if importlib.util.find_spec("torch") else [])]
         steps = {name: self._steps(name) for name in self._models}
         for ensemble, own in steps.items():
-            if foreign := next((name for name, runtime in own.items() if runtime not in available), None):
-                where = "is not installed here" if own[foreign] == "torch" else "the embedded Triton does not have"
-                self.left_out[ensemble] = (
-                    f"{foreign} is built for {own[foreign]}, which {where}: build it "
-                    "with RUNTIME=python, or mount the repository into NVIDIA's tritonserver image"
-                )
+            if foreign := _foreign(own):
+                self.left_out[ensemble] = foreign
         self.left_out |= self._too_large(steps)
         wanted = [name for name in self._models if name not in self.left_out]
         if not wanted:
@@ -166,7 +161,7 @@ class EmbeddedTriton:
             raise ServerError(self._cause_of_death("no model could be loaded"))
         for name in wanted:
             if name not in loaded:
-                self.left_out[name] = self._cause(name, steps[name])
+                self.left_out[name] = self.cause(name)
         for name, cause in self.left_out.items():
             print(f"warning: {name} is not served: {cause}", file=sys.stderr, flush=True)
 
@@ -290,17 +285,36 @@ class EmbeddedTriton:
                 await asyncio.sleep(0.1)
         raise ServerError(f"models not loaded after {READY_SECONDS} s; see {self._log or 'the log'}")
 
-    def _cause(self, ensemble: str, steps: Iterable[str]) -> str:
-        """Why Triton did not load an ensemble, by its log."""
+    def cause(self, ensemble: str) -> str:
+        """Why Triton did not load an ensemble, the last time, by what it is made of or else by Triton's log."""
+        steps = self._steps(ensemble)
+        if foreign := _foreign(steps):
+            return foreign
         if self._log is None:
             return "see above"
         own = re.compile(rf"'(?:{'|'.join(map(re.escape, [ensemble, *steps]))})'")
-        return next((line for line in causes(self._log) if own.search(line)), f"see {self._log}")
+        # Of one step of the last time, since the ensemble's own line says only that it lacks them.
+        found = [line for line in causes(self._log) if own.search(line)]
+        inner = [line for line in found if not line.startswith(f"failed to load '{ensemble}'")]
+        return next(reversed(inner or found), f"see {self._log}")
 
     def _cause_of_death(self, headline: str) -> str:
         if self._log is None:
             return headline
         return "\n  ".join([headline, *causes(self._log)[:5], f"the whole log is in {self._log}"])
+
+
+def _foreign(steps: Mapping[str, str]) -> str | None:
+    """Why an ensemble's steps, each with its runtime, cannot be run here, where one of them cannot."""
+    available = ["python", "", *(["torch"] if importlib.util.find_spec("torch") else [])]
+    for name, runtime in steps.items():
+        if runtime not in available:
+            where = "is not installed here" if runtime == "torch" else "the embedded Triton does not have"
+            return (
+                f"{name} is built for {runtime}, which {where}: build it "
+                "with RUNTIME=python, or mount the repository into NVIDIA's tritonserver image"
+            )
+    return None
 
 
 def causes(log: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +15,9 @@ else:
     import tomli as tomllib
 
 FOLDER = Path(__file__).parent
+
+NOT_NAME = r"^[^A-Za-z0-9]|[^A-Za-z0-9._-]"
+"""What of a folder's name cannot be in a model's."""
 
 TASKS = ("embed", "rerank")
 POOLINGS = {"mean": "mean", "cls": "cls", "last": "lasttoken"}
@@ -112,6 +116,17 @@ def load(name: str) -> CatalogEntry:
     page["precisions"] = tuple(page["precisions"])
     page["batching"] = Batching(**page["batching"])
     return CatalogEntry(name, **page)
+
+
+def served_name(model: str) -> str:
+    """What a family is called that is built from a catalog's name, a folder or a repository of the Hub."""
+    if Path(model).is_dir():
+        return re.sub(NOT_NAME, "-", Path(model).resolve().name)
+    repository, _, revision = model.partition("@")
+    if repository.count("/") != 1:
+        return model
+    entry = find(repository, revision)
+    return entry.name if entry else repository.rpartition("/")[2].lower()
 
 
 def find(repository: str, revision: str) -> CatalogEntry | None:

@@ -38,6 +38,7 @@ import openvino.properties.hint as hints
 import triton_python_backend_utils as pb_utils
 from openvino import properties
 
+from .memory import Memory
 from .requests import Batch, Item, Model, targets
 
 Array = npt.NDArray[Any]
@@ -104,6 +105,7 @@ class TritonPythonModel:
         # Streams of few threads each: threads that share one small micro-batch mostly wait for each other.
         is_shared = threads > 1 and weights <= SMALL
         self._on_streams = requests(hints.PerformanceMode.THROUGHPUT) if is_shared else self._on_all_threads
+        self._memory = Memory(args["model_name"])
         pb_utils.Logger.log_info(
             f"{args['model_name']}: {precision}, {threads} of {os.cpu_count()} processors, "
             f"{len(self._on_streams) // 2} streams"
@@ -112,7 +114,9 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> list[Any]:
         """Runs one dynamic batch and answers every request."""
         with self._step_range:
-            return self._execute(requests)
+            responses = self._execute(requests)
+        self._memory.measure()
+        return responses
 
     def _execute(self, requests: list[Any]) -> list[Any]:
         batch = Batch(self._model, requests)

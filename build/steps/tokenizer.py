@@ -43,6 +43,7 @@ from tokenizers import Encoding, Tokenizer
 
 from . import deadline
 from .long_text import Beginning, LongTexts, UnsettledError
+from .memory import Memory
 
 NO_TOKEN = -1
 
@@ -106,8 +107,11 @@ class TritonPythonModel:
         if "passage" in names:
             self._read = self._read_bodies if self._template else self._read_pairs
 
+        self._memory = Memory(args["model_name"])
+
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answers every request; a bad one fails alone."""
+        self._memory.measure()
         with TOKENIZE:
             return [self._answer(request) for request in requests]
 

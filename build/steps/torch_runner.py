@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,18 @@ import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
 
+from .memory import Memory
 from .packed_encoder import Array, PackedEncoder
 from .requests import Batch, Item, Model
 from .torch_graph import TorchGraph
+
+CONTEXT = 600 << 20
+"""Bytes of a card that CUDA and its kernels take in a process, about."""
+
+
+def gpu_memory(device: torch.device) -> int:
+    """Bytes of a card that this process holds."""
+    return int(torch.cuda.memory_reserved(device)) + CONTEXT
 
 
 class TritonPythonModel:
@@ -40,10 +50,13 @@ class TritonPythonModel:
             device = torch.device("cuda", int(args["model_instance_device_id"]))
             torch.cuda.set_device(device)
         self._encoder, self._graph = None, None
+        on_gpu = partial(gpu_memory, device) if device.type == "cuda" else None
         if not self._model.ragged:
             self._graph = TorchGraph(folder / "model.onnx", device)
+            self._memory = Memory(args["model_name"], on_gpu)
             return
         self._encoder = PackedEncoder(folder, device, int(self._model.parameters["token_budget"]))
+        self._memory = Memory(args["model_name"], on_gpu)
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
         pb_utils.Logger.log_info(
             f"{args['model_name']}: {name}, {self._encoder.token_budget} tokens in a micro-batch"
@@ -57,6 +70,7 @@ class TritonPythonModel:
                 batch.fail(item, outcome)
             else:
                 batch.give(item, outcome)
+        self._memory.measure()
         return batch.responses()
 
     def _run(self, items: Sequence[Item]) -> Sequence[dict[str, Array] | str]:

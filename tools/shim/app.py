@@ -17,7 +17,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from tools.shim import keys, openapi, tracing
 from tools.shim.body import Lenient, json_object, read
-from tools.shim.cors import allow, is_preflight, preflight
+from tools.shim.cors import allow, check_origin, is_preflight, preflight
 from tools.shim.dialects import ROUTES, error_dialect
 from tools.shim.errors import (
     CLIENT_WENT_AWAY,
@@ -36,7 +36,7 @@ from tools.shim.gateway import Gateway, Lanes, Result
 from tools.shim.metrics import Metrics
 from tools.shim.pages import add_pages
 from tools.shim.reading import Bodies, continue_later
-from tools.shim.routes import TIMEOUT_HEADER, Get, Post
+from tools.shim.routes import KEEP_ALIVE_HEADER, TIMEOUT_HEADER, Action, Get, Post
 from tools.shim.upstream import Upstream
 
 NO_ROUTE = "none"
@@ -47,6 +47,9 @@ IGNORED = "X-Ignored-Fields"
 
 MAX_NAMES = 16
 MAX_NAME = 64
+
+SHOWN_SECONDS = 0.005
+"""Of waiting for a model to be loaded, from which an answer says so."""
 
 ERROR_TYPE = web.ResponseKey("error_type", str)
 
@@ -73,6 +76,10 @@ def make_app(
     for route in ROUTES:
         if isinstance(route, Post):
             posts.setdefault(route.path, []).append(route)
+        elif isinstance(route, Action):
+            act = action_handler(gateway, route, timeout, accepted, origins)
+            for path in paths(route.path):
+                app.router.add_post(path, act)
         else:
             get = get_handler(gateway, route, accepted)
             for path in paths(route.path):
@@ -137,8 +144,9 @@ def post_handler(
                 keys.check(accepted, request.headers.get("Authorization", ""))
             if request.headers.get("Content-Encoding", "identity") != "identity":
                 raise compressed()
-            seconds = seconds_of(request, timeout)
-            return await asyncio.wait_for(forgetting(served(gateway.within(seconds))), seconds)
+            seconds = min(number_of(request, TIMEOUT_HEADER, above_0=True) or timeout, timeout)
+            own = gateway.within(seconds, number_of(request, KEEP_ALIVE_HEADER, above_0=False))
+            return await asyncio.wait_for(forgetting(served(own)), seconds)
         except asyncio.TimeoutError as error:
             forget(error)
             late = error if request.content.is_eof() else slow_body()
@@ -173,6 +181,25 @@ def get_handler(gateway: Gateway, route: Get, accepted: Collection[bytes]) -> Ha
     return handle
 
 
+def action_handler(
+    gateway: Gateway, route: Action, timeout: float, accepted: Collection[bytes], origins: Collection[str]
+) -> Handler:
+    """Does what `route` is for, within the call's deadline."""
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        try:
+            check_origin(request, origins)
+            if accepted:
+                keys.check(accepted, request.headers.get("Authorization", ""))
+            seconds = min(number_of(request, TIMEOUT_HEADER, above_0=True) or timeout, timeout)
+            reply = await asyncio.wait_for(route.answer(gateway.within(seconds), **request.match_info), seconds)
+            return answer(reply.content)
+        except Exception as error:
+            return failed(request, error, route.error)
+
+    return handle
+
+
 def read_flag(name: str, value: str) -> bool:
     """A query parameter of 0 or 1."""
     if value not in ("0", "1"):
@@ -180,18 +207,19 @@ def read_flag(name: str, value: str) -> bool:
     return value == "1"
 
 
-def seconds_of(request: web.Request, timeout: float) -> float:
-    """What the call may take: `timeout`, or fewer seconds where its header says so."""
-    header = request.headers.get(TIMEOUT_HEADER)
+def number_of(request: web.Request, name: str, above_0: bool) -> float | None:
+    """The seconds that a header of the call says; None where it says nothing."""
+    header = request.headers.get(name)
     if header is None:
-        return timeout
+        return None
     try:
         seconds = float(header)
     except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < math.inf:
-        raise bad_request(f"{TIMEOUT_HEADER} must be a number of seconds above 0, not {quoted(header)}")
-    return min(seconds, timeout)
+        seconds = -1.0
+    if not (seconds > 0 if above_0 else seconds >= 0) or math.isinf(seconds):
+        least = "above 0" if above_0 else "from 0"
+        raise bad_request(f"{name} must be a number of seconds {least}, not {quoted(header)}")
+    return seconds
 
 
 def answer(content: object) -> web.Response:
@@ -209,6 +237,8 @@ def add_headers(response: web.Response, result: Result, stages: dict[str, float]
     """What the dialects have no field for."""
     response.headers["X-Token-Count"] = str(result.tokens)
     response.headers["X-Truncated"] = str(result.truncated)
+    if result.loaded > SHOWN_SECONDS:
+        response.headers["X-Load-Seconds"] = f"{result.loaded:.2f}"
     response.headers["Server-Timing"] = ", ".join(f"{name};dur={1000 * s:.2f}" for name, s in stages.items())
 
 

@@ -11,9 +11,11 @@ from http import HTTPStatus
 
 from aiohttp import hdrs, web
 
+from tools.shim.errors import forbidden, quoted
+
 ANY = "*"
 
-READABLE = "X-Token-Count, X-Truncated, X-Ignored-Fields, X-Request-Id, Server-Timing, Retry-After"
+READABLE = "X-Token-Count, X-Truncated, X-Ignored-Fields, X-Load-Seconds, X-Request-Id, Server-Timing, Retry-After"
 """Headers of an answer that a page may read besides the usual ones."""
 
 SECONDS = "600"
@@ -30,6 +32,14 @@ def preflight(request: web.Request) -> web.Response:
     if request.match_info.http_exception and request.match_info.http_exception.status == HTTPStatus.NOT_FOUND:
         raise request.match_info.http_exception
     return web.Response(status=HTTPStatus.NO_CONTENT)
+
+
+def check_origin(request: web.Request, origins: Collection[str]) -> None:
+    """Raises GatewayError 403 for a page that may not call, whose POST a browser sends all the same."""
+    origin = request.headers.get(hdrs.ORIGIN)
+    own = {f"{scheme}://{request.host}" for scheme in ("http", "https")}
+    if origin is not None and ANY not in origins and origin not in {*origins, *own}:
+        raise forbidden(f"pages of {quoted(origin)} may not do this: allow them with --allow-origin")
 
 
 def allow(origins: Collection[str]) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -85,14 +86,27 @@ def unauthorized(message: str) -> GatewayError:
     return GatewayError(HTTPStatus.UNAUTHORIZED, "unauthorized", message, {"WWW-Authenticate": "Bearer"})
 
 
-def overloaded(message: str, retry_after: int) -> GatewayError:
+def forbidden(message: str) -> GatewayError:
+    """403: a page of another host asks for what only this server's operators may."""
+    return GatewayError(HTTPStatus.FORBIDDEN, "forbidden", message)
+
+
+def overloaded(message: str, retry_after: float) -> GatewayError:
     """429: too much is queued; there is room again after `retry_after` seconds."""
-    return GatewayError(HTTPStatus.TOO_MANY_REQUESTS, "overloaded", message, {"Retry-After": str(retry_after)})
+    return GatewayError(
+        HTTPStatus.TOO_MANY_REQUESTS, "overloaded", message, {"Retry-After": str(math.ceil(retry_after))}
+    )
 
 
-def not_ready(message: str) -> GatewayError:
-    """503: Triton or a model is not there."""
-    return GatewayError(HTTPStatus.SERVICE_UNAVAILABLE, "not_ready", message, {"Retry-After": "1"})
+def not_ready(message: str, seconds: float = 1) -> GatewayError:
+    """503: Triton or a model is not there; it may be after so many `seconds`."""
+    after = {"Retry-After": str(max(1, math.ceil(seconds)))}
+    return GatewayError(HTTPStatus.SERVICE_UNAVAILABLE, "not_ready", message, after)
+
+
+def too_big(message: str) -> GatewayError:
+    """507: the model does not fit into the memory that there is for models."""
+    return GatewayError(HTTPStatus.INSUFFICIENT_STORAGE, "too_big", message)
 
 
 def busy_reading() -> GatewayError:

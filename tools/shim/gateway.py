@@ -6,7 +6,7 @@ import math
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -39,6 +39,8 @@ class Result:
     """Seconds until Triton had the first of them."""
     computed: float
     """Seconds from then until it had answered the last."""
+    loaded: float = 0.0
+    """Of those until Triton had the first, how long its model was not loaded yet."""
 
     @cached_property
     def tokens(self) -> int:
@@ -84,10 +86,12 @@ class Gateway:
     lanes: Lanes
     deadline: float = math.inf
     """By time.monotonic()."""
+    keep_alive: float | None = None
+    """Seconds that the call's model stays loaded after it, where the call says so."""
 
-    def within(self, seconds: float) -> Gateway:
+    def within(self, seconds: float, keep_alive: float | None = None) -> Gateway:
         """The same for one call that may take so long."""
-        return Gateway(self.upstream, self.lanes, time.monotonic() + seconds)
+        return Gateway(self.upstream, self.lanes, time.monotonic() + seconds, keep_alive)
 
     @property
     def seconds(self) -> float:
@@ -113,7 +117,7 @@ class Gateway:
         if dimensions in (None, model.dimensions):
             return result
         cut = unit_length(result.tensors["embeddings"][:, :dimensions])
-        return Result(model, {**result.tensors, "embeddings": cut}, result.waited, result.computed)
+        return replace(result, tensors={**result.tensors, "embeddings": cut})
 
     async def rerank(
         self,
@@ -181,17 +185,26 @@ class Gateway:
             own = {name: [value] * len(indices) for name, value in inputs.items() if isinstance(value, str)}
             for name, column in zip(columns, zip(*(distinct[i] for i in indices), strict=True), strict=True):
                 own[name] = list(column)
+            send = partial(self.upstream.infer, step or model.name, own)
             try:
-                return await self.upstream.infer(step or model.name, own, self.seconds, outputs)
+                try:
+                    return await send(self.seconds, outputs)
+                except InferenceServerException as error:
+                    if not await self.upstream.reload(model.name, error, self.seconds):
+                        raise
+                    return await send(self.seconds, outputs)
             except InferenceServerException as error:
                 raise placed(error, [place_of(model, rows.index(distinct[i])) for i in indices]) from None
 
-        with lane.admitted(sum(work, Work()), self.seconds) as place:
-            tensors = await schedule.run(
-                requests,
-                lambda indices: lane.run(place, sum((work[i] for i in indices), Work()), partial(infer, indices)),
-                lane.requests,
-            )
+        async with self.upstream.use(model.name, self.seconds, self.keep_alive) as loaded:
+            with lane.admitted(sum(work, Work()), self.seconds) as place:
+                tensors = await schedule.run(
+                    requests,
+                    lambda indices: lane.run(
+                        place, sum((work[i] for i in indices), Work()), partial(infer, indices)
+                    ),
+                    lane.requests,
+                )
         if len(distinct) < len(rows):
             again = [places[row] for row in rows]
             tensors = {name: tensor[again] for name, tensor in tensors.items()}
@@ -200,7 +213,7 @@ class Gateway:
             raise too_long(
                 f"{place_of(model, i)} is longer than the {model.max_tokens} tokens that {model.name} reads"
             )
-        return Result(model, tensors, first - started, time.perf_counter() - first)
+        return Result(model, tensors, first - started, time.perf_counter() - first, loaded)
 
 
 ROW = re.compile(r"\b(?:text|passage)\[(\d+)]")

@@ -10,7 +10,7 @@ import orjson
 
 from tools.shim.body import schema
 from tools.shim.dialects import ROUTES
-from tools.shim.routes import TIMEOUT_HEADER, Get, Post
+from tools.shim.routes import KEEP_ALIVE_HEADER, TIMEOUT_HEADER, Action, Get, Post
 
 REQUEST_ID = {"description": "The caller's own, or a new one.", "schema": {"type": "string"}}
 HEADERS = {
@@ -20,6 +20,10 @@ HEADERS = {
         "schema": {"type": "string"},
     },
     "X-Truncated": {"description": "How many texts were cut to fit.", "schema": {"type": "string"}},
+    "X-Load-Seconds": {
+        "description": "Of waiting for the model to be loaded, where it was not.",
+        "schema": {"type": "string"},
+    },
     "Server-Timing": {"description": "Milliseconds of each stage.", "schema": {"type": "string"}},
 }
 
@@ -28,6 +32,13 @@ TIMEOUT = {
     "in": "header",
     "description": "Seconds after which the caller wants no answer, at most the server's own --timeout.",
     "schema": {"type": "number", "exclusiveMinimum": 0},
+}
+
+KEEP_ALIVE = {
+    "name": KEEP_ALIVE_HEADER,
+    "in": "header",
+    "description": "Seconds that the model stays loaded after the call, where models are loaded by calls.",
+    "schema": {"type": "number", "minimum": 0},
 }
 
 PAGES = {"/": "Shows what is served, to people.", "/docs": "Shows every route, to people."}
@@ -39,7 +50,7 @@ def document() -> dict[str, Any]:
     """Every path with its bodies and answers; errors have a status and words of the dialect."""
     paths: dict[str, Any] = {}
     for route in ROUTES:
-        method = "post" if isinstance(route, Post) else "get"
+        method = "get" if isinstance(route, Get) else "post"
         paths.setdefault(route.path, {}).setdefault(method, []).append(route)
     described = {
         path: {method: operation(routes) for method, routes in methods.items()} for path, methods in paths.items()
@@ -59,7 +70,7 @@ def document() -> dict[str, Any]:
     }
 
 
-def operation(routes: list[Post | Get]) -> dict[str, Any]:
+def operation(routes: list[Post | Get | Action]) -> dict[str, Any]:
     """What the routes of one path and method take and give."""
     content: dict[str, Any] = {
         "summary": " / ".join(str(route.answer.__doc__) for route in routes),
@@ -82,7 +93,7 @@ def operation(routes: list[Post | Get]) -> dict[str, Any]:
             for name in names
         ]
     if bodies:
-        content["parameters"] = [TIMEOUT]
+        content["parameters"] = [TIMEOUT, KEEP_ALIVE]
         content["responses"]["200"]["headers"] |= HEADERS
         content["requestBody"] = {"required": True, "content": {"application/json": {"schema": one_of(bodies)}}}
     return content

@@ -12,6 +12,9 @@ from tools.shim.gateway import Gateway, Result
 TIMEOUT_HEADER = "X-Request-Timeout"
 """Seconds after which the caller wants no answer."""
 
+KEEP_ALIVE_HEADER = "X-Keep-Alive"
+"""Seconds that the call's model stays loaded after it, where models are loaded by calls; 0: not at all."""
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -39,6 +42,16 @@ class Post:
     def takes(self, content: dict[str, Any]) -> bool:
         """Whether it fits a body."""
         return self.fits(content) if self.fits else self.key in content
+
+
+@dataclass(frozen=True)
+class Action:
+    """A POST without a body that changes what the server holds; what is in braces in its path goes to `answer`."""
+
+    path: str
+    answer: Callable[..., Awaitable[Reply]]
+    gives: Any
+    error: ErrorDialect = own_error
 
 
 @dataclass(frozen=True)

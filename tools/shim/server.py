@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 
 from aiohttp import web, web_response
 from aiohttp.http_exceptions import HttpProcessingError
 
 from tools.shim.app import make_app
 from tools.shim.connections import Doors, Seldom
+from tools.shim.residency import Residency
 from tools.shim.upstream import Absent, Upstream
 
 IDLE_SECONDS = 75
@@ -37,18 +38,23 @@ async def listening(
     absent: Mapping[str, Absent] | None = None,
     aliases: Mapping[str, str] | None = None,
     origins: Collection[str] = (),
+    residency: Residency | None = None,
 ) -> AsyncIterator[None]:
     """Answers calls that carry one of the `accepted` keys, or all where there are none; on leaving, drains.
 
     Listens on every one of `ports`; `triton` is the address of its gRPC. What is known of models that it could not
-    load is in `absent`. Callers may also use `aliases`, and pages of `origins` may call from a browser.
+    load is in `absent`. Callers may also use `aliases`, and pages of `origins` may call from a browser. A
+    `residency` loads models as they are called; without one they are there or not.
     """
     # The header `Server`, which would tell everybody the versions of Python and aiohttp.
     web_response.SERVER_SOFTWARE = "triton-embeddings"  # type: ignore[attr-defined]
     logging.getLogger("aiohttp.server").addFilter(is_ours)
     for name in ("asyncio", Doors.__module__):
         logging.getLogger(name).addFilter(Seldom())
-    async with Upstream(triton, models, absent or {}, aliases or {}) as upstream:
+    async with (
+        residency or nullcontext(),
+        Upstream(triton, models, absent or {}, aliases or {}, residency) as upstream,
+    ):
         busy: set[asyncio.BaseProtocol] = set()
         app = make_app(upstream, timeout, accepted, busy, origins)
         runner = web.AppRunner(

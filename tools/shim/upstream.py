@@ -9,11 +9,12 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +22,14 @@ from tritonclient.grpc import InferInput, InferRequestedOutput
 from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
+from build.config import read_config
+from build.errors import BuildError
 from tools.direct import channel_options
 from tools.shim import tracing
+from tools.shim.control import is_missing
 from tools.shim.errors import GatewayError, not_ready, quoted, unknown_model
-
-Task = Literal["embed", "rerank"]
+from tools.shim.families import Task, steps_of, task_of
+from tools.shim.residency import Residency
 
 CONFIG_SECONDS = 5.0
 """How long Triton may take to say what a model is."""
@@ -137,7 +141,13 @@ class Upstream:
         names: Sequence[str],
         absent: Mapping[str, Absent],
         aliases: Mapping[str, str] | None = None,
+        residency: Residency | None = None,
     ) -> None:
+        """Of the models `names`, which `residency` loads when they are called; without it they are there or not.
+
+        What is known of those that could not be loaded is in `absent`.
+        """
+        self.residency = residency
         self._address = address
         self._names = names
         self._absent = absent
@@ -212,15 +222,35 @@ class Upstream:
 
     async def _known(self, name: str) -> ServedModel:
         """One of the models that are to be served; raises GatewayError 503 where Triton does not have it."""
+        if self.residency is not None and not self.residency.is_loaded(name):
+            self._models.pop(name, None)  # it may be built anew before it is loaded
         if name not in self._models:
             try:
                 self._models[name] = await self._describe(name)
-            except InferenceServerException as error:
+            except (InferenceServerException, BuildError) as error:
                 raise not_ready(f"Triton cannot serve {name}: {self._cause(name, error)}") from None
         return self._models[name]
 
-    def _cause(self, name: str, error: InferenceServerException) -> str:
+    @asynccontextmanager
+    async def use(self, name: str, seconds: float, keep_alive: float | None) -> AsyncIterator[float]:
+        """Has a model loaded while the context lasts; yields the seconds of waiting for that."""
+        if self.residency is None:
+            yield 0.0
+            return
+        async with self.residency.use(name, seconds, keep_alive) as waited:
+            yield waited
+
+    async def reload(self, name: str, error: InferenceServerException, seconds: float) -> bool:
+        """Whether a request that ended in `error` is to be sent again: its model was gone, and has been loaded."""
+        if self.residency is None or not is_missing(error):
+            return False
+        await self.residency.reload(name, seconds)
+        return True
+
+    def _cause(self, name: str, error: InferenceServerException | BuildError) -> str:
         """Why Triton does not have a model: it says so when it starts, and later only that it is unknown."""
+        if isinstance(error, BuildError):
+            return str(error)
         if name in self._absent and "NOT_FOUND" in (error.status() or ""):
             return self._absent[name].cause
         return str(error.message())
@@ -266,10 +296,13 @@ class Upstream:
         a busy model waits behind its callers: until it is answered or refused, a step in which others' calls pass
         proves that the model is slow and not dead.
         """
-        found = await asyncio.gather(*(self._problem(name) for name in self._names))
-        return dict(zip(self._names, found, strict=True))
+        names = [name for name in self._names if self.residency is None or self.residency.counts(name)]
+        found = await asyncio.gather(*map(self._problem, names))
+        return dict(zip(names, found, strict=True))
 
     async def _problem(self, name: str) -> str | None:
+        if self.residency is not None and not self.residency.is_loaded(name):
+            return self.residency.problem(name)
         if time.monotonic() - self._answered.get(name, -math.inf) < PROVEN_SECONDS:
             return None
         if name not in self._probes or self._probes[name][0].done():
@@ -312,22 +345,27 @@ class Upstream:
 
     async def _describe(self, name: str) -> ServedModel:
         config = await self._config(name)
-        outputs = {output.name: list(output.dims) for output in config.output}
-        tokenizer = await self._config(config.ensemble_scheduling.step[0].model_name)
-        parameters = tokenizer.parameters
+        steps, task = steps_of(config), task_of(config)
+        if task is None:
+            raise BuildError(f"{name} is no ensemble that embeds or reranks")
+        parameters = (await self._config(steps[0])).parameters
+        dimensions = {output.name: list(output.dims) for output in config.output}.get("embeddings")
         return ServedModel(
             name=name,
-            task="embed" if "embeddings" in outputs else "rerank",
+            task=task,
             max_batch_size=config.max_batch_size,
-            dimensions=outputs["embeddings"][0] if "embeddings" in outputs else None,
+            dimensions=dimensions[0] if dimensions else None,
             max_tokens=int(parameters["max_tokens"].string_value),
-            steps=tuple(step.model_name for step in config.ensemble_scheduling.step),
+            steps=steps,
             prompts=_named(json.loads(parameters["prompts"].string_value)) if "prompts" in parameters else {},
             takes_instruction="instruction" in [one.name for one in config.input],
             facts={key: value.string_value for key, value in config.parameters.items()},
         )
 
     async def _config(self, name: str) -> Any:
+        """A model's configuration: Triton's, or that of the repository, where it need not be loaded."""
+        if self.residency is not None:
+            return read_config(self.residency.repository, name)
         return (await self._client.get_model_config(name, client_timeout=CONFIG_SECONDS)).config
 
 

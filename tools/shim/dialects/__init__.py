@@ -2,9 +2,9 @@
 
 from tools.shim.dialects import cohere, nim, ollama, openai, own, tei, vllm
 from tools.shim.errors import ErrorDialect, own_error
-from tools.shim.routes import Get, Post
+from tools.shim.routes import Action, Get, Post
 
-ROUTES: list[Post | Get] = [
+ROUTES: list[Post | Get | Action] = [
     *own.ROUTES,
     *openai.ROUTES,
     *cohere.ROUTES,

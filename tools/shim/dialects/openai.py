@@ -10,6 +10,7 @@ from tools.shim.dialects.encodings import ENCODERS, UNSCALED, Encoding
 from tools.shim.dialects.lengths import check_tokens, normalised
 from tools.shim.errors import GatewayError, bad_request
 from tools.shim.gateway import Gateway
+from tools.shim.residency import Residence, Residency
 from tools.shim.routes import Get, Post, Reply
 from tools.shim.upstream import ServedModel
 
@@ -128,6 +129,8 @@ class Model(TypedDict):
     revision: str | None
     ignored: str | None
     """Of the checkpoint, what its build passed over because it was told to."""
+    residency: Residence | None
+    """Where models are loaded as they are called."""
 
 
 class Models(TypedDict):
@@ -158,16 +161,17 @@ async def embeddings(gateway: Gateway, call: EmbeddingsCall) -> Reply:
 
 async def models(gateway: Gateway) -> Reply:
     """Lists what is served."""
-    return Reply({"object": "list", "data": [describe(model) for model in await gateway.upstream.models()]})
+    served = await gateway.upstream.models()
+    return Reply({"object": "list", "data": [describe(model, gateway.upstream.residency) for model in served]})
 
 
 async def model(gateway: Gateway, model: str) -> Reply:
     """Describes one model, by its name, an alias or its checkpoint's source."""
-    return Reply(describe(await gateway.upstream.named(model)))
+    return Reply(describe(await gateway.upstream.named(model), gateway.upstream.residency))
 
 
-def describe(model: ServedModel) -> Model:
-    """A model as the list has it."""
+def describe(model: ServedModel, residency: Residency | None) -> Model:
+    """A model as the list has it, and what of it is in memory where that changes."""
     return {
         "id": model.name,
         "object": "model",
@@ -183,6 +187,7 @@ def describe(model: ServedModel) -> Model:
         "source": model.facts.get("source"),
         "revision": model.facts.get("revision"),
         "ignored": model.facts.get("ignored"),
+        "residency": residency.describe(model.name) if residency else None,
     }
 
 

@@ -9,9 +9,11 @@ from typing import Any, Literal, TypedDict
 from tools.shim import gpu
 from tools.shim.body import Query, Text, Vector
 from tools.shim.dialects import cohere, openai
-from tools.shim.errors import not_ready
+from tools.shim.errors import bad_request, not_ready
 from tools.shim.gateway import Gateway
-from tools.shim.routes import Get, Post, Reply
+from tools.shim.residency import Residency
+from tools.shim.routes import Action, Get, Post, Reply
+from tools.shim.upstream import ServedModel
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,56 @@ async def rerank(gateway: Gateway, call: RerankCall) -> Reply:
 
 
 async def models(gateway: Gateway) -> Reply:
-    """Lists what is served."""
-    facts = ("name", "task", "max_batch_size", "dimensions", "max_tokens")
+    """Lists what is served, and what of it is in memory."""
     served = await gateway.upstream.models()
-    own = [{fact: getattr(model, fact) for fact in facts} for model in served]
-    return Reply({"models": own, "object": "list", "data": [openai.describe(model) for model in served]})
+    own = [described(gateway, model) for model in served]
+    data = [openai.describe(model, gateway.upstream.residency) for model in served]
+    return Reply({"models": own, "object": "list", "data": data})
+
+
+def described(gateway: Gateway, model: ServedModel) -> dict[str, Any]:
+    """A model, as our own callers read it."""
+    facts = ("name", "task", "max_batch_size", "dimensions", "max_tokens")
+    residency = gateway.upstream.residency
+    state = dict(residency.describe(model.name)) if residency else {}
+    return {fact: getattr(model, fact) for fact in facts} | state
+
+
+async def load(gateway: Gateway, name: str) -> Reply:
+    """Loads a model, with those that share its steps."""
+    model, residency = await residing(gateway, name)
+    await residency.load(model.name, gateway.seconds)
+    return Reply(described(gateway, model))
+
+
+async def unload(gateway: Gateway, name: str) -> Reply:
+    """Unloads a model as soon as no call to it is under way; its next call loads it again."""
+    model, residency = await residing(gateway, name)
+    await residency.unload(model.name, gateway.seconds)
+    return Reply(described(gateway, model))
+
+
+async def pin(gateway: Gateway, name: str) -> Reply:
+    """Loads a model, which then makes room for no other."""
+    model, residency = await residing(gateway, name)
+    residency.pin(model.name, True)
+    await residency.load(model.name, gateway.seconds)
+    return Reply(described(gateway, model))
+
+
+async def unpin(gateway: Gateway, name: str) -> Reply:
+    """Lets a model make room for others again."""
+    model, residency = await residing(gateway, name)
+    residency.pin(model.name, False)
+    return Reply(described(gateway, model))
+
+
+async def residing(gateway: Gateway, name: str) -> tuple[ServedModel, Residency]:
+    """A model, and what loads it; raises GatewayError 404 for an unknown one, and 400 where nothing does."""
+    model = await gateway.upstream.named(name)
+    if gateway.upstream.residency is None:
+        raise bad_request("this server's models are loaded when it starts, and stay")
+    return model, gateway.upstream.residency
 
 
 async def health(gateway: Gateway, verbose: bool = False, partial: bool = False) -> Reply:
@@ -113,7 +160,7 @@ async def health(gateway: Gateway, verbose: bool = False, partial: bool = False)
     return Reply(content)
 
 
-ROUTES: list[Post | Get] = [
+ROUTES: list[Post | Get | Action] = [
     Post("/embed", EmbedCall, embed, Embeddings, key="texts"),
     Post(
         "/rerank",
@@ -123,5 +170,9 @@ ROUTES: list[Post | Get] = [
         fits=lambda content: not cohere.is_wide(content) and "documents" in content,
     ),
     Get("/models", models, Models),
+    Action("/models/{name}/load", load, dict[str, Any]),
+    Action("/models/{name}/unload", unload, dict[str, Any]),
+    Action("/models/{name}/pin", pin, dict[str, Any]),
+    Action("/models/{name}/unpin", unpin, dict[str, Any]),
     Get("/health", health, Health, open=True, flags=("verbose", "partial")),
 ]

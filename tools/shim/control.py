@@ -1,0 +1,115 @@
+"""Triton's model control: what is loaded, loading and unloading, and what loaded models take.
+
+Triton does three things badly that this makes good. An unload returns before its processes are gone, and a load at
+that time gets in their way: `unload` waits for their end. An ensemble takes its steps along when it is loaded and
+leaves them when it is unloaded: `unload` takes them too. And a load of what is there builds it up a second time
+beside the first: it is not called then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
+from tritonclient.grpc.aio import InferenceServerClient
+from tritonclient.utils import InferenceServerException
+
+from tools.access import GRPC_HEADER
+from tools.direct import channel_options
+
+INDEX_SECONDS = 5.0
+"""What Triton may take to say what it has loaded, and what that takes."""
+
+UNLOAD_SECONDS = 60.0
+"""After which a model that is still being unloaded counts as stuck."""
+
+MEMORY = "model_memory_bytes"
+"""The metric of `build/steps/memory.py`."""
+
+
+class Control:
+    """The management of one Triton. Use it as an async context manager."""
+
+    def __init__(self, address: str, metrics: str, secret: Path) -> None:
+        """By the addresses of its gRPC and metrics, and the file of its secret, which each start makes anew."""
+        self._address = address
+        self._metrics = f"http://{metrics}/metrics"
+        self._secret = secret
+        self._client: Any = None
+        self._session: Any = None
+
+    async def __aenter__(self) -> Control:
+        options = [("grpc.max_receive_message_length", -1), *channel_options(self._address)]
+        self._client = InferenceServerClient(self._address, channel_args=options)
+        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(INDEX_SECONDS))
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._session.close()
+        await self._client.close()
+
+    async def states(self) -> dict[str, str]:
+        """Model -> READY, LOADING, UNLOADING or UNAVAILABLE, without those that were never loaded.
+
+        Raises InferenceServerException where Triton does not say.
+        """
+        index = await self._client.get_model_repository_index(self._headers(), client_timeout=INDEX_SECONDS)
+        return {model.name: model.state for model in index.models if model.state}
+
+    async def load(self, ensembles: Sequence[str]) -> None:
+        """Loads ensembles with their steps; raises InferenceServerException with Triton's reason."""
+        for name in ensembles:
+            await self._client.load_model(name, self._headers())
+
+    async def unload(self, models: Sequence[str]) -> None:
+        """Unloads ensembles and then their steps, and waits until nothing of them is left; what is not there is.
+
+        Raises InferenceServerException where Triton does not answer, or not let go.
+        """
+        for name in models:
+            await self._client.unload_model(name, self._headers(), client_timeout=INDEX_SECONDS)
+        for _ in range(int(UNLOAD_SECONDS * 20)):
+            states = await self.states()
+            if not any(states.get(name) in ("UNLOADING", "LOADING", "READY") for name in models):
+                return
+            await asyncio.sleep(0.05)
+        raise InferenceServerException(f"Triton has not let go of {models[0]} for {UNLOAD_SECONDS:.0f} s")
+
+    async def memory(self) -> Mapping[tuple[str, str], int]:
+        """(model, `process` or `gpu`) -> bytes that it holds, by its own count; none where that cannot be had."""
+        try:
+            async with self._session.get(self._metrics) as answer:
+                text = await answer.text()
+        except (aiohttp.ClientError, asyncio.TimeoutError):
+            return {}
+        lines = "\n".join(line for line in text.splitlines() if MEMORY in line)
+        samples = [sample for family in text_string_to_metric_families(lines) for sample in family.samples]
+        return {(sample.labels["model"], sample.labels["memory"]): int(sample.value) for sample in samples}
+
+    def _headers(self) -> dict[str, str]:
+        try:
+            return {GRPC_HEADER: self._secret.read_text()}
+        except OSError as error:
+            raise InferenceServerException(f"Triton's secret cannot be read: {error}") from None
+
+
+def is_missing(error: InferenceServerException) -> bool:
+    """Whether Triton says that it does not have the model, or not any more."""
+    status, message = error.status() or "", error.message() or ""
+    gone = ("unknown model", "is not ready", "not found", "unloaded", "no available versions")
+    return any(word in status for word in ("NOT_FOUND", "UNAVAILABLE")) and any(one in message for one in gone)
+
+
+def states_of(states: Mapping[str, str], models: Collection[str]) -> set[str]:
+    """What Triton says of some models together; "" for those that it has never loaded."""
+    return {states.get(name, "") for name in models}

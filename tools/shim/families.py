@@ -1,0 +1,129 @@
+"""What a model repository holds: ensembles that callers name, and families of them, which are loaded together.
+
+Ensembles that share a step are one family: a step is there for all of them or for none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
+
+from build.config import read_config
+from build.errors import BuildError
+
+Task = Literal["embed", "rerank"]
+
+PROCESS = 40 << 20
+"""Bytes that the process of a step takes beside its weights, about."""
+
+BATCH = 0.25
+"""What a batch takes of a CPU's memory, about, for each byte of weights."""
+
+GPU_BATCH = 2 * 10**9
+"""What CUDA and a batch take of a GPU's memory, about."""
+
+RECORD = "build.json"
+HINT = "memory.json"
+"""Beside the record of the build: what the family took when it was last served, and for which build."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Ensembles that share their steps."""
+
+    ensembles: tuple[str, ...]
+    """By name; of the family's own name the first."""
+    steps: tuple[str, ...]
+    on_gpu: bool
+    """Whether it is a GPU's memory that it takes."""
+    estimate: int
+    """Bytes that it takes, by the size of its weights."""
+
+    @property
+    def name(self) -> str:
+        """What operators call it."""
+        return self.ensembles[0]
+
+
+def task_of(config: ModelConfig) -> Task | None:
+    """What an ensemble is for; None for a model that is none of ours."""
+    outputs = {output.name for output in config.output}
+    if config.platform != "ensemble" or not outputs & {"embeddings", "score"}:
+        return None
+    return "embed" if "embeddings" in outputs else "rerank"
+
+
+def steps_of(config: ModelConfig) -> tuple[str, ...]:
+    """The models that an ensemble is made of, the tokenizer first."""
+    return tuple(dict.fromkeys(step.model_name for step in config.ensemble_scheduling.step))
+
+
+def ensembles(repository: Path) -> list[str]:
+    """Every ensemble that was built into a repository, by name; broken ones are left out."""
+    found = []
+    for path in sorted(repository.glob("*/config.pbtxt")):
+        with suppress(BuildError):
+            config = read_config(repository, path.parent.name)
+            is_built = all((repository / step / "1").is_dir() for step in steps_of(config))
+            if task_of(config) and is_built:
+                found.append(path.parent.name)
+    return found
+
+
+def families(repository: Path, names: Sequence[str]) -> list[Family]:
+    """The families of the ensembles `names`, in the order of their first; a broken ensemble is one by itself."""
+    groups: list[tuple[list[str], set[str]]] = []
+    for name in names:
+        steps: set[str] = set()
+        with suppress(BuildError):
+            steps = set(steps_of(read_config(repository, name)))
+        own = next((group for group in groups if group[1] & steps), None)
+        if own is None:
+            groups.append(([name], steps))
+        else:
+            own[0].append(name)
+            own[1].update(steps)
+    return [_family(repository, names, steps) for names, steps in groups]
+
+
+def _family(repository: Path, names: Sequence[str], steps: Collection[str]) -> Family:
+    weights = sum(
+        file.stat().st_size
+        for step in steps
+        for file in (repository / step).glob("1/*")
+        if file.suffix in (".data", ".onnx", ".plan")
+    )
+    on_gpu = False
+    for step in steps:
+        with suppress(BuildError):
+            kinds = {group.kind for group in read_config(repository, step).instance_group}
+            on_gpu |= ModelInstanceGroup.KIND_GPU in kinds
+    estimate = weights + GPU_BATCH if on_gpu else int(weights * (1 + BATCH)) + len(steps) * PROCESS
+    return Family(tuple(names), tuple(sorted(steps)), on_gpu, estimate)
+
+
+def fingerprint(repository: Path, family: Family) -> str:
+    """What the family on disk is: another one once it is built anew; "" while a build puts it in place."""
+    with suppress(OSError):
+        return (repository / family.name / RECORD).read_text()
+    return ""
+
+
+def hint(repository: Path, family: Family) -> int | None:
+    """Bytes that this build of the family took when it was last served; None where that is not known."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        said = json.loads((repository / family.name / HINT).read_text())
+        return int(said["bytes"])
+    return None
+
+
+def keep_hint(repository: Path, family: Family, size: int) -> None:
+    """Writes what the family takes beside it, where the repository can be written; a build removes it."""
+    with suppress(OSError):
+        (repository / family.name / HINT).write_text(json.dumps({"bytes": size}) + "\n")

@@ -1,0 +1,431 @@
+"""Keeps in Triton's memory what is called: loads a family at its first call and lets others go, by `rules.py`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, TypedDict
+
+from tritonclient.utils import InferenceServerException
+
+from tools.shim.control import Control, states_of
+from tools.shim.errors import GatewayError, not_ready, overloaded, too_big
+from tools.shim.families import Family, fingerprint, hint, keep_hint
+from tools.shim.rules import LOW, Drain, Keep, Load, Resident, State, Unload, Wait, fits, next_step, taken
+
+LOOK_SECONDS = 2.0
+"""Between two looks at what Triton has loaded, which others may do too, and at what that takes."""
+
+MOST_WAITING = 256
+"""Calls that may wait for one family to be loaded."""
+
+EARLY_SECONDS = 0.5
+"""Before its deadline that a call is told that its model will not come in time."""
+
+FAILED_SECONDS = (2.0, 60.0)
+"""After a load that failed until it may be tried again: at first, doubled each time, and at most."""
+
+ATTEMPTS = 3
+"""Of loading a family that is built anew meanwhile."""
+
+NO_MEMORY = ("memory", "alloc")
+"""Words by which engines say that there is no room."""
+
+
+@dataclass
+class Kept(Resident):
+    """A family with what the loader knows of it besides."""
+
+    peak: int = 0
+    """The most bytes that it took."""
+    waiters: deque[asyncio.Future[None]] = field(default_factory=deque)
+    deadlines: Counter[float] = field(default_factory=Counter)
+    cause: str = ""
+    """Why it could not be loaded."""
+    failures: int = 0
+    """One after the other."""
+    loads: int = 0
+    evictions: Counter[str] = field(default_factory=Counter)
+    preload: bool = False
+
+
+class Residence(TypedDict):
+    """What is known of a model in memory: of all together that share its steps."""
+
+    state: State
+    bytes: int
+    """That it takes, or would take."""
+    bytes_are: Literal["measured", "estimated"]
+    pinned: bool
+    seconds_since_call: float | None
+    calls: int
+    """Under way."""
+    waiting: int
+    """Calls that wait for it to be loaded."""
+    loads: int
+    load_seconds: float
+    """That the last one took."""
+    evictions: int
+    cause: str | None
+    """Why it could not be loaded."""
+
+
+class Residency:
+    """What one Triton has loaded of a repository. Use it as an async context manager."""
+
+    def __init__(
+        self,
+        control: Control,
+        repository: Path,
+        families: Sequence[Family],
+        budget: int,
+        preload: Collection[str] = (),
+        pinned: Collection[str] = (),
+        keep_alive: float = math.inf,
+        causes: Mapping[str, str] = {},
+        explain: Callable[[str], str] | None = None,
+    ) -> None:
+        """Of `families`, those with an ensemble in `preload` at once and those in `pinned` for good.
+
+        All together may take `budget` bytes; one that nobody calls goes after `keep_alive` seconds. `causes` says
+        of those that could not be loaded before why, and `explain` of an ensemble that now cannot.
+        """
+        self._explain = explain
+        self.budget = budget
+        self._control = control
+        self.repository = repository
+        self._keep_alive = keep_alive
+        self.families = [self._kept(family, preload, pinned, causes) for family in families]
+        self._of = {name: one for one in self.families for name in one.family.ensembles}
+        self._changed = asyncio.Event()
+        self._is_over = False
+        self._looked = -math.inf
+        self._worker: asyncio.Task[None] | None = None
+        self._looking = asyncio.Lock()
+
+    def _kept(
+        self, family: Family, preload: Collection[str], pinned: Collection[str], causes: Mapping[str, str]
+    ) -> Kept:
+        known = hint(self.repository, family)
+        one = Kept(family, known or family.estimate, known is not None)
+        one.pinned = not {*pinned}.isdisjoint(family.ensembles)
+        one.preload = one.pinned or not {*preload}.isdisjoint(family.ensembles)
+        one.cause = next((causes[name] for name in family.ensembles if name in causes), "")
+        one.wanted, one.asked = one.preload and not one.cause, time.monotonic()
+        return one
+
+    async def __aenter__(self) -> Residency:
+        await self._control.__aenter__()
+        with suppress(InferenceServerException):  # it may come later
+            await self.look()
+        self._worker = asyncio.create_task(self._work())
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._worker is not None
+        self._worker.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._worker
+        await self._control.__aexit__(kind, error, trace)
+
+    def __contains__(self, ensemble: str) -> bool:
+        return ensemble in self._of
+
+    def is_loaded(self, ensemble: str) -> bool:
+        """Whether it takes calls now."""
+        return self._of[ensemble].state == "loaded"
+
+    def counts(self, ensemble: str) -> bool:
+        """Whether it has a say in how the server is: it is there, or is to be from the start and cannot."""
+        one = self._of[ensemble]
+        return one.state == "loaded" or (one.preload and bool(one.cause or one.wanted or one.state == "loading"))
+
+    def problem(self, ensemble: str) -> str:
+        """Why one that counts is not there."""
+        return self._of[ensemble].cause or "it is being loaded"
+
+    @asynccontextmanager
+    async def use(self, ensemble: str, seconds: float, keep_alive: float | None = None) -> AsyncIterator[float]:
+        """Has a model loaded for as long as the context lasts; yields the seconds that this took.
+
+        Raises GatewayError 503 where it is not there within `seconds`, or cannot be loaded, and 507 where there is
+        no room for it whoever goes. The model then stays for `keep_alive` seconds, or the server's.
+        """
+        one, started = self._of[ensemble], time.monotonic()
+        if one.state == "loaded":
+            one.calls += 1
+        else:
+            await self._wait(one, seconds)  # which counts the call
+        keep = self._keep_alive if keep_alive is None else keep_alive
+        try:
+            yield time.monotonic() - started
+        finally:
+            one.calls -= 1
+            one.used = time.monotonic()
+            one.expires = one.used + keep
+            if one.calls == 0:
+                self._changed.set()
+
+    async def reload(self, ensemble: str, seconds: float) -> None:
+        """Has a model loaded again that Triton does not have, though it was thought to be there."""
+        one = self._of[ensemble]
+        await self.look()
+        if one.state not in ("loaded", "draining"):
+            await self._wait(one, seconds)
+            one.calls -= 1  # the caller's own is counted already
+
+    async def load(self, ensemble: str, seconds: float) -> None:
+        """Loads a model for whom no call waits; raises GatewayError as `use` does."""
+        async with self.use(ensemble, seconds):
+            pass
+
+    async def unload(self, ensemble: str, seconds: float) -> None:
+        """Unloads a model as soon as no call to it is under way; raises GatewayError 503 after `seconds`."""
+        one = self._of[ensemble]
+        gone, until = one.evictions["asked"], time.monotonic() + seconds - EARLY_SECONDS
+        one.wanted = False
+        if one.state == "loaded":
+            one.state, one.unwanted = "draining", True
+        self._changed.set()
+        while one.state != "absent" and one.evictions["asked"] == gone:
+            if time.monotonic() > until:
+                raise not_ready(f"{ensemble} still has {one.calls} calls under way and goes after them", 1)
+            await asyncio.sleep(0.05)
+
+    def pin(self, ensemble: str, pinned: bool) -> None:
+        """Keeps a model for good, or no longer; raises GatewayError 507 where no room would be left for it."""
+        one = self._of[ensemble]
+        if pinned and not fits(one, self.families, self.budget):
+            raise self._too_big(one)
+        one.pinned = pinned
+        self._changed.set()
+
+    def describe(self, ensemble: str) -> Residence:
+        """A model's family, as operators want to know of it."""
+        one = self._of[ensemble]
+        now = time.monotonic()
+        return {
+            "state": one.state,
+            "bytes": one.size,
+            "bytes_are": "measured" if one.is_measured else "estimated",
+            "pinned": one.pinned,
+            "seconds_since_call": round(now - one.used, 1) if one.used > 0 else None,
+            "calls": one.calls,
+            "waiting": one.waiting,
+            "loads": one.loads,
+            "load_seconds": round(one.load_seconds, 2),
+            "evictions": sum(one.evictions.values()) - one.evictions["asked"],
+            "cause": one.cause or None,
+        }
+
+    async def _wait(self, one: Kept, seconds: float) -> None:
+        """Waits until a family is loaded, and counts a call to it."""
+        now = time.monotonic()
+        if one.state == "absent":
+            if now < one.retry:
+                raise not_ready(f"Triton cannot serve {one.family.name}: {one.cause}", one.retry - now)
+            if not fits(one, self.families, self.budget):
+                raise self._too_big(one)
+        if one.waiting >= MOST_WAITING:
+            raise overloaded(f"{one.waiting} calls wait for {one.family.name} already", self._seconds_to_load(one))
+        patience = seconds - min(EARLY_SECONDS, seconds / 10)
+        if one.loads and self._seconds_to_load(one) > seconds:
+            one.wanted, one.asked = True, min(one.asked, now)
+            self._changed.set()
+            raise self._late(one)
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        deadline = now + patience
+        one.waiters.append(future)
+        one.waiting += 1
+        one.deadlines[deadline] += 1
+        one.asked, one.deadline = min(one.asked, now), min(one.deadline, deadline)
+        self._changed.set()
+        try:
+            await asyncio.wait((future,), timeout=patience)
+        except asyncio.CancelledError:
+            if future.done() and future.exception() is None:
+                one.calls -= 1  # it came as its caller went
+            raise
+        finally:
+            one.waiting -= 1
+            one.deadlines -= Counter((deadline,))
+            one.deadline = min(one.deadlines, default=math.inf)
+            with suppress(ValueError):
+                one.waiters.remove(future)
+            self._changed.set()
+        if not future.done():
+            one.wanted = True  # who comes again will find it
+            raise self._late(one)
+        future.result()
+
+    def _grant(self, one: Kept) -> None:
+        """Lets all in who wait for a family that is there."""
+        one.wanted, one.asked, one.cause, one.failures = False, math.inf, "", 0
+        while one.waiters:
+            if not (future := one.waiters.popleft()).done():
+                one.calls += 1
+                future.set_result(None)
+
+    def _refuse(self, one: Kept) -> None:
+        """Turns all away who wait for a family that cannot be loaded."""
+        one.wanted, one.asked = False, math.inf
+        after = one.retry - time.monotonic()
+        while one.waiters:
+            if not (future := one.waiters.popleft()).done():
+                future.set_exception(not_ready(f"Triton cannot serve {one.family.name}: {one.cause}", after))
+
+    def _seconds_to_load(self, one: Kept) -> float:
+        """Until a family may be there, by what those before it took the last time."""
+        before = [other for other in self.families if other.asked < one.asked and other is not one]
+        return sum(max(1.0, other.load_seconds) for other in (*before, one))
+
+    def _late(self, one: Kept) -> GatewayError:
+        return not_ready(
+            f"{one.family.name} is not loaded yet: try again, or give the call more time",
+            self._seconds_to_load(one),
+        )
+
+    def _too_big(self, one: Kept) -> GatewayError:
+        pinned = sum(other.size for other in self.families if other.pinned and other is not one)
+        return too_big(
+            f"{one.family.name} takes {_shown(one.size)}, and of {_shown(self.budget)} for models "
+            f"{_shown(max(0, self.budget - pinned))} are not pinned: "
+            + ("unpin another, or " if pinned else "")
+            + "give models more by --memory, or build it in a smaller precision"
+        )
+
+    async def _work(self) -> None:
+        """Does one thing after another, for good."""
+        while True:
+            self._changed.clear()
+            now = time.monotonic()
+            if now - self._looked > LOOK_SECONDS:
+                with suppress(InferenceServerException):
+                    await self.look()
+            total = taken(self.families)
+            self._is_over = total > (LOW * self.budget if self._is_over else self.budget)
+            match next_step(self.families, self.budget, self._is_over, now):
+                case Load(Kept() as one):
+                    await self._load(one)
+                case Unload(Kept() as one, reason):
+                    await self._unload(one, reason)
+                case Drain(one):
+                    one.state = "draining"
+                case Keep(Kept() as one):
+                    one.state = "loaded"
+                    self._grant(one)
+                case Wait(seconds):
+                    left = min(seconds, self._looked + LOOK_SECONDS - now)
+                    with suppress(asyncio.TimeoutError):
+                        await asyncio.wait_for(self._changed.wait(), max(0.01, left))
+
+    async def _load(self, one: Kept) -> None:
+        started = time.monotonic()
+        one.state = "loading"
+        try:
+            try:
+                await self._bring(one)
+            except InferenceServerException as error:
+                victim = next((o for o in self._idle() if o is not one), None)
+                if victim is None or not any(word in str(error.message()) for word in NO_MEMORY):
+                    raise
+                await self._unload(victim, "memory")
+                await self._bring(one)
+        except InferenceServerException as error:
+            one.state = "absent"
+            one.failures += 1
+            first, most = FAILED_SECONDS
+            one.retry = time.monotonic() + min(most, first * 2 ** (one.failures - 1))
+            said = str(error.message()).partition("\n\nAt:")[0].strip()
+            one.cause = self._explain(one.family.name) if self._explain else said
+            print(f"{one.family.name} cannot be loaded: {one.cause}", flush=True)
+            self._refuse(one)
+            return
+        one.loaded = one.used = time.monotonic()
+        one.expires = one.used + self._keep_alive
+        one.load_seconds, one.loads = one.loaded - started, one.loads + 1
+        one.state = "loaded"
+        with suppress(InferenceServerException):
+            await self.look()
+        print(f"{one.family.name}: loaded in {one.load_seconds:.1f} s, takes {_shown(one.size)}", flush=True)
+        self._grant(one)
+
+    async def _bring(self, one: Kept) -> None:
+        """Has Triton load a family whole, as one build wrote it; raises InferenceServerException."""
+        models = (*one.family.ensembles, *one.family.steps)
+        for _ in range(ATTEMPTS):
+            before = fingerprint(self.repository, one.family)
+            if states_of(await self._control.states(), models) & {"READY", "LOADING", "UNLOADING"}:
+                await self._control.unload(models)
+            try:
+                await self._control.load(one.family.ensembles)
+            except InferenceServerException:
+                with contextlib.suppress(InferenceServerException):
+                    await self._control.unload(models)
+                raise
+            if fingerprint(self.repository, one.family) == before:
+                return
+        raise InferenceServerException(f"{one.family.name} is being built again and again")
+
+    async def _unload(self, one: Kept, reason: str) -> None:
+        one.state = "draining"
+        try:
+            await self._control.unload((*one.family.ensembles, *one.family.steps))
+        except InferenceServerException as error:
+            print(f"{one.family.name} cannot be unloaded: {error.message()}", flush=True)
+            await asyncio.sleep(LOOK_SECONDS)  # it is looked at again
+            return
+        if one.is_measured:
+            one.size = one.peak
+            keep_hint(self.repository, one.family, one.peak)
+        one.state, one.unwanted = "absent", False
+        one.evictions[reason] += 1
+        print(f"{one.family.name}: unloaded ({reason.replace('_', ' ')})", flush=True)
+
+    def _idle(self) -> list[Kept]:
+        there = (one for one in self.families if one.state == "loaded" and one.calls == 0 and not one.pinned)
+        return sorted(there, key=lambda one: one.used)
+
+    async def look(self) -> None:
+        """Sees what Triton has, whoever loaded or unloaded it, and what that takes.
+
+        Raises InferenceServerException where Triton does not say.
+        """
+        async with self._looking:
+            self._looked = time.monotonic()
+            states = await self._control.states()
+            memory = await self._control.memory()
+            for one in self.families:
+                is_there = states_of(states, one.family.ensembles) == {"READY"}
+                if one.state == "absent" and is_there:
+                    one.state, one.loaded, one.used = "loaded", self._looked, self._looked
+                    self._grant(one)
+                elif one.state in ("loaded", "draining") and not is_there:
+                    one.state, one.unwanted = "absent", False
+                    one.wanted |= one.preload and not states  # Triton has been started again
+                if one.state != "absent":
+                    self._measure(one, memory)
+
+    def _measure(self, one: Kept, memory: Mapping[tuple[str, str], int]) -> None:
+        kind = "gpu" if one.family.on_gpu else "process"
+        sizes = [memory.get((step, kind), 0) for step in one.family.steps]
+        if sum(sizes) and (one.family.on_gpu or all(sizes)):
+            one.size, one.is_measured = sum(sizes), True
+            one.peak = max(one.peak, one.size)
+
+
+def _shown(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"

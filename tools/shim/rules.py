@@ -1,0 +1,163 @@
+"""The rules of what stays in memory, on one page, over numbers alone: they ask nobody and change nothing.
+
+- A family is counted in bytes, as measured where it runs; before its first load, as estimated by its weights.
+- Whoever has waited longest is loaded first, and nothing else is loaded or unloaded meanwhile.
+- To make room, idle families go, the least recently used first. One that is pinned never goes.
+- One that has just come stays for RESIDENCE seconds, or as long as its load took: else two that do not fit
+  together would be loaded for a call each. It goes earlier only where a caller could not be answered in time.
+- Where all are busy, the one that has been there longest takes no new calls, ends those under way and goes:
+  families that do not fit together are served in turns.
+- Where those that are loaded have grown past the budget, idle ones go until there is LOW of it left.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from tools.shim.families import Family
+
+RESIDENCE = 2.0
+"""Seconds."""
+
+LOW = 0.9
+"""Of the budget, to which it is emptied when it was passed."""
+
+State = Literal["absent", "loading", "loaded", "draining"]
+Reason = Literal["room", "turn", "memory", "keep_alive", "asked"]
+
+
+@dataclass
+class Resident:
+    """A family, and all that is known of how it is used. Times are of one clock, in seconds."""
+
+    family: Family
+    size: int
+    """Bytes that it takes, or would."""
+    is_measured: bool = False
+    pinned: bool = False
+    state: State = "absent"
+    calls: int = 0
+    """Under way."""
+    waiting: int = 0
+    """Calls that it has to be loaded for."""
+    wanted: bool = False
+    """To be loaded, whether a call waits for it or not."""
+    unwanted: bool = False
+    """To be unloaded as soon as it is idle."""
+    asked: float = math.inf
+    """Since when somebody wants it."""
+    deadline: float = math.inf
+    """When the first of those gives up."""
+    used: float = -math.inf
+    """When it was last called."""
+    loaded: float = -math.inf
+    """Since when it is there."""
+    load_seconds: float = 0.0
+    """That its last load took."""
+    expires: float = math.inf
+    """When it goes, if nobody has called it since."""
+    retry: float = -math.inf
+    """When a load may be tried again that has failed."""
+
+    @property
+    def settled(self) -> float:
+        """From when on it may make room for others."""
+        return self.loaded + max(RESIDENCE, self.load_seconds)
+
+
+@dataclass(frozen=True)
+class Load:
+    """Load one."""
+
+    one: Resident
+
+
+@dataclass(frozen=True)
+class Unload:
+    """Unload one, which is idle."""
+
+    one: Resident
+    reason: Reason
+
+
+@dataclass(frozen=True)
+class Drain:
+    """Let no new call to one."""
+
+    one: Resident
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Let calls to one again that was draining."""
+
+    one: Resident
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Do nothing until something changes, or for so many seconds."""
+
+    seconds: float = math.inf
+
+
+Step: TypeAlias = "Load | Unload | Drain | Keep | Wait"
+
+
+def taken(residents: Iterable[Resident]) -> int:
+    """Bytes of all that is there."""
+    return sum(one.size for one in residents if one.state != "absent")
+
+
+def next_step(residents: Collection[Resident], budget: int, is_over: bool, now: float) -> Step:
+    """What is to be done now; `is_over` while more than the `budget` is being brought down to LOW of it."""
+    there = [one for one in residents if one.state in ("loaded", "draining")]
+    queue = sorted(
+        (one for one in residents if one.state == "absent" and (one.waiting or one.wanted) and now >= one.retry),
+        key=lambda one: one.asked,
+    )
+    for one in there:
+        if one.calls == 0 and one.unwanted:
+            return Unload(one, "asked")
+        if one.state == "draining" and not one.unwanted:
+            if not queue:
+                return Keep(one)
+            if one.calls == 0:
+                return Unload(one, "turn")
+    idle = sorted((one for one in there if one.calls == 0 and not one.pinned), key=lambda one: one.used)
+    for one in idle:
+        if now >= one.expires:
+            return Unload(one, "keep_alive")
+    if is_over and idle and taken(residents) > LOW * budget:
+        return Unload(idle[0], "memory")
+    sleep = min((one.expires - now for one in there if not one.pinned), default=math.inf)
+    sleep = min([sleep, *(one.retry - now for one in residents if one.retry > now)])
+    if not queue:
+        return Wait(sleep)
+    if taken(residents) + queue[0].size <= budget:
+        return Load(queue[0])
+    return _room(queue[0], there, idle, now) or Wait(sleep)
+
+
+def _room(one: Resident, there: Sequence[Resident], idle: Sequence[Resident], now: float) -> Step | None:
+    """How one more comes to fit; None where only a call's end helps."""
+    if settled := [other for other in idle if now >= other.settled]:
+        return Unload(settled[0], "room")
+    if idle:
+        soon = min(other.settled for other in idle)
+        if soon + one.load_seconds >= one.deadline:
+            return Unload(idle[0], "room")
+        return Wait(soon - now)
+    busy = [other for other in there if not other.pinned]
+    if not busy or any(other.state == "draining" for other in busy):
+        return None
+    longest = min(busy, key=lambda other: other.settled)
+    return Drain(longest) if now >= longest.settled else Wait(longest.settled - now)
+
+
+def fits(one: Resident, residents: Iterable[Resident], budget: int) -> bool:
+    """Whether there could ever be room for one beside those that never go."""
+    return one.size + sum(other.size for other in residents if other.pinned and other is not one) <= budget
