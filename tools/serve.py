@@ -131,6 +131,7 @@ async def gateway(
             options.keep_alive,
             left_out,
             triton.cause,
+            triton.lost,
         )
     async with listening(
         address,

@@ -26,11 +26,17 @@ STATE, EXIT_CODE = 0, 49
 class Death:
     """How a stub ended."""
 
-    model: str
+    instance: str
+    """What it ran; "" where it died before it was seen."""
     killed: bool
     """By a signal. Else it ended itself, as one also does that misses its Triton."""
     stopped: bool = False
     """It is there, but stopped."""
+
+    @property
+    def model(self) -> str:
+        """Whose it was."""
+        return self.instance.rsplit("_", 2)[0]
 
 
 @dataclass(frozen=True)
@@ -41,11 +47,6 @@ class Watched:
     """Readable when it ends."""
     instance: str
 
-    @property
-    def model(self) -> str:
-        """Whose instance it is."""
-        return self.instance.rsplit("_", 2)[0]
-
 
 class Stubs:
     """The stubs of one tritonserver. Use it as a context manager."""
@@ -54,6 +55,7 @@ class Stubs:
         self._tritonserver = tritonserver
         self._watched: dict[int, Watched] = {}
         self._stopped: dict[int, float] = {}
+        self._unseen: set[int] = set()
         self.lost: asyncio.Future[Death] = asyncio.get_running_loop().create_future()
         """Of the first stub that died, other than because Triton ended it, or that stays stopped.
 
@@ -76,9 +78,23 @@ class Stubs:
         """Takes the one that is lost for one that was meant to end."""
         self.lost = asyncio.get_running_loop().create_future()
 
+    @property
+    def instances(self) -> set[str]:
+        """What those run that are there."""
+        return {watched.instance for watched in self._watched.values()}
+
+    @property
+    def models(self) -> set[str]:
+        """Whose they are."""
+        return {instance.rsplit("_", 2)[0] for instance in self.instances}
+
     def look(self) -> None:
         """Watches those that have come since, and gives up those that stay stopped."""
         for pid in children(self._tritonserver):
+            if pid not in self._watched and pid not in self._unseen and state(pid) == ZOMBIE:
+                self._unseen.add(pid)
+                if not self.lost.done():
+                    self.lost.set_result(Death("", killed=True))
             with contextlib.suppress(OSError, IndexError):  # it has ended since
                 if pid not in self._watched and (instance := instance_of(pid)):
                     self._watched[pid] = Watched(os.pidfd_open(pid), instance)
@@ -89,18 +105,18 @@ class Stubs:
         self._stopped = {pid: self._stopped.get(pid, now) for pid in stopped}
         for pid, since in self._stopped.items():
             if now - since > STOPPED_SECONDS and not self.lost.done():
-                self.lost.set_result(Death(self._watched[pid].model, killed=True, stopped=True))
+                self.lost.set_result(Death(self._watched[pid].instance, killed=True, stopped=True))
 
     def _ended(self, pid: int) -> None:
         ended = self._forget(pid)
         self.look()
-        is_replaced = any(other.instance == ended.instance for other in self._watched.values())
         # Where a younger one has taken its place, its model was loaded again.
-        if (status := exit_status(pid)) and not is_replaced and not self.lost.done():
-            self.lost.set_result(Death(ended.model, os.WIFSIGNALED(status)))
+        if (status := exit_status(pid)) and ended.instance not in self.instances and not self.lost.done():
+            self.lost.set_result(Death(ended.instance, os.WIFSIGNALED(status)))
 
     def _forget(self, pid: int) -> Watched:
         watched = self._watched.pop(pid)
+        self._unseen.add(pid)
         asyncio.get_running_loop().remove_reader(watched.fd)
         os.close(watched.fd)
         return watched

@@ -17,7 +17,7 @@ import shutil
 import signal
 import sys
 import sysconfig
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -38,7 +38,7 @@ from tools.command import (
     server_arguments,
     switches,
 )
-from tools.stubs import Death, Stubs
+from tools.stubs import Stubs
 
 STUB_NUMPY2 = Path(__file__).with_name("stub_numpy2.py")
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
@@ -46,6 +46,8 @@ SEGMENT_PREFIX = "triton-embeddings"
 READY_SECONDS = 300
 WATCH_SECONDS = 1.0
 """Between two looks for models that were loaded since."""
+SETTLING_SECONDS = 0.5
+"""After which what took the place of a process is there."""
 ASKING = aiohttp.ClientTimeout(5)
 """What Triton may take to say which models it has."""
 DYING_SECONDS = 5.0
@@ -82,6 +84,8 @@ class EmbeddedTriton:
         self._log = log
         self.left_out: dict[str, str] = {}
         """Model that was asked for and cannot be served -> why."""
+        self.lost: set[str] = set()
+        """Models whose process died while they were loaded, which Triton waits for ever for."""
 
     async def run(self, stop: asyncio.Event, ready: contextlib.AbstractAsyncContextManager[None]) -> None:
         """Runs Triton until `stop` is set, within `ready` once it answers; raises ServerError when it cannot."""
@@ -180,7 +184,7 @@ class EmbeddedTriton:
                 )
                 stubs.look()
                 self._close_segments()
-                if stubs.lost.done() and not exited.done() and not await self._is_missed(stubs.lost.result()):
+                if stubs.lost.done() and not exited.done() and not await self._is_missed(stubs):
                     stubs.go_on()
             if stubs.lost.done():
                 death = stubs.lost.result()
@@ -208,18 +212,31 @@ class EmbeddedTriton:
         access.secret_file(self._work_folder, self._ports.http).unlink(missing_ok=True)
         _remove_segments(SHARED_MEMORY.glob(f"{self._segments}*"))
 
-    async def _is_missed(self, death: Death) -> bool:
-        """Whether Triton counts on a stub that is gone: not where its model was unloaded, or fails to load."""
+    async def _is_missed(self, stubs: Stubs) -> bool:
+        """Whether Triton counts on a stub that is gone: not where its model was unloaded, or is being loaded."""
+        death = stubs.lost.result()
         if death.stopped:
             return True
+        await asyncio.sleep(SETTLING_SECONDS)
+        stubs.look()
         url = f"http://{self._host}:{self._ports.http}/v2/repository/index"
         headers = {access.HEADER: self._secret}
         try:
             async with aiohttp.ClientSession(headers=headers, timeout=ASKING) as session:
-                listed = await (await session.post(url, json={"ready": True})).json(content_type=None)
+                listed = await (await session.post(url, json={})).json(content_type=None)
         except (aiohttp.ClientError, asyncio.TimeoutError):
             return True
-        return any(model["name"] == death.model for model in listed)
+        states = {model["name"]: model.get("state") for model in listed}
+        self.lost |= {name for name, state in states.items() if state == "LOADING" and name not in stubs.models}
+        if death.instance:
+            return states.get(death.model) == "READY" and death.instance not in stubs.instances
+        return any(states.get(name) == "READY" and name not in stubs.models for name in self._python_models())
+
+    def _python_models(self) -> Iterator[str]:
+        """Models of the repository that run in a process of their own."""
+        if isinstance(self._repository, Path):
+            for file in self._repository.glob("*/*/model.py"):
+                yield file.parent.parent.name
 
     def _steps(self, ensemble: str) -> dict[str, str]:
         """The steps of an ensemble, each with its runtime, "" where only Triton can read what it is."""

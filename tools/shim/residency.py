@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import time
 from collections import Counter, deque
@@ -33,11 +32,23 @@ EARLY_SECONDS = 0.5
 FAILED_SECONDS = (2.0, 60.0)
 """After a load that failed until it may be tried again: at first, doubled each time, and at most."""
 
+LOAD_SECONDS = 900.0
+"""That a load may take."""
+
+STUCK = (
+    "a process of it died while it was loaded, or it took forever, and this Triton does not get over that: start "
+    "it again, and see its log"
+)
+
 ATTEMPTS = 3
 """Of loading a family that is built anew meanwhile."""
 
 NO_MEMORY = ("memory", "alloc")
 """Words by which engines say that there is no room."""
+
+
+class StuckError(Exception):
+    """Triton neither loads a family nor lets go of it."""
 
 
 @dataclass
@@ -92,12 +103,15 @@ class Residency:
         keep_alive: float = math.inf,
         causes: Mapping[str, str] = {},
         explain: Callable[[str], str] | None = None,
+        lost: Collection[str] = (),
     ) -> None:
         """Of `families`, those with an ensemble in `preload` at once and those in `pinned` for good.
 
         All together may take `budget` bytes; one that nobody calls goes after `keep_alive` seconds. `causes` says
-        of those that could not be loaded before why, and `explain` of an ensemble that now cannot.
+        of those that could not be loaded before why, and `explain` of an ensemble that now cannot. Models whose
+        process died while they were loaded come to be in `lost`.
         """
+        self._lost_models = lost
         self._explain = explain
         self.budget = budget
         self._control = control
@@ -196,9 +210,7 @@ class Residency:
         """Unloads a model as soon as no call to it is under way; raises GatewayError 503 after `seconds`."""
         one = self._of[ensemble]
         gone, until = one.evictions["asked"], time.monotonic() + seconds - EARLY_SECONDS
-        one.wanted = False
-        if one.state == "loaded":
-            one.state, one.unwanted = "draining", True
+        one.wanted, one.unwanted = False, one.state != "absent"
         self._changed.set()
         while one.state != "absent" and one.evictions["asked"] == gone:
             if time.monotonic() > until:
@@ -236,7 +248,8 @@ class Residency:
         now = time.monotonic()
         if one.state == "absent":
             if now < one.retry:
-                raise not_ready(f"Triton cannot serve {one.family.name}: {one.cause}", one.retry - now)
+                after = min(FAILED_SECONDS[1], one.retry - now)
+                raise not_ready(f"Triton cannot serve {one.family.name}: {one.cause}", after)
             if not fits(one, self.families, self.budget):
                 raise self._too_big(one)
         if one.waiting >= MOST_WAITING:
@@ -279,10 +292,11 @@ class Residency:
                 one.calls += 1
                 future.set_result(None)
 
-    def _refuse(self, one: Kept) -> None:
+    def _give_up(self, one: Kept) -> None:
         """Turns all away who wait for a family that cannot be loaded."""
-        one.wanted, one.asked = False, math.inf
-        after = one.retry - time.monotonic()
+        print(f"{one.family.name} cannot be loaded: {one.cause}", flush=True)
+        one.state, one.wanted, one.unwanted, one.asked = "absent", False, False, math.inf
+        after = min(FAILED_SECONDS[1], one.retry - time.monotonic())
         while one.waiters:
             if not (future := one.waiters.popleft()).done():
                 future.set_exception(not_ready(f"Triton cannot serve {one.family.name}: {one.cause}", after))
@@ -344,15 +358,17 @@ class Residency:
                     raise
                 await self._unload(victim, "memory")
                 await self._bring(one)
+        except StuckError as error:
+            one.retry, one.cause = math.inf, str(error)
+            self._give_up(one)
+            return
         except InferenceServerException as error:
-            one.state = "absent"
             one.failures += 1
             first, most = FAILED_SECONDS
             one.retry = time.monotonic() + min(most, first * 2 ** (one.failures - 1))
             said = str(error.message()).partition("\n\nAt:")[0].strip()
             one.cause = self._explain(one.family.name) if self._explain else said
-            print(f"{one.family.name} cannot be loaded: {one.cause}", flush=True)
-            self._refuse(one)
+            self._give_up(one)
             return
         one.loaded = one.used = time.monotonic()
         one.expires = one.used + self._keep_alive
@@ -367,15 +383,22 @@ class Residency:
         """Has Triton load a family whole, as one build wrote it; raises InferenceServerException."""
         models = (*one.family.ensembles, *one.family.steps)
         for _ in range(ATTEMPTS):
+            until = time.monotonic() + LOAD_SECONDS
             before = fingerprint(self.repository, one.family)
             if states_of(await self._control.states(), models) & {"READY", "LOADING", "UNLOADING"}:
                 await self._control.unload(models)
+            load = asyncio.create_task(self._control.load(one.family.ensembles))
             try:
-                await self._control.load(one.family.ensembles)
+                while not (await asyncio.wait((load,), timeout=0.5))[0]:
+                    if self._lost(one) or time.monotonic() > until:
+                        raise StuckError(STUCK)
+                load.result()
             except InferenceServerException:
-                with contextlib.suppress(InferenceServerException):
+                with suppress(InferenceServerException):
                     await self._control.unload(models)
                 raise
+            finally:
+                load.cancel()
             if fingerprint(self.repository, one.family) == before:
                 return
         raise InferenceServerException(f"{one.family.name} is being built again and again")
@@ -394,6 +417,9 @@ class Residency:
         one.state, one.unwanted = "absent", False
         one.evictions[reason] += 1
         print(f"{one.family.name}: unloaded ({reason.replace('_', ' ')})", flush=True)
+
+    def _lost(self, one: Kept) -> bool:
+        return not {*self._lost_models}.isdisjoint(one.family.steps)
 
     def _idle(self) -> list[Kept]:
         there = (one for one in self.families if one.state == "loaded" and one.calls == 0 and not one.pinned)

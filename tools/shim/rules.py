@@ -120,8 +120,10 @@ def next_step(residents: Collection[Resident], budget: int, is_over: bool, now: 
         key=lambda one: one.asked,
     )
     for one in there:
-        if one.calls == 0 and one.unwanted:
+        if one.unwanted and one.calls == 0:
             return Unload(one, "asked")
+        if one.unwanted and one.state == "loaded":
+            return Drain(one)
         if one.state == "draining" and not one.unwanted:
             if not queue:
                 return Keep(one)
@@ -133,7 +135,7 @@ def next_step(residents: Collection[Resident], budget: int, is_over: bool, now: 
             return Unload(one, "keep_alive")
     if is_over and idle and taken(residents) > LOW * budget:
         return Unload(idle[0], "memory")
-    sleep = min((one.expires - now for one in there if not one.pinned), default=math.inf)
+    sleep = min((one.expires - now for one in idle), default=math.inf)
     sleep = min([sleep, *(one.retry - now for one in residents if one.retry > now)])
     if not queue:
         return Wait(sleep)

@@ -1,0 +1,421 @@
+"""Many models, one memory: families are loaded by their first call, and others make room, on a real Triton."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from conftest import ROOT, TINY, Answer, Stack, cosines
+from containers import until
+from test_families import TEXTS, expected
+from tiny import EMBEDDERS, build_tiny
+
+from build import make
+from tools.access import secret_file
+from tools.shim.rules import RESIDENCE
+
+SECONDS = float(os.environ.get("RESIDENCY_SECONDS", "40"))
+"""Of the load that changes its mind all the time."""
+
+MB = 10**6
+FAMILY = 150 * MB
+"""More than any of the tiny ones takes, most of it Python itself and its libraries."""
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve families of the tiny embedders."""
+    folder = tmp_path_factory.mktemp("residency") / "repository"
+    for i in range(12):
+        build_tiny([EMBEDDERS[i % len(EMBEDDERS)]], "--name", name(i), "--repository", str(folder))
+    return folder
+
+
+def name(i: int) -> str:
+    return f"{EMBEDDERS[i % len(EMBEDDERS)]}-{i}"
+
+
+def reference(model: str) -> Any:
+    return expected(model.rpartition("-")[0])["embeddings"]
+
+
+def served(folder: Path, repository: Path, families: float, *options: str, **environment: str) -> Stack:
+    """A stack with memory for so many families."""
+    words = ["--repository", str(repository), "--memory", f"{families * FAMILY / MB:.0f}MB"]
+    return Stack(folder, [*words, *options], {"ENCODER_PRECISION": "fp32", **environment})
+
+
+@pytest.fixture
+def three(tmp_path: Path, repository: Path) -> Iterator[Stack]:
+    """A stack of its own with memory for three families, and one of them loaded."""
+    own = Path(shutil.copytree(repository, tmp_path / "repository"))
+    stack = served(tmp_path / "stack", own, 3, "--preload", name(0)).start()
+    yield stack
+    processes = stack.tree()
+    assert stack.stop() == 0
+    _, alive = psutil.wait_procs(processes, timeout=10)
+    assert not alive
+    assert not stack.segments()
+
+
+def models(stack: Stack) -> dict[str, Any]:
+    return {model["name"]: model for model in stack.get("embed", "/models").json()["models"]}
+
+
+def states(stack: Stack) -> dict[str, str]:
+    return {key: model["state"] for key, model in models(stack).items() if model["state"] != "absent"}
+
+
+def embed(stack: Stack, model: str, count: int = 1, **headers: str) -> Answer:
+    """The first texts that there is a reference for."""
+    fields = {key.replace("_", "-"): value for key, value in headers.items()}
+    return stack.post("embed", "/embed", {"texts": TEXTS[:count], "model": model}, fields)
+
+
+def is_right(answer: Answer, model: str) -> bool:
+    vectors = np.array(answer.json()["embeddings"], np.float32)
+    return bool(cosines(vectors, reference(model)[: len(vectors)]).min() > 0.99999)
+
+
+def test_a_first_call_loads_and_the_least_recently_used_goes(three: Stack) -> None:
+    assert states(three) == {name(0): "loaded"}
+    for i in (1, 2):
+        answer = embed(three, name(i))
+        assert is_right(answer, name(i))
+        assert float(answer.headers["X-Load-Seconds"]) > 0.1
+    time.sleep(2 * RESIDENCE)  # for so long the last one would not be sent away
+    assert "X-Load-Seconds" not in embed(three, name(0)).headers
+    assert is_right(embed(three, name(3)), name(3))
+    assert states(three) == dict.fromkeys((name(0), name(2), name(3)), "loaded")
+    listed = models(three)
+    assert (listed[name(1)]["loads"], listed[name(1)]["evictions"], listed[name(3)]["loads"]) == (1, 1, 1)
+    assert all(listed[one]["bytes_are"] == "measured" for one in states(three))
+    assert three.get("embed", "/health").json() == {"status": "ready", "models": [name(0), name(2), name(3)]}
+    # What Triton itself has is what the gateway says that it has.
+    index = three.manage("index").json()
+    ready = {model["name"] for model in index if model.get("state") == "READY"}
+    assert {one for one in ready if one in listed} == {name(0), name(2), name(3)}
+    assert len(ready) == 12
+
+
+def test_what_a_family_takes_is_what_its_processes_take(three: Stack) -> None:
+    steps = [three.step(f"{name(0)}-{step}") for step in ("tokenizer", "encoder", "pooling")]
+    for _ in range(2):  # a process looks at itself once a second, and the gateway every other
+        embed(three, name(0), 20)
+        time.sleep(2.5)
+    took = sum(process.memory_full_info().pss for process in steps)
+    assert models(three)[name(0)]["bytes"] == pytest.approx(took, rel=0.1)
+
+
+def test_a_burst_of_calls_loads_once(three: Stack) -> None:
+    with ThreadPoolExecutor(24) as pool:
+        answers = list(pool.map(lambda _: embed(three, name(5), 2), range(24)))
+    assert all(is_right(answer, name(5)) for answer in answers)
+    assert models(three)[name(5)]["loads"] == 1
+
+
+def test_a_call_that_cannot_wait_is_told_when_to_come_again(three: Stack) -> None:
+    answer = embed(three, name(4), X_Request_Timeout="0.3")
+    assert (answer.status, answer.json()["type"]) == (503, "not_ready")
+    assert "is not loaded yet: try again" in answer.json()["error"]
+    assert int(answer.headers["Retry-After"]) >= 1
+    until(lambda: states(three).get(name(4)) == "loaded")  # it is being loaded all the same
+    assert "X-Load-Seconds" not in embed(three, name(4)).headers
+
+
+def test_one_that_can_never_fit(tmp_path: Path, repository: Path) -> None:
+    stack = served(tmp_path / "stack", repository, 1.4, "--pin", name(0)).start()
+    try:
+        answer = embed(stack, name(1))
+        assert (answer.status, answer.json()["type"]) == (507, "too_big")
+        assert "are not pinned: unpin another, or give models more by --memory" in answer.json()["error"]
+        assert stack.post("embed", f"/models/{name(0)}/unpin", b"").json()["pinned"] is False
+        assert is_right(embed(stack, name(1)), name(1))
+        assert states(stack) == {name(1): "loaded"}
+        refused = stack.post("embed", f"/models/{name(1)}/pin", b"")
+        assert (refused.status, refused.json()["pinned"]) == (200, True)
+    finally:
+        assert stack.stop() == 0
+
+
+def test_an_operator_loads_unloads_and_pins(three: Stack) -> None:
+    done = three.post("embed", f"/models/{name(6)}/pin", b"").json()
+    assert (done["name"], done["state"], done["pinned"]) == (name(6), "loaded", True)
+    for i in (1, 2, 3):
+        embed(three, name(i))
+    assert states(three)[name(6)] == "loaded"
+    assert three.post("embed", f"/models/{name(6)}/unload", b"").json()["state"] == "absent"
+    assert three.post("embed", f"/models/{name(6)}/load", b"").json()["state"] == "loaded"
+    assert three.post("embed", "/models/none/load", b"").status == 404
+    page = three.post("embed", f"/models/{name(6)}/unload", b"", {"Origin": "http://elsewhere.example"})
+    assert (page.status, page.json()["type"]) == (403, "forbidden")
+    assert states(three)[name(6)] == "loaded"
+
+
+def test_an_idle_one_goes_when_its_time_is_over(three: Stack) -> None:
+    assert is_right(embed(three, name(1), X_Keep_Alive="0"), name(1))
+    until(lambda: name(1) not in states(three), 10)
+    assert is_right(embed(three, name(2), X_Keep_Alive="1.5"), name(2))
+    assert name(2) in states(three)
+    until(lambda: name(2) not in states(three), 10)
+    assert embed(three, name(2), X_Keep_Alive="soon").status == 400
+    assert states(three) == {name(0): "loaded"}
+
+
+def test_others_load_and_unload(three: Stack) -> None:
+    """Through Triton's own API: what they load is served and counted, what they unload is loaded again."""
+    steps = [f"{name(7)}-{step}" for step in ("tokenizer", "encoder", "pooling")]
+    assert three.manage(f"models/{name(7)}/load").status == 200
+    until(lambda: states(three).get(name(7)) == "loaded", 10)
+    assert "X-Load-Seconds" not in embed(three, name(7)).headers
+    for model in (name(7), *steps):
+        assert three.manage(f"models/{model}/unload").status == 200
+    answer = embed(three, name(7), 3)  # at once, before anybody has noticed
+    assert is_right(answer, name(7))
+
+
+def test_unloaded_under_load(three: Stack) -> None:
+    """By an operator, again and again: no call fails and every vector is right."""
+    stop, answers = threading.Event(), list[Answer]()
+
+    def client() -> None:
+        while not stop.is_set():
+            answers.append(embed(three, name(0), 5))
+
+    threads = [threading.Thread(target=client) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for _ in range(4):
+        assert three.post("embed", f"/models/{name(0)}/unload", b"").status == 200
+        time.sleep(0.5)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert Counter(answer.status for answer in answers) == {200: len(answers)}
+    assert all(is_right(answer, name(0)) for answer in answers)
+    assert models(three)[name(0)]["loads"] >= 4
+
+
+def test_a_process_that_dies_while_its_model_is_loaded(three: Stack) -> None:
+    """Triton waits for it for ever: its calls are told so, and others are unharmed, even while they are loaded."""
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(embed, three, name(8))
+        until(lambda: any(f"{name(8)}-encoder_0" in word for p in three.tree() for word in words(p)))
+        three.step(f"{name(8)}-encoder").kill()
+        answer = call.result()
+    for said in (answer, embed(three, name(8))):
+        assert (said.status, said.json()["type"]) == (503, "not_ready")
+        assert "a process of it died while it was loaded" in said.json()["error"]
+        assert "start it again" in said.json()["error"]
+    assert three.process.poll() is None
+    assert is_right(embed(three, name(0)), name(0))
+    assert is_right(embed(three, name(1)), name(1))
+
+
+def words(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def test_a_broken_family_harms_no_other(three: Stack) -> None:
+    repository = Path(three.options[1])
+    graph = repository / f"{name(9)}-encoder" / "1" / "model.onnx"
+    whole = graph.read_bytes()
+    graph.write_bytes(whole[:100])
+    answer = embed(three, name(9))
+    assert (answer.status, answer.json()["type"]) == (503, "not_ready")
+    assert "model.onnx cannot be run, build the family again" in answer.json()["error"]
+    assert "Traceback" not in answer.json()["error"]
+    assert "model.onnx cannot be run" in models(three)[name(9)]["cause"]
+    assert is_right(embed(three, name(0)), name(0))
+    assert three.get("embed", "/health").status == 200
+    graph.write_bytes(whole)
+    until(lambda: embed(three, name(9)).status == 200, 30)
+    assert models(three)[name(9)]["cause"] is None
+
+
+def test_a_family_that_is_built_anew_while_it_is_loaded(three: Stack) -> None:
+    """Until it is loaded again it stays what it was; then it is the new one."""
+    assert embed(three, name(1)).status == 200
+    other = EMBEDDERS[(1 + 1) % len(EMBEDDERS)]
+    build_tiny([other], "--name", name(1), "--repository", three.options[1])
+    assert is_right(embed(three, name(1)), name(1))
+    assert three.post("embed", f"/models/{name(1)}/unload", b"").status == 200
+    vectors = np.array(embed(three, name(1), 8).json()["embeddings"], np.float32)
+    assert cosines(vectors, expected(other)["embeddings"][:8]).min() > 0.99999
+
+
+def test_two_gateways_on_one_triton(three: Stack) -> None:
+    """Each thinks that it decides alone: what one unloads the other loads again, and no call fails."""
+    other = Stack(three.work_folder.with_name("other"), [])
+    secret = secret_file(three.work_folder, three.ports["http"])
+    other.process = other.run(
+        *("-m", "tools.shim", "--triton", f"127.0.0.1:{three.ports['grpc']}"),
+        *("--repository", three.options[1], "--memory", three.options[3], "--secret-file", str(secret)),
+        *("--metrics", f"127.0.0.1:{three.ports['metrics']}", "--models", *map(name, range(12))),
+        *("--preload", name(0), *other.port_options("embed", "rerank")),
+    )
+    try:
+        until(lambda: "gateway on" in other.greeting())
+        draw = random.Random(1)
+        for _ in range(25):
+            stack, model = draw.choice([three, other]), name(draw.randrange(6))
+            answer = embed(stack, model, 3)
+            assert answer.status == 200, answer.body
+            assert is_right(answer, model)
+    finally:
+        assert other.stop() == 0
+
+
+def test_many_models_in_the_memory_of_three(tmp_path: Path, repository: Path) -> None:
+    """Sixteen clients draw from twelve families, some far more often than others."""
+    stack = served(tmp_path / "stack", repository, 3, "--preload", name(0)).start()
+    processes: list[psutil.Process] = []
+    statuses: Counter[int] = Counter()
+    hits, misses, wrong, peak = list[float](), list[float](), list[str](), [0]
+    stop = threading.Event()
+
+    def client(seed: int) -> None:
+        draw = random.Random(seed)
+        while not stop.is_set():
+            model = name(min(11, int(draw.paretovariate(1)) - 1))
+            started = time.monotonic()
+            answer = embed(stack, model, draw.randrange(1, 6))
+            statuses[answer.status] += 1
+            if answer.status != 200:
+                wrong.append(f"{answer.status} {answer.body!r}")
+            elif not is_right(answer, model):
+                wrong.append(f"{model} is not what it should be")
+            else:
+                times = misses if "X-Load-Seconds" in answer.headers else hits
+                times.append(time.monotonic() - started)
+
+    def watch() -> None:
+        while not stop.is_set():
+            there = [model["bytes"] for model in models(stack).values() if model["state"] != "absent"]
+            peak[0] = max(peak[0], sum(there))
+            stop.wait(0.5)
+
+    threads = [threading.Thread(target=client, args=(seed,)) for seed in range(16)]
+    threads.append(threading.Thread(target=watch))
+    try:
+        for thread in threads:
+            thread.start()
+        stop.wait(SECONDS)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        listed = models(stack).values()
+        processes = stack.tree()
+    finally:
+        stop.set()
+        assert stack.stop() == 0
+    loads, evictions = (sum(model[key] for model in listed) for key in ("loads", "evictions"))
+    (tmp_path / "report.json").write_text(
+        json.dumps(
+            {
+                "calls": sum(statuses.values()),
+                "hit_rate": len(hits) / max(1, len(hits) + len(misses)),
+                "loads": loads,
+                "evictions": evictions,
+                "hit": quantiles(hits),
+                "miss": quantiles(misses),
+                "peak_bytes": peak[0],
+                "budget_bytes": 3 * FAMILY,
+            }
+        )
+    )
+    print((tmp_path / "report.json").read_text())
+    assert not wrong, wrong[:5]
+    assert loads > 3
+    assert evictions >= loads - 3
+    assert peak[0] <= 3 * FAMILY + max(model["bytes"] for model in listed)
+    _, alive = psutil.wait_procs(processes, timeout=10)
+    assert not alive
+    assert not stack.segments()
+
+
+def quantiles(times: list[float]) -> dict[str, float]:
+    return {f"p{p}": round(float(np.percentile(times, p)), 3) for p in (50, 99)} if times else {}
+
+
+def test_loading_and_unloading_leaves_nothing(tmp_path: Path, repository: Path) -> None:
+    """Triton and the gateway hold after many rounds what they held after a few."""
+    stack = served(tmp_path / "stack", repository, 3, "--preload", name(0)).start()
+    own, triton = psutil.Process(stack.process.pid), stack.triton()
+
+    def held() -> dict[str, float]:
+        return {
+            "files": own.num_fds() + triton.num_fds(),
+            "threads": own.num_threads() + triton.num_threads(),
+            "segments": len(stack.segments()),
+            "memory": sum(process.memory_full_info().uss for process in (own, triton)) / MB,
+        }
+
+    try:
+        counts: list[dict[str, float]] = []
+        for i in range(ROUNDS):
+            assert stack.post("embed", f"/models/{name(1)}/load", b"").status == 200
+            assert stack.post("embed", f"/models/{name(1)}/unload", b"").status == 200
+            if i >= 4:
+                counts.append(held())
+        first, last = counts[0], counts[-1]
+        print(first, last)
+        assert last["files"] <= first["files"] + 2
+        assert last["threads"] <= first["threads"] + 2
+        assert last["segments"] <= first["segments"]
+        assert last["memory"] <= first["memory"] + 16 + 0.25 * ROUNDS
+    finally:
+        assert stack.stop() == 0
+
+
+ROUNDS = int(os.environ.get("RESIDENCY_ROUNDS", "15"))
+
+
+def test_what_a_family_took_is_known_at_the_next_start(tmp_path: Path, repository: Path) -> None:
+    own = Path(shutil.copytree(repository, tmp_path / "repository"))
+    stack = served(tmp_path / "stack", own, 3, "--preload", name(0)).start()
+    assert embed(stack, name(1), 5).status == 200
+    assert stack.post("embed", f"/models/{name(1)}/unload", b"").status == 200
+    took = models(stack)[name(1)]["bytes"]
+    assert stack.stop() == 0
+    stack = served(tmp_path / "stack", own, 3, "--preload", name(0)).start()
+    try:
+        row = models(stack)[name(1)]
+        assert (row["state"], row["bytes"], row["bytes_are"]) == ("absent", took, "measured")
+        assert models(stack)[name(2)]["bytes_are"] == "estimated"
+    finally:
+        assert stack.stop() == 0
+
+
+def test_all_ensembles_of_a_repository_are_served(tmp_path: Path) -> None:
+    """Without --models: what was built, the default first, and nothing that is there without its graphs."""
+    repository = tmp_path / "repository"
+    shutil.copytree(ROOT / "model_repository", repository)
+    assert make.main([str(TINY / "bert-cls"), "--repository", str(repository)]) == 0
+    shutil.copytree(repository / "minilm", repository / "unbuilt")
+    (repository / "unbuilt" / "config.pbtxt").write_text(
+        (repository / "minilm" / "config.pbtxt").read_text().replace("minilm", "unbuilt")
+    )
+    stack = Stack(tmp_path / "stack", ["--repository", str(repository), "--preload", "minilm"]).start()
+    try:
+        assert list(models(stack)) == ["minilm", "minilm-rerank", "bert-cls"]
+        assert states(stack) == {"minilm": "loaded", "minilm-rerank": "loaded"}
+        assert stack.post("embed", "/embed", {"texts": ["a"]}).json()["model"] == "minilm"
+        assert "at their first call  bert-cls" in stack.greeting()
+    finally:
+        assert stack.stop() == 0
