@@ -315,6 +315,6 @@ def test_a_model_that_is_unloaded_and_loaded_by_hand(own_stack: Stack) -> None:
             assert own_stack.manage(f"models/{name}/load").status == 200
         assert own_stack.embed(["there again"]).shape == (1, 384)
     until(lambda: len(own_stack.tree()) == 6, seconds=30)  # this one, Triton and four stubs
-    time.sleep(2 * triton.WATCH_SECONDS)
+    time.sleep(8 * triton.WATCH_SECONDS)
     own_stack.step("minilm-encoder").kill()
     assert own_stack.errors().startswith("error: the process of minilm-encoder died")

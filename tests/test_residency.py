@@ -25,6 +25,7 @@ from tiny import EMBEDDERS, build_tiny
 from build import make
 from tools.access import secret_file
 from tools.shim.rules import RESIDENCE
+from tools.triton import WATCH_SECONDS
 
 SECONDS = float(os.environ.get("RESIDENCY_SECONDS", "40"))
 """Of the load that changes its mind all the time."""
@@ -213,6 +214,7 @@ def test_a_process_that_dies_while_its_model_is_loaded(three: Stack) -> None:
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(embed, three, name(8))
         until(lambda: any(f"{name(8)}-encoder_0" in word for p in three.tree() for word in words(p)))
+        time.sleep(2 * WATCH_SECONDS)
         three.step(f"{name(8)}-encoder").kill()
         answer = call.result()
     for said in (answer, embed(three, name(8))):

@@ -27,6 +27,8 @@ DRAIN_SECONDS = 10
 DEAD_STEP = "is not healthy"
 """What Triton says of a Python backend's process that has died."""
 
+DEFAULT_MODELS = ["minilm", "minilm-rerank"]
+
 EMBED_PORT, RERANK_PORT = 8101, 8102
 """Where the gateway listens, by convention for one route each."""
 
@@ -67,7 +69,7 @@ def run(serve: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> int:
 
 
 def make_parser(
-    module: str, description: str | None, models: Sequence[str] | None = ("minilm", "minilm-rerank")
+    module: str, description: str | None, models: Sequence[str] | None = DEFAULT_MODELS
 ) -> argparse.ArgumentParser:
     """A parser with the options that every serving command has; without `models` it serves all that are there."""
     parser = argparse.ArgumentParser(
@@ -78,7 +80,7 @@ def make_parser(
     parser.add_argument(
         "--models",
         nargs="+",
-        default=models and list(models),
+        default=models,
         help="ensembles to serve; the first of a task answers calls that name no model"
         + ("" if models else ". By default all that are in the repository"),
     )
@@ -251,6 +253,15 @@ def server_arguments(
         *restrictions(secret),
         *switched_on,
     ]
+
+
+def check_models(repository: Path, models: Sequence[str]) -> None:
+    """Raises ServerError when a model is not in the repository."""
+    there = {path.parent.name for path in repository.glob("*/config.pbtxt")}
+    for name in models:
+        if name not in there:
+            has = ", ".join(sorted(there)) or "no models"
+            raise ServerError(f"no model {name!r} in {repository}, which has {has}: run `make build`")
 
 
 def check_ports(options: argparse.Namespace) -> None:

@@ -32,6 +32,7 @@ from tools.command import (
     Ports,
     ServerError,
     add_triton_options,
+    check_models,
     check_ports,
     make_parser,
     run,
@@ -44,7 +45,7 @@ STUB_NUMPY2 = Path(__file__).with_name("stub_numpy2.py")
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 SEGMENT_PREFIX = "triton-embeddings"
 READY_SECONDS = 300
-WATCH_SECONDS = 1.0
+WATCH_SECONDS = 0.25
 """Between two looks for models that were loaded since."""
 SETTLING_SECONDS = 0.5
 """After which what took the place of a process is there."""
@@ -227,8 +228,9 @@ class EmbeddedTriton:
         except (aiohttp.ClientError, asyncio.TimeoutError):
             return True
         states = {model["name"]: model.get("state") for model in listed}
-        self.lost |= {name for name, state in states.items() if state == "LOADING" and name not in stubs.models}
         if death.instance:
+            if states.get(death.model) == "LOADING" and death.instance not in stubs.instances:
+                self.lost.add(death.model)
             return states.get(death.model) == "READY" and death.instance not in stubs.instances
         return any(states.get(name) == "READY" and name not in stubs.models for name in self._python_models())
 
@@ -343,15 +345,6 @@ def causes(log: Path) -> list[str]:
     # A step's exception comes with its Python trace, which is in the log for whoever wants it.
     found = [message.split("\\n\\nAt:")[0][:400] for message in failed_models or messages]
     return found or lines[-3:]
-
-
-def check_models(repository: Path, models: Sequence[str]) -> None:
-    """Raises ServerError when a model is not in the repository."""
-    there = {path.parent.name for path in repository.glob("*/config.pbtxt")}
-    for name in models:
-        if name not in there:
-            has = ", ".join(sorted(there)) or "no models"
-            raise ServerError(f"no model {name!r} in {repository}, which has {has}: run `make build`")
 
 
 def remove_orphaned_segments() -> None:

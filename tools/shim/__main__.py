@@ -7,17 +7,41 @@ import asyncio
 import sys
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
-from tools.command import Ports, add_gateway_options, aliases, check_ports, make_parser, run
+from tools.command import (
+    DEFAULT_MODELS,
+    Ports,
+    ServerError,
+    add_gateway_options,
+    add_residency_options,
+    aliases,
+    check_ports,
+    make_parser,
+    run,
+)
 from tools.shim import keys
+from tools.shim.control import Control
+from tools.shim.plan import Plan
 from tools.shim.server import listening
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until told to stop; returns 1 with the cause when it cannot."""
-    parser = make_parser("tools.shim", __doc__)
+    parser = make_parser("tools.shim", __doc__, models=None)
     add_gateway_options(parser)
+    add_residency_options(parser)
     parser.add_argument("--triton", default=f"127.0.0.1:{Ports.grpc}", help="host:port of Triton's gRPC")
+    parser.add_argument(
+        "--repository",
+        type=Path,
+        help="Triton's model repository, where models are to be loaded as they are called; else those of --models "
+        "are there or not",
+    )
+    parser.add_argument(
+        "--secret-file", type=Path, help="the secret of that Triton's management, which it writes when it starts"
+    )
+    parser.add_argument("--metrics", default="", help="host:port of that Triton's metrics")
     return run(partial(serve, parser.parse_args(arguments)))
 
 
@@ -26,6 +50,16 @@ async def serve(options: argparse.Namespace, stop: asyncio.Event) -> None:
     accepted = keys.load()
     check_ports(options)
     ports = (options.embed_port, options.rerank_port)
+    residency = None
+    if options.repository is not None:
+        if options.secret_file is None:
+            raise ServerError("to load models of a --repository takes the --secret-file of its Triton")
+        plan = Plan.of(options, options.repository)
+        metrics = options.metrics or f"{options.triton.rpartition(':')[0]}:{Ports.metrics}"
+        options.models = plan.models
+        residency = plan.residency(Control(options.triton, metrics, options.secret_file))
+    elif options.models is None:
+        options.models = DEFAULT_MODELS
     async with listening(
         options.triton,
         options.models,
@@ -35,6 +69,7 @@ async def serve(options: argparse.Namespace, stop: asyncio.Event) -> None:
         accepted,
         aliases=aliases(options),
         origins=options.allow_origin,
+        residency=residency,
     ):
         print(f"gateway on {options.host}:{ports[0]} and :{ports[1]}, Triton at {options.triton}", flush=True)
         await stop.wait()

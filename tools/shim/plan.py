@@ -1,0 +1,96 @@
+"""What of a repository is loaded when, by the options of a command."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from build import gpu
+from build.config import read_config
+from build.errors import BuildError
+from build.memory import free_memory
+from tools.command import ServerError, check_models
+from tools.shim.control import Control
+from tools.shim.families import Family, Task, ensembles, families, hint, task_of
+from tools.shim.residency import Residency
+
+SHARE = 0.9
+"""Of the memory that is free at the start, for models."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is loaded when."""
+
+    repository: Path
+    models: list[str]
+    """All ensembles that callers may name; the first of a task answers calls that name none."""
+    start: list[str]
+    """Those that are loaded at once."""
+    families: list[Family]
+    preload: list[str]
+    pinned: list[str]
+    budget: int
+    """Bytes for all that is loaded."""
+    keep_alive: float
+
+    @classmethod
+    def of(cls, options: argparse.Namespace, repository: Path) -> Plan:
+        """What the options say of a repository; raises ServerError for a model that it does not have."""
+        first, models = [*options.pin, *options.preload], options.models
+        preload = first or models
+        if models is None:
+            there = ensembles(repository)
+            if not there:
+                raise ServerError(f"there is no model in {repository}: run `make build`")
+            of_tasks = ([name for name in there if task_in(repository, name) == task] for task in get_args(Task))
+            preload = first or [names[0] for names in of_tasks if names]
+            models = list(dict.fromkeys((*preload, *there)))
+        check_models(repository, [*models, *preload])
+        found = families(repository, models)
+        if options.models is None:
+            models = [name for family in found for name in family.ensembles]
+        on_gpu = any(family.on_gpu for family in found)
+        free = gpu.room(gpu.cards()) if on_gpu else None
+        budget = options.memory or int(SHARE * (free or free_memory()))
+        start: list[str] = []
+        left = budget
+        for family in found:
+            size = hint(repository, family) or family.estimate
+            if not set(preload).isdisjoint(family.ensembles) and size <= left:
+                left -= size
+                start += family.ensembles
+        start = start or list(found[0].ensembles)
+        return cls(repository, models, start, found, preload, options.pin, budget, options.keep_alive)
+
+    def residency(
+        self,
+        control: Control,
+        causes: Mapping[str, str] = {},
+        explain: Callable[[str], str] | None = None,
+        lost: Collection[str] = (),
+    ) -> Residency:
+        """What carries it out, on the Triton of a `control`; the rest is as `Residency` has it."""
+        return Residency(
+            control,
+            self.repository,
+            self.families,
+            self.budget,
+            self.preload,
+            self.pinned,
+            self.keep_alive,
+            causes,
+            explain,
+            lost,
+        )
+
+
+def task_in(repository: Path, model: str) -> Task | None:
+    """What an ensemble is for, where its configuration can be read."""
+    with suppress(BuildError):
+        return task_of(read_config(repository, model))
+    return None
