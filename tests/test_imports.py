@@ -61,11 +61,10 @@ ALLOWED = {
     "tools.plans": "build.errors build.plan",
     "tools.tritonserver": "tools.access tools.command tools.plans",
     # The gateway is an image of its own, with what reads a model's configuration of the builder.
-    "tools.shim": "build.config build.errors tools.access tools.command tools.direct",
+    "tools.shim": "build.config build.errors build.gpu build.memory tools.access tools.command tools.direct",
     "tools.triton": "build.config build.errors build.gpu tools.access tools.command tools.preflight tools.stubs",
-    "tools.serve": "build.catalog build.config build.errors build.gpu build.memory tools.access tools.command "
-    "tools.shim tools.triton",
-    "tools.deploy": "tools.command tools.direct",
+    "tools.serve": "build.catalog tools.access tools.command tools.shim tools.triton",
+    "tools.deploy": "build.gpu tools.command tools.direct",
     "tools.bench.gpu": "build.checkpoint build.errors build.gpu build.graphs build.reference build.repository "
     "build.steps build.texts tools.bench tools.command tools.direct",
     "tools.bench": "build.catalog build.graphs build.repository build.source build.texts tools.command "

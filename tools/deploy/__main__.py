@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from build import gpu
 from tools.command import EMBED_PORT, RERANK_PORT, Ports
 from tools.deploy.engine import DeployError, Engine, docker
 from tools.deploy.images import NEEDED, bring, check_pinned, digest, pin, read_lock
@@ -146,7 +147,11 @@ def settings(images: Mapping[str, str]) -> dict[str, str]:
     """What Compose is told beyond the caller's own environment."""
     pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     most = os.environ.get("TRITON_MEMORY") or f"{pages * size * 9 // 10 >> 20}m"
-    return {**images, "TRITON_IMAGE_DIGEST": digest(images["TRITONSERVER_IMAGE"]), "TRITON_MEMORY": most}
+    # Of a GPU, or of the half of the machine that is not for what else runs on it.
+    free = gpu.room(gpu.cards()) if os.environ.get("TARGET") == "gpu" else None
+    models = os.environ.get("MODEL_MEMORY") or f"{(free * 9 // 10 if free else pages * size // 2) >> 20}MiB"
+    digests = {"TRITON_IMAGE_DIGEST": digest(images["TRITONSERVER_IMAGE"])}
+    return {**images, **digests, "TRITON_MEMORY": most, "MODEL_MEMORY": models}
 
 
 def answers(engine: Engine, target: str) -> bool:

@@ -6,8 +6,8 @@ without a caller. Triton's own metrics are on its own port.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar, get_args
 
 from aiohttp import web
 from prometheus_client import (
@@ -19,8 +19,12 @@ from prometheus_client import (
     disable_created_metrics,
 )
 from prometheus_client.aiohttp import make_aiohttp_handler
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client.registry import Collector
 
 from tools.shim.gateway import Result
+from tools.shim.residency import Residency
+from tools.shim.rules import Reason
 from tools.shim.upstream import Upstream
 
 SECONDS = (
@@ -45,6 +49,35 @@ class Children(dict[Key, Child]):
     def __missing__(self, key: Key) -> Child:
         child = self[key] = self._make(key)
         return child
+
+
+class Memory(Collector):
+    """What is loaded, by family under the name of its first model."""
+
+    def __init__(self, residency: Residency) -> None:
+        self._residency = residency
+
+    def collect(self) -> Iterator[Metric]:
+        """As it is when Prometheus asks."""
+        by_model = ["model"]
+        size = GaugeMetricFamily("gateway_model_resident_bytes", "Memory of a loaded model", labels=by_model)
+        loads = CounterMetricFamily("gateway_model_loads", "Loads of a model", labels=by_model)
+        evictions = CounterMetricFamily(
+            "gateway_model_evictions", "Unloads of a model, and what for", labels=["model", "reason"]
+        )
+        seconds = SummaryMetricFamily("gateway_model_load_seconds", "What loads took", labels=by_model)
+        waiting = GaugeMetricFamily("gateway_model_waiting_calls", "Calls that wait for a load", labels=by_model)
+        for one in self._residency.families:
+            name = [one.family.name]
+            size.add_metric(name, one.size if one.state != "absent" else 0)
+            loads.add_metric(name, one.loads)
+            for reason in get_args(Reason):
+                evictions.add_metric([*name, reason], one.evictions[reason])
+            seconds.add_metric(name, one.loads, one.loading)
+            waiting.add_metric(name, one.waiting)
+        budget = GaugeMetricFamily("gateway_model_budget_bytes", "Memory that there is for models")
+        budget.add_metric([], self._residency.budget)
+        yield from (size, loads, evictions, seconds, waiting, budget)
 
 
 class Metrics:
@@ -83,6 +116,8 @@ class Metrics:
         in_flight = Gauge("gateway_calls_in_flight", "Calls under way", registry=registry)
         in_flight.set_function(lambda: self.calls_in_flight)
         self._ready = Gauge("gateway_model_ready", "Whether the model answers now", ["model"], registry=registry)
+        if upstream.residency is not None:
+            registry.register(Memory(upstream.residency))
         self._expose = make_aiohttp_handler(registry)
 
     def count_request(self, route: str, status: int) -> None:
@@ -106,6 +141,8 @@ class Metrics:
 
     async def expose(self, request: web.Request) -> web.StreamResponse:
         """Answers `GET /metrics`."""
-        for name, problem in (await self._upstream.problems()).items():
+        problems = await self._upstream.problems()
+        self._ready.clear()  # of models that have been unloaded
+        for name, problem in problems.items():
             self._ready.labels(name).set(problem is None)
         return await self._expose(request)

@@ -64,6 +64,8 @@ class Kept(Resident):
     failures: int = 0
     """One after the other."""
     loads: int = 0
+    loading: float = 0.0
+    """Seconds that they took."""
     evictions: Counter[str] = field(default_factory=Counter)
     preload: bool = False
 
@@ -373,6 +375,7 @@ class Residency:
         one.loaded = one.used = time.monotonic()
         one.expires = one.used + self._keep_alive
         one.load_seconds, one.loads = one.loaded - started, one.loads + 1
+        one.loading += one.load_seconds
         one.state = "loaded"
         with suppress(InferenceServerException):
             await self.look()
