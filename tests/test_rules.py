@@ -89,6 +89,9 @@ def test_one_that_has_just_come_stays_a_while() -> None:
     assert next_step([slow, new], 10, False, NOW) == Wait(9.5 * RESIDENCE)
     settled = loaded("settled", NOW - 0.1, loaded=0.0)
     assert next_step([young, settled, new], 20, False, NOW) == Unload(settled, "room")
+    # And is waited for, rather than that one goes which is called more often.
+    young.used = NOW - 0.2
+    assert next_step([young, settled, new], 20, False, NOW) == Wait(RESIDENCE / 2)
 
 
 def test_unless_a_caller_would_not_be_answered_in_time() -> None:

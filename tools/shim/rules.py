@@ -146,13 +146,12 @@ def next_step(residents: Collection[Resident], budget: int, is_over: bool, now: 
 
 def _room(one: Resident, there: Sequence[Resident], idle: Sequence[Resident], now: float) -> Step | None:
     """How one more comes to fit; None where only a call's end helps."""
-    if settled := [other for other in idle if now >= other.settled]:
-        return Unload(settled[0], "room")
     if idle:
-        soon = min(other.settled for other in idle)
-        if soon + one.load_seconds >= one.deadline:
-            return Unload(idle[0], "room")
-        return Wait(soon - now)
+        # Not one that is called more often in place of one that has just come.
+        oldest = idle[0]
+        if now >= oldest.settled or oldest.settled + one.load_seconds >= one.deadline:
+            return Unload(oldest, "room")
+        return Wait(oldest.settled - now)
     busy = [other for other in there if not other.pinned]
     if not busy or any(other.state == "draining" for other in busy):
         return None
