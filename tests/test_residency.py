@@ -172,6 +172,15 @@ def test_an_idle_one_goes_when_its_time_is_over(three: Stack) -> None:
     assert name(2) in states(three)
     until(lambda: name(2) not in states(three), 10)
     assert embed(three, name(2), X_Keep_Alive="soon").status == 400
+    # In Ollama's words.
+    call = {"model": name(3), "input": "a", "keep_alive": "-1m"}
+    assert three.post("embed", "/api/embed", call).json()["load_duration"] > 1e8
+    assert [model["name"] for model in three.get("embed", "/api/ps").json()["models"]] == [
+        f"{model}:latest" for model in states(three)
+    ]
+    assert three.post("embed", "/api/embed", call | {"keep_alive": "1s500ms"}).status == 200
+    until(lambda: name(3) not in states(three), 10)
+    assert three.post("embed", "/api/embed", call | {"keep_alive": "a while"}).status == 400
     assert states(three) == {name(0): "loaded"}
 
 
@@ -386,6 +395,33 @@ def test_loading_and_unloading_leaves_nothing(tmp_path: Path, repository: Path) 
 
 
 ROUNDS = int(os.environ.get("RESIDENCY_ROUNDS", "15"))
+
+
+def test_loads_cost_other_models_little(three: Stack) -> None:
+    """Processor seconds of gateway, Triton and model that a call takes, in turns with and without a load."""
+    processes = [psutil.Process(three.process.pid), three.triton()]
+    processes += [three.step(f"{name(0)}-{step}") for step in ("tokenizer", "encoder", "pooling")]
+
+    def spent() -> float:
+        return sum(sum(process.cpu_times()[:2]) for process in processes)
+
+    def calls(seconds: float) -> float:
+        """Processor seconds a call."""
+        before, count, end = spent(), 0, time.monotonic() + seconds
+        while time.monotonic() < end:
+            assert is_right(embed(three, name(0), 3), name(0))
+            count += 1
+        return (spent() - before) / count
+
+    quiet, loading = 0.0, 0.0
+    for _ in range(3):
+        quiet += calls(3)
+        with ThreadPoolExecutor(1) as pool:
+            load = pool.submit(three.post, "embed", f"/models/{name(1)}/load", b"")
+            loading += calls(3)
+            assert load.result().status == 200
+        assert three.post("embed", f"/models/{name(1)}/unload", b"").status == 200
+    assert loading <= 2 * quiet, (loading, quiet)
 
 
 def test_what_a_family_took_is_known_at_the_next_start(tmp_path: Path, repository: Path) -> None:

@@ -1,19 +1,21 @@
-"""Ollama's embeddings, and what its clients ask before: `/api/tags`, `/api/version` and `/api/show`.
+"""Ollama's embeddings, and what its clients ask before: `/api/tags`, `/api/ps`, `/api/version` and `/api/show`.
 
 A name without a tag is that of the tag `latest`, as Ollama has it.
 """
 
 from __future__ import annotations
 
+import math
+import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
 import numpy as np
 
 from tools.shim.body import Lenient, Positive, Text, Vector
 from tools.shim.dialects.lengths import check_tokens
-from tools.shim.errors import GatewayError
+from tools.shim.errors import GatewayError, bad_request, quoted
 from tools.shim.gateway import Gateway, Result
 from tools.shim.routes import Get, Post, Reply
 from tools.shim.upstream import ServedModel
@@ -23,12 +25,15 @@ LATEST = ":latest"
 VERSION = "0.12.0"
 """Of Ollama's API, which clients ask for."""
 
+UNITS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+DURATION = re.compile(r"(\d+(?:\.\d+)?)(ns|us|ms|s|m|h)")
+
 NEVER = "1970-01-01T00:00:00Z"
 
 
 @dataclass(frozen=True)
 class EmbedCall(Lenient):
-    """Texts to embed. Models stay loaded whatever `keep_alive` says; of the `options`, `num_ctx` bounds a text."""
+    """Texts to embed; `keep_alive` is how long their model stays; `num_ctx` of the `options` bounds a text."""
 
     model: str
     input: Text | list[Text]
@@ -97,13 +102,14 @@ async def embed(gateway: Gateway, call: EmbedCall) -> Reply:
     """Embeds texts."""
     started = time.perf_counter_ns()
     texts = [call.input] if isinstance(call.input, str) else call.input
-    result = await gateway.embed(texts, untagged(call.model), dimensions=call.dimensions, truncate=call.truncate)
+    own = keeping(gateway, call.keep_alive)
+    result = await own.embed(texts, untagged(call.model), dimensions=call.dimensions, truncate=call.truncate)
     check_context(result, call.options)
     content = {
         "model": result.model.name,
         "embeddings": result.tensors["embeddings"],
         "total_duration": time.perf_counter_ns() - started,
-        "load_duration": 0,
+        "load_duration": int(result.loaded * 1e9),
         "prompt_eval_count": result.tokens,
     }
     return Reply(content, result)
@@ -111,7 +117,7 @@ async def embed(gateway: Gateway, call: EmbedCall) -> Reply:
 
 async def embeddings(gateway: Gateway, call: EmbeddingsCall) -> Reply:
     """Embeds one text."""
-    result = await gateway.embed([call.prompt], untagged(call.model))
+    result = await keeping(gateway, call.keep_alive).embed([call.prompt], untagged(call.model))
     check_context(result, call.options)
     return Reply({"embedding": np.asarray(result.tensors["embeddings"][0])}, result)
 
@@ -119,6 +125,14 @@ async def embeddings(gateway: Gateway, call: EmbeddingsCall) -> Reply:
 async def tags(gateway: Gateway) -> Reply:
     """Lists what is served."""
     return Reply({"models": [listed(model) for model in await gateway.upstream.models()]})
+
+
+async def running(gateway: Gateway) -> Reply:
+    """Lists what is in memory."""
+    served, residency = await gateway.upstream.models(), gateway.upstream.residency
+    there = [model for model in served if residency is None or residency.is_loaded(model.name)]
+    sizes = {model.name: residency.describe(model.name)["bytes"] if residency else 0 for model in there}
+    return Reply({"models": [{**listed(model), "size": sizes[model.name]} for model in there]})
 
 
 async def version(_: Gateway) -> Reply:
@@ -167,6 +181,24 @@ def untagged(name: str) -> str:
     return name.removesuffix(LATEST)
 
 
+def keeping(gateway: Gateway, keep_alive: str | float | None) -> Gateway:
+    """The gateway for a call whose model stays loaded so long: seconds, or a duration as Go writes it.
+
+    Below 0 is for good. Raises GatewayError 400 for what is neither.
+    """
+    if keep_alive is None:
+        return gateway
+    text = str(keep_alive)
+    parts = DURATION.findall(text)
+    if re.fullmatch(r"-?\d+(\.\d+)?", text):
+        seconds = float(text)
+    elif parts and "".join(number + unit for number, unit in parts) == text.removeprefix("-"):
+        seconds = sum(float(number) * UNITS[unit] for number, unit in parts) * (-1 if text[0] == "-" else 1)
+    else:
+        raise bad_request(f"keep_alive is seconds or a duration such as 5m, not {quoted(text)}")
+    return replace(gateway, keep_alive=seconds if seconds >= 0 else math.inf)
+
+
 def check_context(result: Result, options: dict[str, Any] | None) -> None:
     """Raises GatewayError 400 where `num_ctx` would have cut more than the model's window does."""
     limit = (options or {}).get("num_ctx")
@@ -184,5 +216,6 @@ ROUTES: list[Post | Get] = [
     Post("/api/embeddings", EmbeddingsCall, embeddings, Embedding, error=error),
     Post("/api/show", ShowCall, show, Shown, error=error),
     Get("/api/tags", tags, Tags, error=error),
+    Get("/api/ps", running, Tags, error=error),
     Get("/api/version", version, Version, error=error),
 ]
