@@ -166,7 +166,7 @@ class EmbeddedTriton:
             raise ServerError(self._cause_of_death("no model could be loaded"))
         for name in wanted:
             if name not in loaded:
-                self.left_out[name] = self.cause(name)
+                self.left_out[name] = self.cause(name) or f"see {self._log or 'above'}"
         for name, cause in self.left_out.items():
             print(f"warning: {name} is not served: {cause}", file=sys.stderr, flush=True)
 
@@ -304,18 +304,18 @@ class EmbeddedTriton:
                 await asyncio.sleep(0.1)
         raise ServerError(f"models not loaded after {READY_SECONDS} s; see {self._log or 'the log'}")
 
-    def cause(self, ensemble: str) -> str:
+    def cause(self, ensemble: str) -> str | None:
         """Why Triton did not load an ensemble, the last time, by what it is made of or else by Triton's log."""
         steps = self._steps(ensemble)
         if foreign := _foreign(steps):
             return foreign
         if self._log is None:
-            return "see above"
+            return None
         own = re.compile(rf"'(?:{'|'.join(map(re.escape, [ensemble, *steps]))})'")
         # Of one step of the last time, since the ensemble's own line says only that it lacks them.
         found = [line for line in causes(self._log) if own.search(line)]
         inner = [line for line in found if not line.startswith(f"failed to load '{ensemble}'")]
-        return next(reversed(inner or found), f"see {self._log}")
+        return next(reversed(inner or found), None)
 
     def _cause_of_death(self, headline: str) -> str:
         if self._log is None:

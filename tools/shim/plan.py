@@ -71,7 +71,7 @@ class Plan:
         self,
         control: Control,
         causes: Mapping[str, str] = {},
-        explain: Callable[[str], str] | None = None,
+        explain: Callable[[str], str | None] | None = None,
         lost: Collection[str] = (),
     ) -> Residency:
         """What carries it out, on the Triton of a `control`; the rest is as `Residency` has it."""

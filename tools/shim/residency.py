@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections import Counter, deque
@@ -29,6 +30,9 @@ MOST_WAITING = 256
 EARLY_SECONDS = 0.5
 """Before its deadline that a call is told that its model will not come in time."""
 
+AWAY_SECONDS = 0.5
+"""After which a Triton is asked again that did not answer."""
+
 FAILED_SECONDS = (2.0, 60.0)
 """After a load that failed until it may be tried again: at first, doubled each time, and at most."""
 
@@ -49,6 +53,9 @@ NO_MEMORY = ("memory", "alloc")
 
 class StuckError(Exception):
     """Triton neither loads a family nor lets go of it."""
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -104,7 +111,7 @@ class Residency:
         pinned: Collection[str] = (),
         keep_alive: float = math.inf,
         causes: Mapping[str, str] = {},
-        explain: Callable[[str], str] | None = None,
+        explain: Callable[[str], str | None] | None = None,
         lost: Collection[str] = (),
     ) -> None:
         """Of `families`, those with an ensemble in `preload` at once and those in `pinned` for good.
@@ -123,6 +130,8 @@ class Residency:
         self._of = {name: one for one in self.families for name in one.family.ensembles}
         self._changed = asyncio.Event()
         self._is_over = False
+        self._away = ""
+        """Why Triton does not say what it has."""
         self._looked = -math.inf
         self._worker: asyncio.Task[None] | None = None
         self._looking = asyncio.Lock()
@@ -140,8 +149,10 @@ class Residency:
 
     async def __aenter__(self) -> Residency:
         await self._control.__aenter__()
-        with suppress(InferenceServerException):  # it may come later
+        try:
             await self.look()
+        except InferenceServerException as error:  # it may come later
+            self._away = str(error.message())
         self._worker = asyncio.create_task(self._work())
         return self
 
@@ -248,6 +259,8 @@ class Residency:
     async def _wait(self, one: Kept, seconds: float) -> None:
         """Waits until a family is loaded, and counts a call to it."""
         now = time.monotonic()
+        if self._away:
+            raise not_ready(f"Triton cannot answer now: {self._away}")
         if one.state == "absent":
             if now < one.retry:
                 after = min(FAILED_SECONDS[1], one.retry - now)
@@ -326,27 +339,37 @@ class Residency:
     async def _work(self) -> None:
         """Does one thing after another, for good."""
         while True:
-            self._changed.clear()
-            now = time.monotonic()
-            if now - self._looked > LOOK_SECONDS:
-                with suppress(InferenceServerException):
-                    await self.look()
-            total = taken(self.families)
-            self._is_over = total > (LOW * self.budget if self._is_over else self.budget)
-            match next_step(self.families, self.budget, self._is_over, now):
-                case Load(Kept() as one):
-                    await self._load(one)
-                case Unload(Kept() as one, reason):
-                    await self._unload(one, reason)
-                case Drain(one):
-                    one.state = "draining"
-                case Keep(Kept() as one):
-                    one.state = "loaded"
-                    self._grant(one)
-                case Wait(seconds):
-                    left = min(seconds, self._looked + LOOK_SECONDS - now)
-                    with suppress(asyncio.TimeoutError):
-                        await asyncio.wait_for(self._changed.wait(), max(0.01, left))
+            try:
+                await self._step()
+            except InferenceServerException as error:
+                self._away = str(error.message())
+                await asyncio.sleep(AWAY_SECONDS)
+            except Exception:
+                log.exception("models cannot be loaded or unloaded")
+                await asyncio.sleep(LOOK_SECONDS)
+
+    async def _step(self) -> None:
+        """Does what is to be done now; raises InferenceServerException where Triton does not answer."""
+        self._changed.clear()
+        now = time.monotonic()
+        if self._away or now - self._looked > LOOK_SECONDS:
+            await self.look()
+        total = taken(self.families)
+        self._is_over = total > (LOW * self.budget if self._is_over else self.budget)
+        match next_step(self.families, self.budget, self._is_over, now):
+            case Load(Kept() as one):
+                await self._load(one)
+            case Unload(Kept() as one, reason):
+                await self._unload(one, reason)
+            case Drain(one):
+                one.state = "draining"
+            case Keep(Kept() as one):
+                one.state = "loaded"
+                self._grant(one)
+            case Wait(seconds):
+                left = min(seconds, self._looked + LOOK_SECONDS - now)
+                with suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._changed.wait(), max(0.01, left))
 
     async def _load(self, one: Kept) -> None:
         started = time.monotonic()
@@ -368,8 +391,9 @@ class Residency:
             one.failures += 1
             first, most = FAILED_SECONDS
             one.retry = time.monotonic() + min(most, first * 2 ** (one.failures - 1))
-            said = str(error.message()).partition("\n\nAt:")[0].strip()
-            one.cause = self._explain(one.family.name) if self._explain else said
+            one.cause = str(error.message()).partition("\n\nAt:")[0].strip()
+            if self._explain is not None:
+                one.cause = self._explain(one.family.name) or one.cause
             self._give_up(one)
             return
         one.loaded = one.used = time.monotonic()
@@ -436,6 +460,7 @@ class Residency:
         async with self._looking:
             self._looked = time.monotonic()
             states = await self._control.states()
+            self._away = ""
             memory = await self._control.memory()
             for one in self.families:
                 is_there = states_of(states, one.family.ensembles) == {"READY"}
