@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -18,7 +19,7 @@ import numpy as np
 import psutil
 import pytest
 from conftest import ROOT, TINY, Answer, Stack, cosines
-from containers import until
+from containers import listens, until
 from test_families import TEXTS, expected
 from tiny import EMBEDDERS, build_tiny
 
@@ -290,6 +291,45 @@ def test_two_gateways_on_one_triton(three: Stack) -> None:
             assert is_right(answer, model)
     finally:
         assert other.stop() == 0
+
+
+def test_a_triton_that_comes_goes_and_comes_back(tmp_path: Path, repository: Path) -> None:
+    """It runs elsewhere: calls are told at once that it is away, and find all that they need when it is there."""
+    stack = Stack(tmp_path / "stack", [], {"ENCODER_PRECISION": "fp32"})
+    (tmp_path / "stack").mkdir()
+    secret = secret_file(stack.work_folder, stack.ports["http"])
+
+    def command(name_of_it: str, *words: str) -> subprocess.Popen[bytes]:
+        return stack.run("-m", name_of_it, "--repository", str(repository), *words, prefix=name_of_it)
+
+    def triton() -> subprocess.Popen[bytes]:
+        ports = stack.port_options("http", "grpc", "metrics")
+        return command("tools.triton", "--models", name(0), *stack.work_options(), *ports)
+
+    stack.process = command(
+        *("tools.shim", "--triton", f"127.0.0.1:{stack.ports['grpc']}", "--secret-file", str(secret)),
+        *("--metrics", f"127.0.0.1:{stack.ports['metrics']}", "--memory", "450MB", "--preload", name(0)),
+        *stack.port_options("embed", "rerank"),
+    )
+    server = None
+    try:
+        until(lambda: listens(stack.ports["embed"]))
+        answer = embed(stack, name(1))
+        assert (answer.status, answer.json()["type"]) == (503, "not_ready")
+        assert "Triton cannot answer now" in answer.json()["error"]
+        for _ in range(2):
+            server = triton()
+            until(lambda: embed(stack, name(0)).status == 200)
+            for i in (0, 1, 2):
+                assert is_right(embed(stack, name(i)), name(i))
+            server.terminate()
+            assert server.wait(60) == 0
+            until(lambda: "cannot answer now" in embed(stack, name(0)).json().get("error", ""), 30)
+    finally:
+        if server is not None:
+            server.terminate()
+            server.wait(60)
+        assert stack.stop() == 0
 
 
 def test_many_models_in_the_memory_of_three(tmp_path: Path, repository: Path) -> None:
