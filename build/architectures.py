@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from build.graphs.bert import Bert, write_bert
@@ -149,6 +150,15 @@ ARCHITECTURES = {
             rerankers={"BertForSequenceClassification": Reranker(bert_logit)},
         ),
         Architecture(
+            "camembert",
+            Bert.of_roberta,
+            write_bert,
+            fixtures=("camembert",),
+            prefixes=("roberta.", "camembert."),
+            harmless=BERTS_OWN,
+            unused=(*BUFFERS, *LANGUAGE_HEADS, *POOLER),
+        ),
+        Architecture(
             "gemma3_text",
             Gemma3.of,
             write_gemma3,
@@ -190,6 +200,16 @@ ARCHITECTURES = {
             prefixes=("model.",),
             unused=(*BUFFERS, *LANGUAGE_HEADS),
             rerankers={"Qwen3ForCausalLM": Reranker(yes_no_logit, QWEN3_RERANKER)},
+        ),
+        Architecture(
+            "roberta",
+            partial(Bert.of_roberta, vocab_size=50265),
+            write_bert,
+            fixtures=("roberta", "roberta-cross-encoder"),
+            prefixes=("roberta.",),
+            harmless=BERTS_OWN,
+            unused=(*BUFFERS, *LANGUAGE_HEADS, *POOLER),
+            rerankers={"RobertaForSequenceClassification": Reranker(roberta_logit)},
         ),
         Architecture(
             "xlm-roberta",

@@ -17,6 +17,7 @@ from build.files import is_listed, own_file
 from build.settings import Settings, read_json
 from build.vocabularies import (
     ADDED_TOKENS,
+    CAMEMBERT,
     CLASSES,
     SPECIAL_TOKENS,
     TOKENIZER_CONFIG,
@@ -247,8 +248,9 @@ class Checkpoint:
         """What the reference makes of a file of XLM-RoBERTa's class, where that is not what the file says.
 
         Files that transformers 4 wrote late, as bge-m3's, make a token of the space that a text ends with.
+        CamemBERT's class does with a file what XLM-RoBERTa's does.
         """
-        if self.tokenizer_class != XLM_ROBERTA or not isinstance(tokenizer.model, Unigram):
+        if self.tokenizer_class not in (XLM_ROBERTA, CAMEMBERT) or not isinstance(tokenizer.model, Unigram):
             return None
         whole = content.find("normalizer")
         steps = whole.get("normalizers", [whole]) if isinstance(whole, dict) else []
@@ -257,7 +259,8 @@ class Checkpoint:
         if difference(tokenizer, made) is None:
             return None
         self._is_remade = True
-        print(f"{content.path}: its words are read as {XLM_ROBERTA} of transformers 5 reads them", flush=True)
+        kind = self.tokenizer_class
+        print(f"{content.path}: its words are read as {kind} of transformers 5 reads them", flush=True)
         return made
 
 

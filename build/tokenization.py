@@ -17,7 +17,7 @@ from build.errors import BuildError
 from build.files import is_listed
 from build.settings import Settings
 from build.vocabularies import BERT as BERT_CLASS
-from build.vocabularies import difference, of_class
+from build.vocabularies import ROBERTA, difference, of_class
 
 HARMLESS = (
     # What the class of the tokenizer is told of files, of decoding, of padding and of how a call is made.
@@ -70,6 +70,7 @@ def check_tokenizer(checkpoint: Checkpoint) -> None:
     _check_normaliser(checkpoint, config)
     _check_special_tokens(checkpoint, config)
     _check_class(checkpoint)
+    _check_first_space(checkpoint, config)
     _check_ends(checkpoint, config)
     _check_window(checkpoint)
 
@@ -166,6 +167,22 @@ def _check_class(checkpoint: Checkpoint) -> None:
             f"{path} has tokenizer_class {BERT_CLASS}, as which transformers 5 makes other tokens of {probe!r} "
             "than tokenizer.json says: libraries differ in which of them they follow; say PreTrainedTokenizerFast "
             "to follow the file"
+        )
+
+
+def _check_first_space(checkpoint: Checkpoint, config: Settings) -> None:
+    """Byte-level words differ by the space before them; two files say whether a text's first one gets one."""
+    steps = json.loads(checkpoint.tokenizer.to_str())["pre_tokenizer"] or {}
+    byte_level = [step for step in steps.get("pretokenizers", [steps]) if step.get("type") == "ByteLevel"]
+    said = config.find("add_prefix_space")
+    if said is None and checkpoint.tokenizer_class == ROBERTA:
+        said = False  # the class's own default, which goes before the file
+    if said is not None and byte_level and said != byte_level[0]["add_prefix_space"]:
+        does = "" if byte_level[0]["add_prefix_space"] else " not"
+        raise BuildError(
+            f"{config.path} has add_prefix_space = {json.dumps(said)}"
+            f"{'' if 'add_prefix_space' in config else ' by default'}, but tokenizer.json does{does} put a space "
+            "before a text: libraries differ in which of them they follow; make the two agree"
         )
 
 

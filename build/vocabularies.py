@@ -20,7 +20,14 @@ from build.files import is_listed, own_file
 from build.settings import LARGEST, Settings, read_json
 
 BERT, XLM_ROBERTA = "BertTokenizer", "XLMRobertaTokenizer"
-CLASSES = {"bert": BERT, "nomic_bert": BERT, "xlm-roberta": XLM_ROBERTA}
+CAMEMBERT, ROBERTA = "CamembertTokenizer", "RobertaTokenizer"
+CLASSES = {
+    "bert": BERT,
+    "camembert": CAMEMBERT,
+    "nomic_bert": BERT,
+    "roberta": ROBERTA,
+    "xlm-roberta": XLM_ROBERTA,
+}
 """`model_type` -> transformers' tokenizer, where no file names a class."""
 
 VOCABULARIES = {BERT: "vocab.txt", XLM_ROBERTA: "sentencepiece.bpe.model"}

@@ -231,6 +231,8 @@ def default(name: str, path: str, key: str) -> Any:
         said = said[json.loads((TINY / name / path).read_text())["model_type"]]
         if key in FOLLOWING.get(said["model_type"], ()):
             return None
+    if path == "tokenizer_config.json":
+        said = said.get(json.loads((TINY / name / path).read_text())["tokenizer_class"], {})
     return said.get(key)
 
 

@@ -29,6 +29,8 @@ REFUSED = {
     "Hum-Works/lodestone-base-4096-v1": "has auto_map",
     "infgrad/Jasper-Token-Compression-600M": "has auto_map",
     "jinaai/jina-embeddings-v2-base-en": "has auto_map",
+    # Text in lower case, which its tokenizer does not make.
+    "sentence-transformers/stsb-roberta-large": "does not lower case",
     "xlm-roberta reranker with code of its own": "has auto_map",
 }
 """Models of types that we write, which are other models all the same -> what the sentence names."""
@@ -71,7 +73,8 @@ def checkpoint(name: str, folder: Path) -> Checkpoint:
 
 def tokenizer_for(config: dict[str, Any]) -> Tokenizer:
     """A tokenizer that does what the file says: nobody quotes the real one's megabytes."""
-    unigram = config.get("unk_token") == "<unk>"
+    unknown = config.get("unk_token")
+    unigram = (unknown["content"] if isinstance(unknown, dict) else unknown) == "<unk>"
     tokenizer = Tokenizer.from_file(str(TINY / ("xlm-roberta" if unigram else "bert-cls") / "tokenizer.json"))
     tokenizer.normalizer = None
     if not unigram and ("do_lower_case" in config or "Bert" in config.get("tokenizer_class", "Bert")):
@@ -118,7 +121,7 @@ def problems(name: str, folder: Path) -> list[str]:
 def test_there_are_enough() -> None:
     assert len(MODELS) > 70
     assert len(WRITTEN) > 50
-    assert {MODELS[name]["config.json"]["model_type"] for name in WRITTEN} == set(ARCHITECTURES)
+    assert {MODELS[name]["config.json"]["model_type"] for name in WRITTEN} == set(ARCHITECTURES) - {"camembert"}
 
 
 @pytest.mark.parametrize("name", WRITTEN)

@@ -73,6 +73,11 @@ def weights(**values: Any) -> Change:
     return change
 
 
+def first_space(folder: Path) -> None:
+    """The tokenizer puts one before each text."""
+    edit(folder / "tokenizer.json", lambda content: content["pre_tokenizer"].update(add_prefix_space=True))
+
+
 def broken(tensor: Any) -> Any:
     tensor = tensor.copy()
     tensor.flat[3] = np.nan
@@ -158,6 +163,12 @@ CASES: Mapping[str, tuple[str, Change, str]] = {
     "accents": ("bert-cls", said(TOKENIZER, strip_accents=False), "strip_accents = false"),
     "characters": ("bert-cls", said(TOKENIZER, tokenize_chinese_chars=False), "tokenize_chinese_chars = false"),
     "lower case before all": ("xlm-roberta", said(WINDOW, do_lower_case=True), "does not lower case"),
+    "a space before all": ("roberta", said(TOKENIZER, add_prefix_space=True), "add_prefix_space = true, but"),
+    "no space by default": (
+        "roberta",
+        each(first_space, lambda folder: edit(folder / TOKENIZER, lambda config: config.pop("add_prefix_space"))),
+        "add_prefix_space = false by default, but tokenizer.json does put a space",
+    ),
     "the end is kept": ("bert-cls", said(TOKENIZER, truncation_side="left"), 'truncation_side = "left"'),
     "split tokens": ("bert-cls", said(TOKENIZER, split_special_tokens=True), "split_special_tokens = true"),
     "one more token": ("bert-cls", said(TOKENIZER, additional_special_tokens=["<q>"]), '"<q>", which is none of'),

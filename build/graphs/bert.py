@@ -1,6 +1,7 @@
 """BERT (Devlin et al., 2018, arXiv:1810.04805), the encoder of MiniLM, BGE and E5, on packed tokens.
 
-XLM-RoBERTa (Conneau et al., 2019, arXiv:1911.02116) is the same graph but for where positions start.
+RoBERTa (Liu et al., 2019, arXiv:1907.11692), CamemBERT (Martin et al., 2019, arXiv:1911.03894) and XLM-RoBERTa
+(Conneau et al., 2019, arXiv:1911.02116) are the same graph but for where positions start.
 
 Input   input_ids INT32 [T], lengths INT32 [B] (see `build.graphs.ragged`)
 Output  last_hidden_state FP32 [T, H], zeros in slots without a token
@@ -37,7 +38,7 @@ class Bert(Dimensions):
     epsilon: float
 
     @classmethod
-    def of(cls, config: Settings, first_position: int = 0) -> Bert:
+    def of(cls, config: Settings, first_position: int = 0, vocab_size: int = 30522) -> Bert:
         """Reads the configuration; raises BuildError on what this page does not write, naming the key."""
         config.require("hidden_act", "gelu")
         config.require("position_embedding_type", "absolute")
@@ -53,7 +54,7 @@ class Bert(Dimensions):
             )
         return cls(
             hidden_size=hidden_size,
-            vocab_size=config.integer("vocab_size", default=30522),
+            vocab_size=config.integer("vocab_size", default=vocab_size),
             positions=rows - first_position,
             token_types=config.integer("type_vocab_size", default=2),
             first_position=first_position,
@@ -65,9 +66,9 @@ class Bert(Dimensions):
         )
 
     @classmethod
-    def of_roberta(cls, config: Settings) -> Bert:
+    def of_roberta(cls, config: Settings, vocab_size: int = 30522) -> Bert:
         """Positions are counted from the padding token's id on, which is left out."""
-        return cls.of(config, config.integer("pad_token_id", default=1, least=0) + 1)
+        return cls.of(config, config.integer("pad_token_id", default=1, least=0) + 1, vocab_size)
 
 
 def write_bert(g: OnnxGraph, bert: Bert, weights: Weights) -> None:

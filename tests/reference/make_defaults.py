@@ -19,11 +19,14 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 
 CONFIGURATIONS = {
     "bert": transformers.BertConfig,
+    "camembert": transformers.CamembertConfig,
     "gemma3_text": transformers.Gemma3TextConfig,
     "nomic_bert": transformers.NomicBertConfig,
     "qwen3": transformers.Qwen3Config,
+    "roberta": transformers.RobertaConfig,
     "xlm-roberta": transformers.XLMRobertaConfig,
 }
+TOKENIZERS = (transformers.CamembertTokenizer, transformers.RobertaTokenizer)
 
 
 def plain(value: Any) -> Any:
@@ -44,6 +47,7 @@ def main() -> None:
         "config.json": {name: one().to_dict() for name, one in CONFIGURATIONS.items()},
         "1_Pooling/config.json": of_module(Pooling),
         "2_Dense/config.json": of_module(Dense),
+        "tokenizer_config.json": {one.__name__: of_module(one) for one in TOKENIZERS},
     }
     text = json.dumps(written, indent=1, sort_keys=True, default=plain)
     (Path(__file__).parent / "defaults.json").write_text(text + "\n")

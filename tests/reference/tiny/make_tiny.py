@@ -76,6 +76,8 @@ QWEN_WORDS += r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 PROMPTS = {  # the one for queries comes first
     "bert-cls": {"query": "query: ", "document": ""},
     "xlm-roberta": {"query": "query: ", "document": "passage: "},
+    "roberta": {"query": "", "document": ""},
+    "camembert": {"query": "query: ", "document": "passage: "},
     "nomic-bert": {"search_query": "search_query: ", "search_document": "search_document: "},
     "qwen3-embedding": {"query": f"Instruct: {TASK}\nQuery:", "document": ""},
     "gemma3": {"query": "task: search result | query: ", "document": "title: none | text: "},
@@ -136,6 +138,28 @@ def unigram() -> Any:
     options: dict[str, Any] = {"bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>"}
     options |= {"pad_token": "<pad>", "unk_token": "<unk>", "mask_token": AddedToken("<mask>", lstrip=True)}
     return wrap(tokenizer, **options)
+
+
+def camembert_pieces() -> Any:
+    """The same words as its own class has them, which keeps places for three tokens that are none."""
+    model = json.loads(unigram().backend_tokenizer.to_str())["model"]
+    pieces: Any = [(piece, score) for piece, score in model["vocab"]]
+    return hf.CamembertTokenizer(vocab=pieces, model_max_length=WINDOW)
+
+
+def byte_pairs() -> Any:
+    """GPT-2's, with RoBERTa's special tokens first."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=620, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    model = json.loads(tokenizer.to_str())["model"]
+    merges: Any = [(left, right) for left, right in model["merges"]]
+    return hf.RobertaTokenizer(vocab=model["vocab"], merges=merges, model_max_length=WINDOW)
 
 
 def qwen(window: int, closing: str = "") -> Any:
@@ -352,6 +376,24 @@ def roberta_cross_encoder(name: str) -> None:
     cross_encoder(name, randomise(classifier, 5), pieces)
 
 
+def roberta(name: str) -> None:
+    pairs = byte_pairs()
+    model = randomise(hf.RobertaModel(hf.RobertaConfig(**roberta_sizes(pairs))), 11)
+    embedder(name, model, pairs, Pooling(HIDDEN, "mean"))
+
+
+def roberta_pairs(name: str) -> None:
+    pairs = byte_pairs()
+    classifier: Any = hf.RobertaForSequenceClassification(hf.RobertaConfig(**roberta_sizes(pairs), **ONE))
+    cross_encoder(name, randomise(classifier, 12), pairs)
+
+
+def camembert(name: str) -> None:
+    pieces = camembert_pieces()
+    model = randomise(hf.CamembertModel(hf.CamembertConfig(**roberta_sizes(pieces))), 13)
+    embedder(name, model, pieces, Pooling(HIDDEN, "mean"))
+
+
 def qwen3_sizes(closed: Any) -> dict[str, Any]:
     ends = {"bos_token_id": closed.pad_token_id, "eos_token_id": closed.pad_token_id}
     sizes = {**SIZES, **ends, "vocab_size": rows(closed), "num_hidden_layers": 3, "tie_word_embeddings": True}
@@ -385,11 +427,14 @@ def gemma3(name: str) -> None:
 MAKERS: dict[str, Callable[[str], None]] = {
     "bert-cls": bert_cls,
     "bert-cross-encoder": bert_cross_encoder,
+    "camembert": camembert,
     "cross-encoder": roberta_cross_encoder,
     "gemma3": gemma3,
     "nomic-bert": nomic_bert,
     "qwen3-embedding": qwen3_embedding,
     "qwen3-reranker": qwen3_reranker,
+    "roberta": roberta,
+    "roberta-cross-encoder": roberta_pairs,
     "xlm-roberta": xlm_roberta,
 }
 
