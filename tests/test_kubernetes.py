@@ -314,7 +314,7 @@ def test_kserve_names_meet(rendered: dict[str, list[Manifest]]) -> None:
 
 
 def test_settings_are_those_of_compose(rendered: dict[str, list[Manifest]]) -> None:
-    """The gateway's command is what Compose runs where nothing is set."""
+    """The gateway's command is what Compose runs before several Tritons where nothing is set."""
     (shim,) = (one for one in all_containers(rendered["cpu"]) if one["name"] == "shim")
-    command = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", COMPOSE["services"]["shim"]["command"])
+    command = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", COMPOSE["services"]["shim-replicas"]["command"])
     assert shim["args"] == shlex.split(command)
