@@ -9,11 +9,12 @@ from typing import Any
 
 from build.graphs.bert import Bert, write_bert
 from build.graphs.dimensions import Dimensions
+from build.graphs.distilbert import read_distilbert, write_distilbert
 from build.graphs.gemma3 import Gemma3, write_gemma3
 from build.graphs.nomic_bert import NomicBert, write_nomic_bert
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.qwen3 import Qwen3, write_qwen3
-from build.graphs.scoring import Logit, bert_logit, roberta_logit, yes_no_logit
+from build.graphs.scoring import Logit, bert_logit, distilbert_logit, roberta_logit, yes_no_logit
 from build.settings import Settings
 from build.templates import QWEN3_RERANKER
 from build.weights import Weights
@@ -157,6 +158,20 @@ ARCHITECTURES = {
             prefixes=("roberta.", "camembert."),
             harmless=BERTS_OWN,
             unused=(*BUFFERS, *LANGUAGE_HEADS, *POOLER),
+        ),
+        Architecture(
+            "distilbert",
+            read_distilbert,
+            write_distilbert,
+            fixtures=("distilbert", "distilbert-cross-encoder"),
+            prefixes=("distilbert.",),
+            harmless=(
+                *("dropout", "qa_dropout", "seq_classif_dropout", "tie_weights_", "tie_word_embeddings"),
+                # How the table of positions was filled before the training; it is read as it is.
+                "sinusoidal_pos_embds",
+            ),
+            unused=(*BUFFERS, "vocab_transform.*", "vocab_layer_norm.*", "vocab_projector.*"),
+            rerankers={"DistilBertForSequenceClassification": Reranker(distilbert_logit)},
         ),
         Architecture(
             "gemma3_text",

@@ -143,8 +143,9 @@ class Checkpoint:
     @cached_property
     def tokenizer_class(self) -> str:
         """The class that transformers 5 reads the tokenizer by, as `BertTokenizer`; or ""."""
+        # DistilBERT's class is BERT's by another name.
         said = self.tokenizer_config.find("tokenizer_class") or self.config.find("tokenizer_class")
-        return str(said or CLASSES.get(self.model_type, "")).removesuffix("Fast")
+        return str(said or CLASSES.get(self.model_type, "")).removesuffix("Fast").removeprefix("Distil")
 
     @cached_property
     def special_tokens(self) -> Settings:

@@ -42,7 +42,7 @@ HARMLESS = (
 )
 """Keys of `tokenizer_config.json` that change no token id; `do_lower_case` is compared all the same."""
 
-BERT = ("BertTokenizer", "BertTokenizerFast")
+BERT = ("BertTokenizer", "BertTokenizerFast", "DistilBertTokenizer", "DistilBertTokenizerFast")
 """Tokenizers whose normaliser follows `tokenizer_config.json` and their own defaults."""
 
 FLAGS = {
@@ -95,7 +95,11 @@ def _check_normaliser(checkpoint: Checkpoint, config: Settings) -> None:
     for name, ours in FLAGS.items():
         said = config.find(name)
         # A class that is not named follows from the model's type.
-        follows = config.find("tokenizer_class") in (None, *BERT) and checkpoint.model_type in ("", "bert")
+        follows = config.find("tokenizer_class") in (None, *BERT) and checkpoint.model_type in (
+            "",
+            "bert",
+            "distilbert",
+        )
         if bert is None:
             continue
         expected = DEFAULTS[name] if said is None and follows else said

@@ -24,6 +24,7 @@ CAMEMBERT, ROBERTA = "CamembertTokenizer", "RobertaTokenizer"
 CLASSES = {
     "bert": BERT,
     "camembert": CAMEMBERT,
+    "distilbert": BERT,
     "nomic_bert": BERT,
     "roberta": ROBERTA,
     "xlm-roberta": XLM_ROBERTA,

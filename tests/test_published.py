@@ -29,6 +29,8 @@ REFUSED = {
     "Hum-Works/lodestone-base-4096-v1": "has auto_map",
     "infgrad/Jasper-Token-Compression-600M": "has auto_map",
     "jinaai/jina-embeddings-v2-base-en": "has auto_map",
+    # A copy that was made small, but for its pooling.
+    "sentence-transformers/multi-qa-distilbert-dot-v1": "pools vectors of 768 values, but the encoder gives 32",
     # Text in lower case, which its tokenizer does not make.
     "sentence-transformers/stsb-roberta-large": "does not lower case",
     "xlm-roberta reranker with code of its own": "has auto_map",

@@ -71,7 +71,25 @@ class Bert(Dimensions):
         return cls.of(config, config.integer("pad_token_id", default=1, least=0) + 1, vocab_size)
 
 
-def write_bert(g: OnnxGraph, bert: Bert, weights: Weights) -> None:
+@dataclass(frozen=True)
+class Names:
+    """What the parts of a layer are called."""
+
+    layer: str = "encoder.layer"
+    query: str = "attention.self.query"
+    key: str = "attention.self.key"
+    value: str = "attention.self.value"
+    projection: str = "attention.output.dense"
+    attention_norm: str = "attention.output.LayerNorm"
+    inner: str = "intermediate.dense"
+    outer: str = "output.dense"
+    norm: str = "output.LayerNorm"
+
+
+BERTS = Names()
+
+
+def write_bert(g: OnnxGraph, bert: Bert, weights: Weights, names: Names = BERTS) -> None:
     """Writes the encoder into `g`, reading one tensor at a time."""
     p, hidden = Parameters(g, weights), bert.hidden_size
     r = ragged(g, *ragged_inputs(g))
@@ -80,7 +98,11 @@ def write_bert(g: OnnxGraph, bert: Bert, weights: Weights) -> None:
     places = weights.tensor("embeddings.position_embeddings.weight", bert.first_position + bert.positions, hidden)[
         bert.first_position :
     ]
-    segments = weights.tensor("embeddings.token_type_embeddings.weight", bert.token_types, hidden)
+    segments = (
+        weights.tensor("embeddings.token_type_embeddings.weight", bert.token_types, hidden)
+        if bert.token_types
+        else np.zeros((1, hidden), np.float32)
+    )
     token_ids = r.token_ids
     if bert.segment_offset:
         # The ids of a pair's second text come raised by the size of the vocabulary.
@@ -96,15 +118,15 @@ def write_bert(g: OnnxGraph, bert: Bert, weights: Weights) -> None:
     x = p.layer_norm(g.op("Add", words, x), "embeddings.LayerNorm", hidden, bert.epsilon)
 
     for i in range(bert.layers):
-        layer = f"encoder.layer.{i}"
+        layer = f"{names.layer}.{i}"
         q, k, v = (
-            p.linear(x, f"{layer}.attention.self.{name}", hidden, hidden) for name in ("query", "key", "value")
+            p.linear(x, f"{layer}.{name}", hidden, hidden) for name in (names.query, names.key, names.value)
         )
         context = attention(g, q, k, v, r, mask, bert.width**-0.5, bert.heads, bert.heads)
-        projected = p.linear(context, f"{layer}.attention.output.dense", hidden, hidden)
-        x = p.layer_norm(g.op("Add", x, projected), f"{layer}.attention.output.LayerNorm", hidden, bert.epsilon)
-        inner = gelu(g, p.linear(x, f"{layer}.intermediate.dense", bert.inner, hidden))
-        out = p.linear(inner, f"{layer}.output.dense", hidden, bert.inner)
-        x = p.layer_norm(g.op("Add", x, out), f"{layer}.output.LayerNorm", hidden, bert.epsilon)
+        projected = p.linear(context, f"{layer}.{names.projection}", hidden, hidden)
+        x = p.layer_norm(g.op("Add", x, projected), f"{layer}.{names.attention_norm}", hidden, bert.epsilon)
+        inner = gelu(g, p.linear(x, f"{layer}.{names.inner}", bert.inner, hidden))
+        out = p.linear(inner, f"{layer}.{names.outer}", hidden, bert.inner)
+        x = p.layer_norm(g.op("Add", x, out), f"{layer}.{names.norm}", hidden, bert.epsilon)
 
     last_hidden_state(g, x, r, hidden)

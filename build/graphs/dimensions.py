@@ -22,7 +22,7 @@ class Dimensions:
     positions: int
     """How many tokens the encoder has positions for."""
     token_types: int = 1
-    """Segments that it tells apart."""
+    """Segments that it tells apart; of 0 it has no table."""
     first_position: int = 0
     """Row of the position table that the first token takes."""
     segment_offset: int = 0

@@ -67,9 +67,14 @@ def roberta_logit(head: Head) -> str:
     return _two_layers(head, "classifier.dense", "classifier.out_proj")
 
 
-def _two_layers(head: Head, first: str, second: str) -> str:
+def distilbert_logit(head: Head) -> str:
+    """DistilBERT's classifier of one label over the first token: w max(W h + b, 0) + c."""
+    return _two_layers(head, "pre_classifier", "classifier", "Relu")
+
+
+def _two_layers(head: Head, first: str, second: str, activation: str = "Tanh") -> str:
     hidden = head.encoder.hidden_size
-    inner = head.p.g.op("Tanh", head.p.linear(head.first(), first, hidden, hidden))
+    inner = head.p.g.op(activation, head.p.linear(head.first(), first, hidden, hidden))
     return head.p.linear(inner, second, 1, hidden)
 
 

@@ -102,6 +102,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Mul": operator.mul,
     "Or": torch.logical_or,
     "RMSNormalization": lambda x, scale, epsilon: functional.rms_norm(x, scale.shape, scale, epsilon),
+    "Relu": torch.relu,
     "ReduceSum": lambda x, axes, keepdims=1: x.sum(axes, keepdim=bool(keepdims)),
     "Reshape": lambda x, shape: x.reshape(shape),
     "Sigmoid": torch.sigmoid,

@@ -35,8 +35,17 @@ sys.path.insert(0, str(TINY))
 from make_tiny import BODY, LOAD, PREFIX, SUFFIX, TASK  # noqa: E402
 
 PACKAGES = ("torch", "transformers", "sentence-transformers", "tokenizers", "numpy")
-EMBEDDERS = ("bert-cls", "camembert", "gemma3", "nomic-bert", "qwen3-embedding", "roberta", "xlm-roberta")
-CROSS_ENCODERS = ("bert-cross-encoder", "cross-encoder", "roberta-cross-encoder")
+EMBEDDERS = (
+    "bert-cls",
+    "camembert",
+    "distilbert",
+    "gemma3",
+    "nomic-bert",
+    "qwen3-embedding",
+    "roberta",
+    "xlm-roberta",
+)
+CROSS_ENCODERS = ("bert-cross-encoder", "cross-encoder", "distilbert-cross-encoder", "roberta-cross-encoder")
 TEXTS = [" ", "\n\t\r\n", "\u00a0\u3000", "\0", "\u200b\u200d\ufeff", "\ue000\uf8ff", "\u0301\u0301", "\u2028"]
 QUERY = "How do plants make sugar?"
 

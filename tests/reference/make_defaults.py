@@ -20,13 +20,18 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 CONFIGURATIONS = {
     "bert": transformers.BertConfig,
     "camembert": transformers.CamembertConfig,
+    "distilbert": transformers.DistilBertConfig,
     "gemma3_text": transformers.Gemma3TextConfig,
     "nomic_bert": transformers.NomicBertConfig,
     "qwen3": transformers.Qwen3Config,
     "roberta": transformers.RobertaConfig,
     "xlm-roberta": transformers.XLMRobertaConfig,
 }
-TOKENIZERS = (transformers.CamembertTokenizer, transformers.RobertaTokenizer)
+TOKENIZERS = (
+    transformers.CamembertTokenizer,
+    transformers.DistilBertTokenizer,
+    transformers.RobertaTokenizer,
+)
 
 
 def plain(value: Any) -> Any:
@@ -40,6 +45,12 @@ def of_module(module: type) -> dict[str, Any]:
     return {one.name: plain(one.default) for one in found if one.default is not inspect.Parameter.empty}
 
 
+def of_tokenizer(kind: type) -> dict[str, Any]:
+    """The same of a model's tokenizer and, where that is another model's by another name, of that one's."""
+    own = [one for one in reversed(kind.__mro__) if one.__module__.startswith("transformers.models.")]
+    return {name: value for one in own for name, value in of_module(one).items()}
+
+
 def main() -> None:
     """Writes the file beside this one."""
     written = {
@@ -47,7 +58,7 @@ def main() -> None:
         "config.json": {name: one().to_dict() for name, one in CONFIGURATIONS.items()},
         "1_Pooling/config.json": of_module(Pooling),
         "2_Dense/config.json": of_module(Dense),
-        "tokenizer_config.json": {one.__name__: of_module(one) for one in TOKENIZERS},
+        "tokenizer_config.json": {one.__name__: of_tokenizer(one) for one in TOKENIZERS},
     }
     text = json.dumps(written, indent=1, sort_keys=True, default=plain)
     (Path(__file__).parent / "defaults.json").write_text(text + "\n")

@@ -76,6 +76,7 @@ QWEN_WORDS += r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 PROMPTS = {  # the one for queries comes first
     "bert-cls": {"query": "query: ", "document": ""},
     "xlm-roberta": {"query": "query: ", "document": "passage: "},
+    "distilbert": {"query": "query: ", "document": ""},
     "roberta": {"query": "", "document": ""},
     "camembert": {"query": "query: ", "document": "passage: "},
     "nomic-bert": {"search_query": "search_query: ", "search_document": "search_document: "},
@@ -122,6 +123,12 @@ def wordpiece() -> Any:
     ends = [("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"])]
     tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", ends)
     return wrap(tokenizer, types=True, **special)
+
+
+def distilberts() -> Any:
+    """The same words as its own class has them."""
+    model = json.loads(wordpiece().backend_tokenizer.to_str())["model"]
+    return hf.DistilBertTokenizer(vocab=model["vocab"], model_max_length=WINDOW)
 
 
 def unigram() -> Any:
@@ -351,6 +358,25 @@ def bert_cross_encoder(name: str) -> None:
     cross_encoder(name, randomise(classifier, 2), words)
 
 
+def distilbert_sizes(words: Any) -> dict[str, Any]:
+    sizes = {"dim": HIDDEN, "hidden_dim": 96, "n_heads": 4, "n_layers": 2}
+    return {**sizes, "vocab_size": rows(words), "max_position_embeddings": WINDOW}
+
+
+def distilbert(name: str) -> None:
+    words = distilberts()
+    model = randomise(hf.DistilBertModel(hf.DistilBertConfig(**distilbert_sizes(words))), 14)
+    dense = randomise(Dense(HIDDEN, HIDDEN), 15)
+    embedder(name, model, words, Pooling(HIDDEN, "mean"), dense)
+
+
+def distilbert_cross_encoder(name: str) -> None:
+    words = distilberts()
+    config = hf.DistilBertConfig(**distilbert_sizes(words), **ONE)
+    classifier: Any = hf.DistilBertForSequenceClassification(config)
+    cross_encoder(name, randomise(classifier, 16), words)
+
+
 def nomic_bert(name: str) -> None:
     words = wordpiece()
     rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 1000.0}}
@@ -429,6 +455,8 @@ MAKERS: dict[str, Callable[[str], None]] = {
     "bert-cross-encoder": bert_cross_encoder,
     "camembert": camembert,
     "cross-encoder": roberta_cross_encoder,
+    "distilbert": distilbert,
+    "distilbert-cross-encoder": distilbert_cross_encoder,
     "gemma3": gemma3,
     "nomic-bert": nomic_bert,
     "qwen3-embedding": qwen3_embedding,
