@@ -11,6 +11,7 @@ from build.graphs.bert import Bert, write_bert
 from build.graphs.dimensions import Dimensions
 from build.graphs.distilbert import read_distilbert, write_distilbert
 from build.graphs.gemma3 import Gemma3, write_gemma3
+from build.graphs.mpnet import read_mpnet, write_mpnet
 from build.graphs.nomic_bert import NomicBert, write_nomic_bert
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.qwen3 import Qwen3, write_qwen3
@@ -116,6 +117,8 @@ class Architecture:
     """Patterns of tensors, without a prefix, that the reference does not use either."""
     rerankers: dict[str, Reranker] = field(default_factory=dict)
     """Class in `architectures` -> its head."""
+    packed: bool = True
+    """Whether its page is written for packed tokens, too."""
     own_code: bool = False
     """Whether its page writes what a published checkpoint's own code computes."""
 
@@ -186,6 +189,16 @@ ARCHITECTURES = {
                 "tie_word_embeddings",
             ),
             unused=(*BUFFERS, *LANGUAGE_HEADS),
+        ),
+        Architecture(
+            "mpnet",
+            read_mpnet,
+            write_mpnet,
+            fixtures=("mpnet",),
+            prefixes=("mpnet.",),
+            harmless=("tie_word_embeddings",),
+            unused=(*BUFFERS, *LANGUAGE_HEADS, *POOLER),
+            packed=False,
         ),
         Architecture(
             "nomic_bert",

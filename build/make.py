@@ -13,7 +13,7 @@ from pathlib import Path
 
 from build import catalog, family, gpu
 from build.catalog import POOLINGS, TASKS, CatalogEntry, Hub
-from build.errors import BuildError, NotAdoptedError
+from build.errors import BuildError, NotPackedError
 from build.files import GRAPHS
 from build.source import describe
 from build.target import PRECISIONS, RUNTIMES, Target
@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
             runtime = own_runtime(entry, options.precision) if options.runtime == AUTO else options.runtime
             try:
                 build_one(entry, runtime, options)
-            except NotAdoptedError:
+            except NotPackedError:
                 if options.runtime != AUTO:
                     raise
                 build_one(entry, "python", options)

@@ -13,7 +13,7 @@ from build import repository
 from build.architectures import ARCHITECTURES, HARMLESS, Architecture, Reranker
 from build.catalog import CatalogEntry, Hub, Wheel
 from build.checkpoint import Checkpoint
-from build.errors import BuildError, NotAdoptedError
+from build.errors import BuildError, NotPackedError
 from build.files import GRAPHS, SHARDS, WEIGHTS, is_listed
 from build.graphs.adopted import Adopted
 from build.graphs.dimensions import Dimensions, any_dimensions, labels
@@ -88,6 +88,11 @@ def models_of(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> li
 def written_models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> list[Model]:
     """The family of a graph that is written from the weights."""
     architecture = ARCHITECTURES[checkpoint.model_type]
+    if target.feed.packed and not architecture.packed:
+        raise NotPackedError(
+            f"{entry.name} is of {architecture.model_type!r}, whose biases in attention are not written for "
+            f"{target.runtime}: build it for {others_than_packed()}"
+        )
     check_weights_are_plain(checkpoint, architecture)
     encoder = architecture.read(checkpoint.config)
     checkpoint.config.skip((*HARMLESS, *architecture.harmless))
@@ -107,10 +112,9 @@ def adopted_models(
 ) -> list[Model]:
     """The family of a graph that somebody else exported, which is all that says how it computes."""
     if target.feed.packed:
-        others = [name for name, runtime in RUNTIMES.items() if not runtime.packed]
-        raise NotAdoptedError(
+        raise NotPackedError(
             f"{entry.name} would be adopted from {name}, and {target.runtime} runs only graphs that are written "
-            f"here from the weights: build it for {', '.join(others[:-1])} or {others[-1]}"
+            f"here from the weights: build it for {others_than_packed()}"
         )
     encoder = any_dimensions(checkpoint.config)
     checkpoint.config.skip(checkpoint.config)
@@ -128,6 +132,12 @@ def adopted_models(
         return headless_models(entry, checkpoint, family, adopted)
     states = graph(repository.encoder(family), target, adopted.write)
     return embedding_models(entry, checkpoint, family, states)
+
+
+def others_than_packed() -> str:
+    """The runtimes that run a graph of rows."""
+    others = [name for name, runtime in RUNTIMES.items() if not runtime.packed]
+    return f"{', '.join(others[:-1])} or {others[-1]}"
 
 
 def family_of(

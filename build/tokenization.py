@@ -42,8 +42,11 @@ HARMLESS = (
 )
 """Keys of `tokenizer_config.json` that change no token id; `do_lower_case` is compared all the same."""
 
-BERT = ("BertTokenizer", "BertTokenizerFast", "DistilBertTokenizer", "DistilBertTokenizerFast")
+BERT = tuple(f"{kind}Tokenizer{fast}" for kind in ("Bert", "DistilBert", "MPNet") for fast in ("", "Fast"))
 """Tokenizers whose normaliser follows `tokenizer_config.json` and their own defaults."""
+
+BERTS = ("", "bert", "distilbert", "mpnet")
+"""Model types that have such a tokenizer where no file names another."""
 
 FLAGS = {
     "do_lower_case": "lowercase",
@@ -95,11 +98,7 @@ def _check_normaliser(checkpoint: Checkpoint, config: Settings) -> None:
     for name, ours in FLAGS.items():
         said = config.find(name)
         # A class that is not named follows from the model's type.
-        follows = config.find("tokenizer_class") in (None, *BERT) and checkpoint.model_type in (
-            "",
-            "bert",
-            "distilbert",
-        )
+        follows = config.find("tokenizer_class") in (None, *BERT) and checkpoint.model_type in BERTS
         if bert is None:
             continue
         expected = DEFAULTS[name] if said is None and follows else said

@@ -25,6 +25,7 @@ CLASSES = {
     "bert": BERT,
     "camembert": CAMEMBERT,
     "distilbert": BERT,
+    "mpnet": "MPNetTokenizer",
     "nomic_bert": BERT,
     "roberta": ROBERTA,
     "xlm-roberta": XLM_ROBERTA,

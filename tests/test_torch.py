@@ -19,7 +19,9 @@ from engines import token_ids
 from test_adoption import checkpoint
 from test_families import PAIRS, PASSAGES, QUERIES, TEXTS, assert_same_bits, expected
 from test_gpu import H200, write_smi
-from test_graphs import COSINE, EMBEDDERS, RERANKERS, SCORE
+from test_graphs import COSINE, SCORE
+from tiny import EMBEDDERS as ALL_EMBEDDERS
+from tiny import PACKED, RERANKERS
 from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
 
@@ -28,6 +30,7 @@ from build.config import read_config, runtime_of
 from build.target import PRECISIONS
 
 PYTHON = ROOT / ".venv-torch" / "bin" / "python"
+EMBEDDERS = [name for name in ALL_EMBEDDERS if name in PACKED]
 FAMILIES = [*EMBEDDERS, *RERANKERS]
 
 

@@ -22,6 +22,8 @@ def is_reranker(name: str) -> bool:
     return checkpoint.architecture in heads
 
 
+PACKED = [name for one in ARCHITECTURES.values() if one.packed for name in one.fixtures]
+"""Those that run on packed tokens, too."""
 RERANKERS = [name for name in NAMES if is_reranker(name)]
 EMBEDDERS = [name for name in NAMES if name not in RERANKERS]
 

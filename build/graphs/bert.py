@@ -12,16 +12,18 @@ Every text is one segment (token type 0), but for cross-encoders that tell their
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
 from build.errors import BuildError
-from build.graphs.blocks import attention, gelu, key_mask
+from build.graphs.blocks import Mask, attention, gelu, key_mask
 from build.graphs.dimensions import Dimensions, split_evenly
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.parameters import Parameters
-from build.graphs.ragged import last_hidden_state, ragged, ragged_inputs
+from build.graphs.ragged import Packed, last_hidden_state, ragged, ragged_inputs
 from build.settings import Settings
 from build.weights import Weights
 
@@ -88,12 +90,15 @@ class Names:
 
 BERTS = Names()
 
+See: TypeAlias = Callable[[OnnxGraph, Packed], Mask]
+"""Which keys a query sees."""
 
-def write_bert(g: OnnxGraph, bert: Bert, weights: Weights, names: Names = BERTS) -> None:
+
+def write_bert(g: OnnxGraph, bert: Bert, weights: Weights, names: Names = BERTS, see: See = key_mask) -> None:
     """Writes the encoder into `g`, reading one tensor at a time."""
     p, hidden = Parameters(g, weights), bert.hidden_size
     r = ragged(g, *ragged_inputs(g))
-    mask = key_mask(g, r)
+    mask = see(g, r)
 
     places = weights.tensor("embeddings.position_embeddings.weight", bert.first_position + bert.positions, hidden)[
         bert.first_position :

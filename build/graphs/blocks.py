@@ -60,9 +60,7 @@ def key_mask(g: OnnxGraph, r: Packed) -> Mask:
         return Mask()
     if g.feed.masks != "counts":
         return _mask(g, _keys(g, r))
-    g.raise_opset(24)  # the first that counts keys
-    counts = g.op("ReduceSum", g.op("Cast", r.real, to=TensorProto.INT64), g.constant([1], np.int64), keepdims=0)
-    return Mask(("", "", "", counts))
+    return Mask(("", "", "", _counts(g, r)))
 
 
 def causal_mask(g: OnnxGraph, r: Packed) -> Mask:
@@ -84,12 +82,39 @@ def window_mask(g: OnnxGraph, r: Packed, window: int) -> Mask:
     return _mask(g, g.op("And", near, g.op("Or", _keys(g, r), g.op("Equal", key, query))))
 
 
+def relative_mask(g: OnnxGraph, r: Packed, biases: str, reach: int) -> Mask:
+    """Every token sees every token of its own text, with a bias on the score by how far away it is.
+
+    `biases` [1, heads, 2 reach + 1] are for keys from `reach` places before a query to as many behind it, the
+    outer ones for all beyond (Raffel et al., 2019, arXiv:1910.10683). They are a tensor [B or 1, heads, S, S],
+    once for all layers.
+    """
+    assert isinstance(r, Ragged)
+    offset = g.op("Sub", r.column, g.op("Unsqueeze", r.column, g.constant([1], np.int64)))
+    limit = g.constant(reach, np.int64)
+    place = g.op("Add", g.op("Max", g.op("Min", offset, limit), g.constant(-reach, np.int64)), limit)
+    bias = g.op("Gather", biases, place, axis=2)
+    if g.feed.masks == "counts":
+        return Mask((bias, "", "", _counts(g, r)))
+    return Mask((g.op("Add", bias, _summand(g, _keys(g, r))),))
+
+
 def _mask(g: OnnxGraph, seen: str) -> Mask:
     """From BOOL [B or 1, 1, S or 1, S]."""
     if g.feed.masks == "additive":
-        # Whose exponential is 0, and which fp16 holds.
-        seen = g.op("Where", seen, g.scalar(0), g.scalar(-30000))
+        seen = _summand(g, seen)
     return Mask((seen,))
+
+
+def _summand(g: OnnxGraph, seen: str) -> str:
+    """What is added to scores: 0, or what makes their exponential 0 and is in the range of fp16."""
+    return g.op("Where", seen, g.scalar(0), g.scalar(-30000))
+
+
+def _counts(g: OnnxGraph, r: Ragged) -> str:
+    """INT64 [B]: the keys that are tokens, which come first."""
+    g.raise_opset(24)  # the first that counts keys
+    return g.op("ReduceSum", g.op("Cast", r.real, to=TensorProto.INT64), g.constant([1], np.int64), keepdims=0)
 
 
 def _keys(g: OnnxGraph, r: Ragged) -> str:

@@ -40,6 +40,7 @@ EMBEDDERS = (
     "camembert",
     "distilbert",
     "gemma3",
+    "mpnet",
     "nomic-bert",
     "qwen3-embedding",
     "roberta",

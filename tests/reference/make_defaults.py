@@ -22,6 +22,7 @@ CONFIGURATIONS = {
     "camembert": transformers.CamembertConfig,
     "distilbert": transformers.DistilBertConfig,
     "gemma3_text": transformers.Gemma3TextConfig,
+    "mpnet": transformers.MPNetConfig,
     "nomic_bert": transformers.NomicBertConfig,
     "qwen3": transformers.Qwen3Config,
     "roberta": transformers.RobertaConfig,
@@ -30,6 +31,7 @@ CONFIGURATIONS = {
 TOKENIZERS = (
     transformers.CamembertTokenizer,
     transformers.DistilBertTokenizer,
+    transformers.MPNetTokenizer,
     transformers.RobertaTokenizer,
 )
 
