@@ -25,6 +25,7 @@ from tiny import EMBEDDERS, build_tiny
 
 from build import make
 from tools.access import secret_file
+from tools.shim.families import HINT
 from tools.shim.rules import RESIDENCE
 from tools.triton import WATCH_SECONDS
 
@@ -465,7 +466,7 @@ def test_loads_cost_other_models_little(three: Stack) -> None:
 
 
 def test_what_a_family_took_is_known_at_the_next_start(tmp_path: Path, repository: Path) -> None:
-    own = Path(shutil.copytree(repository, tmp_path / "repository"))
+    own = Path(shutil.copytree(repository, tmp_path / "repository", ignore=shutil.ignore_patterns(HINT)))
     stack = served(tmp_path / "stack", own, 3, "--preload", name(0)).start()
     assert embed(stack, name(1), 5).status == 200
     assert stack.post("embed", f"/models/{name(1)}/unload", b"").status == 200
