@@ -137,6 +137,12 @@ CASES: Mapping[str, tuple[str, Change, str]] = {
         said(CONFIG, rope_parameters={"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5}),
         "rope_parameters.partial_rotary_factor = 0.5",
     ),
+    "other buckets": (
+        "mpnet",
+        said(CONFIG, relative_attention_num_buckets=64),
+        "relative_attention_num_buckets = 64; .* written for 32 only",
+    ),
+    "another inner activation": ("distilbert", said(CONFIG, activation="relu"), 'activation = "relu"'),
     "two bases": ("qwen3-embedding", said(CONFIG, rope_theta=5.0), "rope_parameters.rope_theta"),
     "relative positions": (
         "bert-cls",
