@@ -11,11 +11,19 @@ from build.graphs.bert import Bert, write_bert
 from build.graphs.dimensions import Dimensions
 from build.graphs.distilbert import read_distilbert, write_distilbert
 from build.graphs.gemma3 import Gemma3, write_gemma3
+from build.graphs.modernbert import ModernBert, write_modernbert
 from build.graphs.mpnet import read_mpnet, write_mpnet
 from build.graphs.nomic_bert import NomicBert, write_nomic_bert
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.qwen3 import Qwen3, write_qwen3
-from build.graphs.scoring import Logit, bert_logit, distilbert_logit, roberta_logit, yes_no_logit
+from build.graphs.scoring import (
+    Logit,
+    bert_logit,
+    distilbert_logit,
+    modernbert_logit,
+    roberta_logit,
+    yes_no_logit,
+)
 from build.settings import Settings
 from build.templates import QWEN3_RERANKER
 from build.weights import Weights
@@ -189,6 +197,22 @@ ARCHITECTURES = {
                 "tie_word_embeddings",
             ),
             unused=(*BUFFERS, *LANGUAGE_HEADS),
+        ),
+        Architecture(
+            "modernbert",
+            ModernBert.of,
+            write_modernbert,
+            fixtures=("modernbert", "modernbert-reranker"),
+            prefixes=("model.",),
+            harmless=(
+                *("embedding_dropout", "mlp_dropout", "initializer_cutoff_factor", "cls_token_id"),
+                *("deterministic_flash_attn", "reference_compile", "repad_logits_with_grad"),
+                *("decoder_bias", "sparse_prediction", "sparse_pred_ignore_index", "tie_word_embeddings"),
+                # Of BERT's configuration, read by nobody.
+                *("layer_norm_eps", "position_embedding_type"),
+            ),
+            unused=(*BUFFERS, "head.*", "decoder.*"),
+            rerankers={"ModernBertForSequenceClassification": Reranker(modernbert_logit)},
         ),
         Architecture(
             "mpnet",

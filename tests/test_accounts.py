@@ -65,6 +65,15 @@ def ropes_of_4(values: dict[str, Any]) -> None:
     values["rope_scaling"] = None
 
 
+def modernberts_of_4(values: dict[str, Any]) -> None:
+    said = values.pop("rope_parameters")
+    values["global_rope_theta"] = said["full_attention"]["rope_theta"]
+    values["local_rope_theta"] = said["sliding_attention"]["rope_theta"]
+    del values["layer_types"]
+    values |= {"global_attn_every_n_layers": 2, "layer_norm_eps": 1e-5, "position_embedding_type": "absolute"}
+    values |= {"reference_compile": None, "repad_logits_with_grad": False}
+
+
 def nomics_own(values: dict[str, Any]) -> None:
     for new, old in {
         "n_embd": "hidden_size",
@@ -151,6 +160,7 @@ OLDER: dict[str, tuple[str, Callable[[Path], None]]] = {
     "rotary positions of one kind, qwen3": ("qwen3-embedding", in_config(rope_of_4)),
     "rotary positions of one kind, nomic": ("nomic-bert", in_config(rope_of_4)),
     "rotary positions of two kinds": ("gemma3", in_config(ropes_of_4)),
+    "rotary positions and layers of modernbert": ("modernbert", in_config(modernberts_of_4)),
     "nomic's own names": ("nomic-bert", in_config(nomics_own)),
     "torch_dtype": ("bert-cls", in_config(lambda values: move(values, "dtype", "torch_dtype"))),
     "layers that are all alike": ("qwen3-embedding", in_config(lambda values: values.pop("layer_types"))),
@@ -169,6 +179,7 @@ OLDER: dict[str, tuple[str, Callable[[Path], None]]] = {
     "bert before each tensor": ("bert-cls", prefixed("bert.")),
     "roberta before each tensor": ("xlm-roberta", prefixed("roberta.")),
     "model before each tensor": ("qwen3-embedding", prefixed("model.")),
+    "model before each tensor, modernbert": ("modernbert", prefixed("model.")),
     **{
         f"window in {name}": ("bert-cls", partial(old_window, name=name))
         for name in ("sentence_bert_config.json", "sentence_roberta_config.json", "sentence_xlnet_config.json")
@@ -220,7 +231,12 @@ def test_a_tensor_that_nobody_reads_stops_the_build(name: str, tmp_path: Path) -
 DEFAULTS = json.loads((REFERENCE / "defaults.json").read_text())
 
 
-FOLLOWING = {"gemma3_text": ("layer_types",), "nomic_bert": ("head_dim",), "qwen3": ("layer_types",)}
+FOLLOWING = {
+    "gemma3_text": ("layer_types",),
+    "modernbert": ("layer_types",),
+    "nomic_bert": ("head_dim",),
+    "qwen3": ("layer_types",),
+}
 """Keys whose default follows from others."""
 
 

@@ -160,6 +160,35 @@ CASES: Mapping[str, tuple[str, Change, str]] = {
     ),
     "parallel blocks": ("nomic-bert", said(CONFIG, parallel_block=True), "parallel_block = true"),
     "stretched": ("nomic-bert", said(CONFIG, rotary_scaling_factor=2), "rotary_scaling_factor = 2"),
+    **{
+        f"modernbert's {key}": ("modernbert", said(CONFIG, **{key: value}), f"has {key} = ")
+        for key, value in {
+            "attention_bias": True,
+            "classifier_activation": "silu",
+            "classifier_bias": True,
+            "classifier_pooling": "max",
+            "head_dim": 24,
+            "hidden_activation": "silu",
+            "is_causal": True,
+            "mlp_bias": True,
+            "norm_bias": True,
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+            "sliding_window": 4,
+        }.items()
+    },
+    "modernbert, scaled as of 5": (
+        "modernbert",
+        lambda folder: edit(
+            folder / CONFIG, lambda config: config["rope_parameters"]["full_attention"].update(rope_type="yarn")
+        ),
+        r'rope_parameters.full_attention.rope_type = "yarn"',
+    ),
+    "modernbert, one base for all": (
+        "modernbert",
+        said(CONFIG, rope_parameters={"rope_type": "default", "rope_theta": 5.0}),
+        "rope_parameters.rope_type = .* which is not read",
+    ),
+    "modernbert, other layers": ("modernbert", said(CONFIG, layer_types=["full_attention"]), "layer_types other"),
     "experts": ("nomic-bert", said(CONFIG, num_experts=8, moe_top_k=2), "num_experts = 8, which is not read"),
     "lower case": (
         "bert-cls",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,20 @@ from build.graphs.ragged import Packed, Ragged
 def split_heads(g: OnnxGraph, x: str, heads: int, width: int) -> str:
     """[T', heads * width] -> [T', heads, width]."""
     return g.op("Reshape", x, g.constant([-1, heads, width], np.int64))
+
+
+def split_merged(g: OnnxGraph, x: str, heads: int, width: int) -> Iterator[str]:
+    """[T', 3 * heads * width] of one linear layer -> queries, keys and values, each [T', heads, width]."""
+    merged = split_heads(g, x, 3 * heads, width)
+    for part in range(3):
+        yield g.op("Gather", merged, g.constant(np.arange(part * heads, (part + 1) * heads), np.int64), axis=1)
+
+
+def halves(g: OnnxGraph, x: str, width: int, axis: int) -> tuple[str, str]:
+    """The first and the second half of the `width` values along `axis`."""
+    along, middle = g.constant([axis], np.int64), g.constant([width // 2], np.int64)
+    first = g.op("Slice", x, g.constant([0], np.int64), middle, along)
+    return first, g.op("Slice", x, middle, g.constant([width], np.int64), along)
 
 
 @dataclass(frozen=True)
@@ -141,9 +156,7 @@ def rotary_angles(g: OnnxGraph, r: Packed, theta: float, width: int) -> tuple[st
 def rotate(g: OnnxGraph, x: str, angles: tuple[str, str], width: int) -> str:
     """Rotates [T', heads, width] by its tokens' angles; the pairs are a head's first and second half."""
     cos, sin = angles
-    axis, middle = g.constant([2], np.int64), g.constant([width // 2], np.int64)
-    first = g.op("Slice", x, g.constant([0], np.int64), middle, axis)
-    second = g.op("Slice", x, middle, g.constant([width], np.int64), axis)
+    first, second = halves(g, x, width, axis=2)
     turned = (
         g.op("Sub", g.op("Mul", first, cos), g.op("Mul", second, sin)),
         g.op("Add", g.op("Mul", second, cos), g.op("Mul", first, sin)),
@@ -151,12 +164,12 @@ def rotate(g: OnnxGraph, x: str, angles: tuple[str, str], width: int) -> str:
     return g.op("Concat", *turned, axis=2)
 
 
-def layer_norm(g: OnnxGraph, x: str, scale: str, bias: str, epsilon: float) -> str:
+def layer_norm(g: OnnxGraph, x: str, scale: str, *bias: str, epsilon: float) -> str:
     """(x - mean) / sqrt(variance + epsilon) scale + bias, last axis, in FP32 (Ba et al., 2016, arXiv:1607.06450).
 
-    `scale` and `bias` are FP32.
+    `scale` and `bias`, which may be left out, are FP32.
     """
-    return g.narrow(g.op("LayerNormalization", g.widen(x), scale, bias, epsilon=epsilon))
+    return g.narrow(g.op("LayerNormalization", g.widen(x), scale, *bias, epsilon=epsilon))
 
 
 def rms_norm(g: OnnxGraph, x: str, scale: str, epsilon: float) -> str:

@@ -10,6 +10,9 @@ from build.settings import Settings
 COUNTED_FROM_PADDING = ("camembert", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl")
 """Model types without a page that count positions as RoBERTa does."""
 
+SLIDING, FULL = "sliding_attention", "full_attention"
+"""What a layer is called in `layer_types`: each token sees a window around it, or the whole text."""
+
 
 @dataclass(frozen=True)
 class Dimensions:
@@ -31,6 +34,10 @@ class Dimensions:
     """The id in cells without a token, where a graph asks for one."""
     tied: bool = False
     """Whether a language model's head is its table of words."""
+    head_pooling: str = "cls"
+    """What a classifier reads of the tokens' states, by its name in `build.graphs.pooling`."""
+    head_epsilon: float = 0
+    """Of the norm in a classifier's head that has one."""
 
 
 def any_dimensions(config: Settings) -> Dimensions:
@@ -55,6 +62,14 @@ def labels(config: Settings) -> int:
     named = config.find("id2label")
     count = config.integer("num_labels", "_num_labels", default=2)
     return len(named) if isinstance(named, dict) else count
+
+
+def layer_types(config: Settings, usual: list[str]) -> tuple[str, ...]:
+    """SLIDING or FULL of each layer, as `usual` where nothing is said; raises BuildError for another type."""
+    kinds = config.words("layer_types", default=usual)
+    if len(kinds) != len(usual) or not {SLIDING, FULL}.issuperset(kinds):
+        raise BuildError(f"{config.path} has layer_types other than {len(usual)} of {SLIDING} and {FULL}")
+    return tuple(kinds)
 
 
 def split_evenly(config: Settings, hidden_size: int, heads: int) -> int:

@@ -21,15 +21,13 @@ from build.graphs.blocks import (
     split_heads,
     window_mask,
 )
-from build.graphs.dimensions import Dimensions, shared_evenly
+from build.graphs.dimensions import FULL, SLIDING, Dimensions, layer_types, shared_evenly
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.parameters import Parameters
 from build.graphs.ragged import last_hidden_state, ragged, ragged_inputs
-from build.graphs.rope import rope_theta, theta_of
+from build.graphs.rope import rope_theta, thetas_by_type
 from build.settings import Settings
 from build.weights import Weights
-
-SLIDING, FULL = "sliding_attention", "full_attention"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +82,7 @@ def _layer_types(config: Settings) -> tuple[str, ...]:
     layers = config.integer("num_hidden_layers", default=26)
     # Before layers were named one by one, every so many-th saw the whole text.
     period = config.integer("sliding_window_pattern", default=6)
-    usual = [SLIDING if (i + 1) % period else FULL for i in range(layers)]
-    kinds = config.words("layer_types", default=usual)
-    if len(kinds) != layers or not {SLIDING, FULL}.issuperset(kinds):
-        raise BuildError(f"{config.path} has layer_types other than {layers} of {SLIDING} and {FULL}")
-    return tuple(kinds)
+    return layer_types(config, [SLIDING if (i + 1) % period else FULL for i in range(layers)])
 
 
 def _thetas(config: Settings) -> dict[str, float]:
@@ -97,11 +91,7 @@ def _thetas(config: Settings) -> dict[str, float]:
     said = config.inner("rope_parameters")
     if said is None or not (SLIDING in said or FULL in said):
         return {SLIDING: local, FULL: rope_theta(config, 1_000_000.0)}
-    thetas = {}
-    for kind, default in ((SLIDING, local), (FULL, config.number("rope_theta", default=1_000_000.0))):
-        of_kind = said.inner(kind)
-        thetas[kind] = default if of_kind is None else theta_of(of_kind, default)
-    return thetas
+    return thetas_by_type(said, {SLIDING: local, FULL: config.number("rope_theta", default=1_000_000.0)})
 
 
 def write_gemma3(g: OnnxGraph, gemma3: Gemma3, weights: Weights) -> None:

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from build.graphs.blocks import attention, key_mask, rotary_angles, rotate, silu, split_heads
+from build.graphs.blocks import attention, key_mask, rotary_angles, rotate, silu, split_merged
 from build.graphs.dimensions import Dimensions, split_evenly
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.parameters import Parameters
@@ -93,11 +91,7 @@ def write_nomic_bert(g: OnnxGraph, nomic: NomicBert, weights: Weights) -> None:
     x = p.layer_norm(g.op("Gather", words, r.token_ids), "emb_ln", hidden, nomic.epsilon)
     for i in range(nomic.layers):
         layer = f"encoder.layers.{i}"
-        merged = split_heads(g, linear(x, f"{layer}.attn.Wqkv", 3 * hidden, hidden), 3 * heads, width)
-        q, k, v = (
-            g.op("Gather", merged, g.constant(np.arange(part * heads, (part + 1) * heads), np.int64), axis=1)
-            for part in range(3)
-        )
+        q, k, v = split_merged(g, linear(x, f"{layer}.attn.Wqkv", 3 * hidden, hidden), heads, width)
         q, k = rotate(g, q, angles, width), rotate(g, k, angles, width)
         context = attention(g, q, k, v, r, mask, width**-0.5, heads, heads)
         projected = linear(context, f"{layer}.attn.out_proj", hidden, hidden)

@@ -33,13 +33,13 @@ class Parameters:
         )
         return self.g.linear(x, *parts)
 
-    def layer_norm(self, x: str, name: str, width: int, epsilon: float) -> str:
-        """`blocks.layer_norm` over the last axis of `width` values."""
-        scale, bias = (
+    def layer_norm(self, x: str, name: str, width: int, epsilon: float, bias: bool = True) -> str:
+        """`blocks.layer_norm` over the last axis of `width` values, of a weight alone without `bias`."""
+        scale, *shift = (
             self.g.wide_weight(f"{name}.{part}", self.weights.tensor(f"{name}.{part}", width))
-            for part in ("weight", "bias")
+            for part in ("weight", *(["bias"] if bias else []))
         )
-        return layer_norm(self.g, x, scale, bias, epsilon)
+        return layer_norm(self.g, x, scale, *shift, epsilon=epsilon)
 
     def rms_norm(self, x: str, name: str, width: int, epsilon: float, plus: float = 0) -> str:
         """`blocks.rms_norm` over the last axis of `width` values, by the weight `plus` a constant."""

@@ -22,6 +22,12 @@ def rope_theta(config: Settings, default: float) -> float:
     return inner
 
 
+def thetas_by_type(said: Settings | None, defaults: dict[str, float]) -> dict[str, float]:
+    """Type of layer -> its base, where `said` has an object for each type; `defaults` where it does not."""
+    inner = {kind: None if said is None else said.inner(kind) for kind in defaults}
+    return {kind: base if (one := inner[kind]) is None else theta_of(one, base) for kind, base in defaults.items()}
+
+
 def theta_of(said: Settings, default: float) -> float:
     """The base that one object of rotary positions names."""
     said.require("rope_type", "default")

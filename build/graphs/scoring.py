@@ -11,10 +11,11 @@ from onnx import TensorProto
 from tokenizers import Tokenizer
 
 from build.errors import BuildError
+from build.graphs.blocks import gelu
 from build.graphs.dimensions import Dimensions
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.parameters import Parameters
-from build.graphs.pooling import first_token, last_token
+from build.graphs.pooling import POOL, first_token, last_token
 from build.graphs.ragged import state_inputs
 from build.weights import Weights
 
@@ -40,6 +41,10 @@ class Head:
     def last(self) -> str:
         """[B, H]: the state of each item's last token."""
         return last_token(self.p.g, self.states, self.input_ids, self.lengths)
+
+    def pooled(self) -> str:
+        """[B, H]: each item's states as the configuration pools them."""
+        return POOL[self.encoder.head_pooling](self.p.g, self.states, self.input_ids, self.lengths)
 
 
 Logit: TypeAlias = Callable[[Head], str]
@@ -70,6 +75,14 @@ def roberta_logit(head: Head) -> str:
 def distilbert_logit(head: Head) -> str:
     """DistilBERT's classifier of one label over the first token: w max(W h + b, 0) + c."""
     return _two_layers(head, "pre_classifier", "classifier", "Relu")
+
+
+def modernbert_logit(head: Head) -> str:
+    """ModernBERT's prediction head and a classifier of one label over the pooled tokens: w norm(gelu(W h)) + c."""
+    hidden = head.encoder.hidden_size
+    inner = gelu(head.p.g, head.p.linear(head.pooled(), "head.dense", hidden, hidden, bias=False))
+    normed = head.p.layer_norm(inner, "head.norm", hidden, head.encoder.head_epsilon, bias=False)
+    return head.p.linear(normed, "classifier", 1, hidden)
 
 
 def _two_layers(head: Head, first: str, second: str, activation: str = "Tanh") -> str:

@@ -94,7 +94,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Gelu": lambda x, approximate="none": functional.gelu(x, approximate=approximate),
     "Gemm": lambda x, weight, bias=None, **_: functional.linear(x, weight, bias),
     "Identity": lambda x: x,
-    "LayerNormalization": lambda x, scale, bias, epsilon: functional.layer_norm(
+    "LayerNormalization": lambda x, scale, bias=None, *, epsilon: functional.layer_norm(
         x, scale.shape, scale, bias, epsilon
     ),
     "Max": lambda x, least: x.clamp(min=least),

@@ -40,13 +40,20 @@ EMBEDDERS = (
     "camembert",
     "distilbert",
     "gemma3",
+    "modernbert",
     "mpnet",
     "nomic-bert",
     "qwen3-embedding",
     "roberta",
     "xlm-roberta",
 )
-CROSS_ENCODERS = ("bert-cross-encoder", "cross-encoder", "distilbert-cross-encoder", "roberta-cross-encoder")
+CROSS_ENCODERS = (
+    "bert-cross-encoder",
+    "cross-encoder",
+    "distilbert-cross-encoder",
+    "modernbert-reranker",
+    "roberta-cross-encoder",
+)
 TEXTS = [" ", "\n\t\r\n", "\u00a0\u3000", "\0", "\u200b\u200d\ufeff", "\ue000\uf8ff", "\u0301\u0301", "\u2028"]
 QUERY = "How do plants make sugar?"
 

@@ -22,6 +22,7 @@ CONFIGURATIONS = {
     "camembert": transformers.CamembertConfig,
     "distilbert": transformers.DistilBertConfig,
     "gemma3_text": transformers.Gemma3TextConfig,
+    "modernbert": transformers.ModernBertConfig,
     "mpnet": transformers.MPNetConfig,
     "nomic_bert": transformers.NomicBertConfig,
     "qwen3": transformers.Qwen3Config,

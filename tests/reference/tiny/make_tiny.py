@@ -85,6 +85,7 @@ PROMPTS = {  # the one for queries comes first
     "nomic-bert": {"search_query": "search_query: ", "search_document": "search_document: "},
     "qwen3-embedding": {"query": f"Instruct: {TASK}\nQuery:", "document": ""},
     "gemma3": {"query": "task: search result | query: ", "document": "title: none | text: "},
+    "modernbert": {"query": "search_query: ", "document": "search_document: "},
 }
 CORPUS: list[str] = json.loads((HERE / "corpus.json").read_text(encoding="utf-8"))
 
@@ -196,6 +197,22 @@ def qwen(window: int, closing: str = "") -> Any:
         template = processors.TemplateProcessing(f"$A {closing}", special_tokens=ids)
         tokenizer.post_processor = processors.Sequence([tokenizer.post_processor, template])
     return wrap(tokenizer, window, padding_side="left", eos_token="<|im_end|>", pad_token="<|endoftext|>")
+
+
+def modern() -> Any:
+    """Byte-level BPE between [CLS] and [SEP]."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = as_bytes
+    trainer = trainers.BpeTrainer(vocab_size=620, initial_alphabet=as_bytes.alphabet(), show_progress=False)
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    special: dict[str, Any] = {f"{s.lower()}_token": f"[{s}]" for s in ("PAD", "UNK", "CLS", "SEP")}
+    special["mask_token"] = AddedToken("[MASK]", lstrip=True)
+    tokenizer.add_special_tokens(list(special.values()))
+    ends = [(end, tokenizer.token_to_id(end)) for end in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]", ends)
+    return wrap(tokenizer, **special)
 
 
 def gemma() -> Any:
@@ -467,6 +484,30 @@ def gemma3(name: str) -> None:
     embedder(name, model, spaced, Pooling(HIDDEN, "mean"), wide, narrow)
 
 
+def modernbert_sizes(words: Any) -> dict[str, Any]:
+    """A full, a sliding and a full layer; the ids that transformers gives special tokens are past these words."""
+    ends = {"bos_token_id": words.cls_token_id, "eos_token_id": words.sep_token_id}
+    ends |= {"pad_token_id": words.pad_token_id, "cls_token_id": words.cls_token_id}
+    sizes = {**SIZES, **ends, "sep_token_id": words.sep_token_id, "vocab_size": rows(words)}
+    bases = {"full_attention": 1000.0, "sliding_attention": 100.0}
+    rope = {kind: {"rope_type": "default", "rope_theta": base} for kind, base in bases.items()}
+    sizes |= {"num_hidden_layers": 3, "global_attn_every_n_layers": 2, "local_attention": 16}
+    return sizes | {"rope_parameters": rope, "max_position_embeddings": WINDOW}
+
+
+def modernbert(name: str) -> None:
+    words = modern()
+    model: Any = hf.ModernBertModel(hf.ModernBertConfig(**modernbert_sizes(words)))
+    embedder(name, randomise(model, 11, norm=0.5), words, Pooling(HIDDEN, "mean"))
+
+
+def modernbert_reranker(name: str) -> None:
+    words = modern()
+    config = hf.ModernBertConfig(**modernbert_sizes(words), **ONE, classifier_pooling="mean")
+    classifier: Any = hf.ModernBertForSequenceClassification(config)
+    cross_encoder(name, randomise(classifier, 12, norm=0.5), words)
+
+
 MAKERS: dict[str, Callable[[str], None]] = {
     "bert-cls": bert_cls,
     "bert-cross-encoder": bert_cross_encoder,
@@ -475,6 +516,8 @@ MAKERS: dict[str, Callable[[str], None]] = {
     "distilbert": distilbert,
     "distilbert-cross-encoder": distilbert_cross_encoder,
     "gemma3": gemma3,
+    "modernbert": modernbert,
+    "modernbert-reranker": modernbert_reranker,
     "mpnet": mpnet,
     "nomic-bert": nomic_bert,
     "qwen3-embedding": qwen3_embedding,
