@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
+from onnx import TensorProto
 
 from build.errors import BuildError
 from build.graphs.blocks import Mask, attention, gelu, key_mask
@@ -100,25 +101,28 @@ def write_bert(g: OnnxGraph, bert: Bert, weights: Weights, names: Names = BERTS,
     r = ragged(g, *ragged_inputs(g))
     mask = see(g, r)
 
-    places = weights.tensor("embeddings.position_embeddings.weight", bert.first_position + bert.positions, hidden)[
-        bert.first_position :
-    ]
+    places = weights.tensor("embeddings.position_embeddings.weight", bert.first_position + bert.positions, hidden)
+    places = places[max(0, bert.first_position - 1) :]
     segments = (
         weights.tensor("embeddings.token_type_embeddings.weight", bert.token_types, hidden)
         if bert.token_types
         else np.zeros((1, hidden), np.float32)
     )
-    token_ids = r.token_ids
+    token_ids, kinds = r.token_ids, ""
     if bert.segment_offset:
         # The ids of a pair's second text come raised by the size of the vocabulary.
         size = g.constant(bert.segment_offset, np.int32)
         token_ids, kinds = g.op("Mod", token_ids, size), g.op("Div", token_ids, size)
+    positions = r.positions
+    if bert.first_position:
+        positions = counted_positions(g, r, token_ids, bert.first_position - 1)
+    if kinds:
         x = g.op("Gather", g.weight("embeddings.token_type_embeddings.weight", segments), kinds)
-        x = g.op("Add", x, g.op("Gather", g.weight("embeddings.position_embeddings.weight", places), r.positions))
+        x = g.op("Add", x, g.op("Gather", g.weight("embeddings.position_embeddings.weight", places), positions))
     else:
         # One segment per text, so its embedding is folded into every position.
         table = g.weight("embeddings.position_embeddings.weight", places + segments[0])
-        x = g.op("Gather", table, r.positions)
+        x = g.op("Gather", table, positions)
     words = g.op("Gather", p.table("embeddings.word_embeddings", bert.vocab_size, hidden), token_ids)
     x = p.layer_norm(g.op("Add", words, x), "embeddings.LayerNorm", hidden, bert.epsilon)
 
@@ -135,3 +139,16 @@ def write_bert(g: OnnxGraph, bert: Bert, weights: Weights, names: Names = BERTS,
         x = p.layer_norm(g.op("Add", x, out), f"{layer}.{names.norm}", hidden, bert.epsilon)
 
     last_hidden_state(g, x, r, hidden)
+
+
+def counted_positions(g: OnnxGraph, r: Packed, token_ids: str, padding: int) -> str:
+    """[T'] RoBERTa's positions: tokens count from 1; the `padding` token, which a text may spell out, has 0."""
+    zero, one = g.constant(0, np.int64), g.constant(1, np.int64)
+    is_padding = g.op("Cast", g.op("Equal", token_ids, g.constant(padding, np.int32)), to=TensorProto.INT64)
+    is_other = g.op("Sub", one, is_padding)
+    positions = g.op("Cast", r.positions, to=TensorProto.INT64)
+    index = g.op("CumSum", g.op("Add", is_padding, is_other), zero, exclusive=1)
+    first = g.op("Max", g.op("Sub", index, positions), zero)
+    # How many of the other tokens there are up to each one, less those before its text.
+    before = g.op("Gather", g.op("CumSum", is_other, zero, exclusive=1), first)
+    return g.op("Mul", g.op("Sub", g.op("CumSum", is_other, zero), before), is_other)

@@ -49,7 +49,7 @@ def _gather(x: Tensor, index: Tensor | Number, axis: int = 0) -> Tensor:
         return x.select(axis, index)
     if isinstance(index, list):
         return x.narrow(axis, index[0], len(index))
-    return functional.embedding(index, x) if axis == 0 else x.index_select(axis, index)
+    return functional.embedding(index, x) if axis == 0 and x.dim() > 1 else x.index_select(axis, index)
 
 
 def _slice(x: Tensor, starts: list[int], ends: list[int], axes: list[int]) -> Tensor:
@@ -90,6 +90,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Cos": torch.cos,
     "CumSum": _running_sum,
     "Div": _divide,
+    "Equal": operator.eq,
     "Gather": _gather,
     "Gelu": lambda x, approximate="none": functional.gelu(x, approximate=approximate),
     "Gemm": lambda x, weight, bias=None, **_: functional.linear(x, weight, bias),

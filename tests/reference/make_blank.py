@@ -1,4 +1,6 @@
-"""Write blank.json and blank.npz: what the references give for texts without a visible character.
+"""Write blank.json and blank.npz: what the references give for odd texts.
+
+Those are texts without a visible character, and one that spells out special tokens.
 
 It reads the tiny checkpoints beside it and that of all-MiniLM-L6-v2. It needs torch, transformers and
 sentence-transformers, which nothing else in this repository may need. To run it:
@@ -55,6 +57,7 @@ CROSS_ENCODERS = (
     "roberta-cross-encoder",
 )
 TEXTS = [" ", "\n\t\r\n", "\u00a0\u3000", "\0", "\u200b\u200d\ufeff", "\ue000\uf8ff", "\u0301\u0301", "\u2028"]
+TEXTS.append("of <pad> and <pad><pad> or [PAD], [MASK] and <mask>, </s> with <s>, [SEP] <|endoftext|> and <pad>")
 QUERY = "How do plants make sugar?"
 
 
