@@ -17,7 +17,15 @@ import pytest
 import yaml
 from conftest import ROOT, Stack
 
-from tools.command import DRAIN_SECONDS, Ports, add_gateway_options, add_triton_options, make_parser
+from tools.access import secret_file
+from tools.command import (
+    DRAIN_SECONDS,
+    Ports,
+    add_gateway_options,
+    add_residency_options,
+    add_triton_options,
+    make_parser,
+)
 from tools.shim import server
 
 FOLDER = ROOT / "tools" / "deploy" / "k8s"
@@ -48,8 +56,12 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Manifes
     overlay["resources"] = [os.path.relpath(FOLDER / "overlays" / "cpu", without_keys)]
     overlay["components"] = [os.path.relpath(FOLDER / "components" / "open", without_keys)]
     (without_keys / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+    many = tmp_path_factory.mktemp("many-models")
+    overlay["resources"] = [os.path.relpath(FOLDER / "overlays" / "cpu", many)]
+    overlay["components"] = [os.path.relpath(FOLDER / "components" / "many-models", many)]
+    (many / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
     folders = {name: FOLDER / "overlays" / name for name in ("cpu", "gpu")}
-    folders |= {"object-store": own, "open": without_keys, "kserve": FOLDER / "kserve"}
+    folders |= {"object-store": own, "open": without_keys, "kserve": FOLDER / "kserve", "many-models": many}
     return {name: render(folder) for name, folder in folders.items()}
 
 
@@ -91,7 +103,7 @@ def test_every_manifest_is_rendered(rendered: dict[str, list[Manifest]]) -> None
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("overlay", ALL)
+@pytest.mark.parametrize("overlay", [*ALL, "many-models"])
 def test_schemas(rendered: dict[str, list[Manifest]], overlay: str, version: str) -> None:
     for manifest in rendered[overlay]:
         if manifest["kind"] not in CUSTOM:
@@ -293,6 +305,52 @@ def test_the_autoscaler_reads_what_the_adapter_makes_of_what_triton_has(
     for name in names:
         models = re.findall(rf'^{name}{{model="([^"]+)",version="1"}}', metrics, re.MULTILINE)
         assert [model for model in models if re.fullmatch(pattern, model)] == ["minilm-encoder"]
+
+
+def test_a_gateway_beside_each_triton(rendered: dict[str, list[Manifest]]) -> None:
+    """It is the gateway of the other overlays but for what it loads models with, and reaches what that takes."""
+    manifests = rendered["many-models"]
+    for kind in ("Deployment", "PodDisruptionBudget", "NetworkPolicy"):
+        assert of_kind(manifests, kind).keys() == {"triton"}
+    deployment = of_kind(manifests, "Deployment")["triton"]["spec"]["template"]
+    pod, labels = deployment["spec"], deployment["metadata"]["labels"]
+    triton, shim = pod["containers"]
+    (other,) = (one for one in all_containers(rendered["cpu"]) if one["name"] == "shim")
+    unlike = ("args", "image", "volumeMounts")
+    assert {key: shim[key] for key in shim if key not in unlike} == {
+        key: other[key] for key in other if key not in unlike
+    }
+    parser = make_parser("tools", None, models=None)
+    add_gateway_options(parser)
+    add_residency_options(parser)
+    for name in ("--triton", "--repository", "--secret-file"):
+        parser.add_argument(name)
+    options = parser.parse_args(shim["args"])
+    served = make_parser("tools", None)
+    add_triton_options(served)
+    assert (options.models, options.preload) == (None, served.get_default("models"))
+    own = served.parse_args(triton["args"])
+    assert options.secret_file == str(secret_file(own.work_folder, own.http_port))
+    assert options.triton == f"127.0.0.1:{own.grpc_port}"
+    mounts = {mount["mountPath"]: mount for mount in shim["volumeMounts"]}
+    written = {mount["mountPath"]: mount["name"] for mount in triton["volumeMounts"]}
+    assert mounts[options.repository]["readOnly"]
+    assert mounts[str(own.work_folder)]["readOnly"]
+    assert mounts[str(own.work_folder)]["name"] == written[str(own.work_folder)]
+    assert triton["livenessProbe"]["exec"]["command"][-2:] == ["--work-folder", str(own.work_folder)]
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert volumes[written[str(own.work_folder)]]["emptyDir"]["medium"] == "Memory"
+    names = {mount["name"] for container in pod["containers"] for mount in container["volumeMounts"]}
+    assert names == volumes.keys()
+    # Triton outlives the calls of the gateway.
+    ends = [int(one["lifecycle"]["preStop"]["exec"]["command"][1]) for one in (triton, shim)]
+    assert ends[0] >= ends[1] + server.DRAIN_SECONDS
+    service = of_kind(manifests, "Service")["shim"]["spec"]
+    assert service["selector"].items() <= labels.items()
+    assert {port["targetPort"] for port in service["ports"]} == {port["name"] for port in shim["ports"]}
+    ingress = of_kind(manifests, "NetworkPolicy")["triton"]["spec"]["ingress"]
+    assert [rule["ports"] for rule in ingress if "from" not in rule] == [[{"port": "embed"}, {"port": "rerank"}]]
+    assert "grpc" not in str(ingress)
 
 
 def test_kserve_names_meet(rendered: dict[str, list[Manifest]]) -> None:
