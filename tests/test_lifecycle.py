@@ -317,4 +317,4 @@ def test_a_model_that_is_unloaded_and_loaded_by_hand(own_stack: Stack) -> None:
     until(lambda: len(own_stack.tree()) == 6, seconds=30)  # this one, Triton and four stubs
     time.sleep(8 * triton.WATCH_SECONDS)
     own_stack.step("minilm-encoder").kill()
-    assert own_stack.errors().startswith("error: the process of minilm-encoder died")
+    assert "error: the process of minilm-encoder died" in own_stack.errors()

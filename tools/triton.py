@@ -214,25 +214,39 @@ class EmbeddedTriton:
         _remove_segments(SHARED_MEMORY.glob(f"{self._segments}*"))
 
     async def _is_missed(self, stubs: Stubs) -> bool:
-        """Whether Triton counts on a stub that is gone: not where its model was unloaded, or is being loaded."""
+        """Whether Triton counts on a stub that is gone: not where its model was unloaded, or is being loaded.
+
+        A model may come and go while this looks: it is missed where Triton has it and there is no stub, twice.
+        """
         death = stubs.lost.result()
         if death.stopped:
             return True
-        await asyncio.sleep(SETTLING_SECONDS)
-        stubs.look()
+        for _ in range(2):
+            await asyncio.sleep(SETTLING_SECONDS)
+            try:
+                states = await self._states()
+            except (aiohttp.ClientError, asyncio.TimeoutError):
+                return True
+            stubs.look()  # after Triton was asked: what is ready has its stub before
+            if death.instance:
+                is_gone = death.instance not in stubs.instances
+                if is_gone and states.get(death.model) == "LOADING":
+                    self.lost.add(death.model)
+                missed = is_gone and states.get(death.model) == "READY"
+            else:
+                missed = any(
+                    states.get(name) == "READY" and name not in stubs.models for name in self._python_models()
+                )
+            if not missed:
+                return False
+        return True
+
+    async def _states(self) -> dict[str, str]:
+        """Model -> its state, as Triton has it."""
         url = f"http://{self._host}:{self._ports.http}/v2/repository/index"
-        headers = {access.HEADER: self._secret}
-        try:
-            async with aiohttp.ClientSession(headers=headers, timeout=ASKING) as session:
-                listed = await (await session.post(url, json={})).json(content_type=None)
-        except (aiohttp.ClientError, asyncio.TimeoutError):
-            return True
-        states = {model["name"]: model.get("state") for model in listed}
-        if death.instance:
-            if states.get(death.model) == "LOADING" and death.instance not in stubs.instances:
-                self.lost.add(death.model)
-            return states.get(death.model) == "READY" and death.instance not in stubs.instances
-        return any(states.get(name) == "READY" and name not in stubs.models for name in self._python_models())
+        async with aiohttp.ClientSession(headers={access.HEADER: self._secret}, timeout=ASKING) as session:
+            listed = await (await session.post(url, json={})).json(content_type=None)
+        return {model["name"]: model.get("state", "") for model in listed}
 
     def _python_models(self) -> Iterator[str]:
         """Models of the repository that run in a process of their own."""
