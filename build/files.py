@@ -21,7 +21,12 @@ def sha256(path: Path) -> str:
 
 def git_hash(path: Path) -> str:
     """What git knows the content of a file by, in hex."""
-    return _digest(path, hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False))
+    return _digest(path, git_digest(path.stat().st_size))
+
+
+def git_digest(size: int) -> hashlib._Hash:
+    """Git's hash of a content of so many bytes, which is to be fed with them."""
+    return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
 
 
 def _digest(path: Path, digest: hashlib._Hash) -> str:

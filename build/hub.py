@@ -7,7 +7,6 @@ HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE mean what they mean to hugging
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import posixpath
 import re
 import shutil
@@ -44,7 +43,7 @@ from huggingface_hub.utils import build_hf_headers
 from build.catalog import Hub
 from build.checkpoint import MODULES, PROMPTS, WINDOWS, Checkpoint
 from build.errors import BuildError
-from build.files import SHARDS, WEIGHTS, git_hash, sha256
+from build.files import SHARDS, WEIGHTS, git_digest, git_hash, sha256
 from build.onnx_file import data_files, parse_onnx
 from build.settings import Settings, read_json
 from build.vocabularies import ADDED_TOKENS, OTHERS, SPECIAL_TOKENS, TOKENIZER_CONFIG, VOCABULARIES
@@ -217,7 +216,8 @@ def _download(source: Hub, name: str) -> None:
 def _checked(path: Path, kept: RepoFile) -> str:
     """The sha256 of a file in the cache; raises BuildError when it is not the one that the Hub's listing has."""
     found = sha256(path)
-    if kept.blob_id not in (pointer_hash(found, path.stat().st_size), git_hash(path)):
+    # What is large is known by the first, and is not read a second time.
+    if kept.blob_id != pointer_hash(found, path.stat().st_size) and kept.blob_id != git_hash(path):
         raise BuildError(
             f"{path.resolve()} is damaged, or not what {constants.ENDPOINT} lists: delete it and {path}, and "
             "build again"
@@ -231,7 +231,9 @@ def pointer_hash(content_sha256: str, size: int) -> str:
     The cached listing has this one only, of all files; Git LFS's specification fixes the text to the byte.
     """
     pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{content_sha256}\nsize {size}\n".encode()
-    return hashlib.sha1(b"blob %d\0" % len(pointer) + pointer, usedforsecurity=False).hexdigest()
+    digest = git_digest(len(pointer))
+    digest.update(pointer)
+    return digest.hexdigest()
 
 
 def _name(source: Hub) -> str:
