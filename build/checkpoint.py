@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from base64 import b64decode
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -237,6 +238,12 @@ class Checkpoint:
         tokenizer.no_truncation()
         check_unknown(tokenizer, path)
         return self._as_xlm_roberta(tokenizer, content) or tokenizer
+
+    @cached_property
+    def tokenizer_steps(self) -> dict[str, Any]:
+        """What `tokenizer` does one after the other, as a `tokenizer.json` of it has it."""
+        steps: dict[str, Any] = json.loads(self.tokenizer.to_str())
+        return steps
 
     @cached_property
     def made_tokenizer(self) -> str | None:

@@ -80,7 +80,7 @@ def check_tokenizer(checkpoint: Checkpoint) -> None:
 
 def _normaliser(checkpoint: Checkpoint) -> list[dict[str, Any]]:
     """The steps of the normaliser in `tokenizer.json`, those of sequences one after the other."""
-    whole = json.loads(checkpoint.tokenizer.to_str())["normalizer"]
+    whole = checkpoint.tokenizer_steps["normalizer"]
 
     def steps(part: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
         if part is not None and part["type"] == "Sequence":
@@ -175,7 +175,7 @@ def _check_class(checkpoint: Checkpoint) -> None:
 
 def _check_first_space(checkpoint: Checkpoint, config: Settings) -> None:
     """Byte-level words differ by the space before them; two files say whether a text's first one gets one."""
-    steps = json.loads(checkpoint.tokenizer.to_str())["pre_tokenizer"] or {}
+    steps = checkpoint.tokenizer_steps["pre_tokenizer"] or {}
     byte_level = [step for step in steps.get("pretokenizers", [steps]) if step.get("type") == "ByteLevel"]
     said = config.find("add_prefix_space")
     if said is None and checkpoint.tokenizer_class == ROBERTA:
