@@ -72,10 +72,9 @@ async def gateway(
 ) -> AsyncIterator[None]:
     """The gateway in front of the Triton beside it, and what the terminal says of it."""
     address, ports = f"{options.host}:{options.grpc_port}", (options.embed_port, options.rerank_port)
-    left_out = triton.left_out
-    absent, residency = {name: Absent(cause, None) for name, cause in left_out.items()}, None
+    left_out, residency = triton.left_out, None
+    absent = {n: Absent(cause, task_in(plan.repository, n) if plan else None) for n, cause in left_out.items()}
     if plan is not None:
-        absent = {name: Absent(cause, task_in(plan.repository, name)) for name, cause in left_out.items()}
         secret = secret_file(options.work_folder, options.http_port)
         control = Control(address, f"{options.host}:{options.metrics_port}", secret)
         residency = plan.residency(control, left_out, triton.cause, triton.lost)

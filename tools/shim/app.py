@@ -144,7 +144,7 @@ def post_handler(
                 keys.check(accepted, request.headers.get("Authorization", ""))
             if request.headers.get("Content-Encoding", "identity") != "identity":
                 raise compressed()
-            seconds = min(number_of(request, TIMEOUT_HEADER, above_0=True) or timeout, timeout)
+            seconds = seconds_of(request, timeout)
             own = gateway.within(seconds, number_of(request, KEEP_ALIVE_HEADER, above_0=False))
             return await asyncio.wait_for(forgetting(served(own)), seconds)
         except asyncio.TimeoutError as error:
@@ -191,7 +191,7 @@ def action_handler(
             check_origin(request, origins)
             if accepted:
                 keys.check(accepted, request.headers.get("Authorization", ""))
-            seconds = min(number_of(request, TIMEOUT_HEADER, above_0=True) or timeout, timeout)
+            seconds = seconds_of(request, timeout)
             reply = await asyncio.wait_for(route.answer(gateway.within(seconds), **request.match_info), seconds)
             return answer(reply.content)
         except Exception as error:
@@ -205,6 +205,11 @@ def read_flag(name: str, value: str) -> bool:
     if value not in ("0", "1"):
         raise bad_request(f"{name} is 0 or 1, not {quoted(value)}")
     return value == "1"
+
+
+def seconds_of(request: web.Request, timeout: float) -> float:
+    """What the call may take: `timeout`, or fewer seconds where its header says so."""
+    return min(number_of(request, TIMEOUT_HEADER, above_0=True) or timeout, timeout)
 
 
 def number_of(request: web.Request, name: str, above_0: bool) -> float | None:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from tritonclient.utils import InferenceServerException
 from tools.shim.control import Control, states_of
 from tools.shim.errors import GatewayError, not_ready, overloaded, too_big
 from tools.shim.families import Family, fingerprint, hint, keep_hint
-from tools.shim.rules import LOW, Drain, Keep, Load, Resident, State, Unload, Wait, fits, next_step, taken
+from tools.shim.rules import LOW, Drain, Keep, Load, Resident, State, Unload, Wait, fits, idle, next_step, taken
 
 LOOK_SECONDS = 2.0
 """Between two looks at what Triton has loaded, which others may do too, and at what that takes."""
@@ -64,8 +64,8 @@ class Kept(Resident):
 
     peak: int = 0
     """The most bytes that it took."""
-    waiters: deque[asyncio.Future[None]] = field(default_factory=deque)
-    deadlines: Counter[float] = field(default_factory=Counter)
+    waiters: dict[asyncio.Future[None], float] = field(default_factory=dict)
+    """Calls that wait for it -> when each gives up."""
     cause: str = ""
     """Why it could not be loaded."""
     failures: int = 0
@@ -168,9 +168,6 @@ class Residency:
             await self._worker
         await self._control.__aexit__(kind, error, trace)
 
-    def __contains__(self, ensemble: str) -> bool:
-        return ensemble in self._of
-
     def is_loaded(self, ensemble: str) -> bool:
         """Whether it takes calls now."""
         return self._of[ensemble].state == "loaded"
@@ -263,8 +260,7 @@ class Residency:
             raise not_ready(f"Triton cannot answer now: {self._away}")
         if one.state == "absent":
             if now < one.retry:
-                after = min(FAILED_SECONDS[1], one.retry - now)
-                raise not_ready(f"Triton cannot serve {one.family.name}: {one.cause}", after)
+                raise self._failed(one)
             if not fits(one, self.families, self.budget):
                 raise self._too_big(one)
         if one.waiting >= MOST_WAITING:
@@ -275,12 +271,9 @@ class Residency:
             self._changed.set()
             raise self._late(one)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        deadline = now + patience
-        one.waiters.append(future)
-        one.waiting += 1
-        one.deadlines[deadline] += 1
-        one.asked, one.deadline = min(one.asked, now), min(one.deadline, deadline)
-        self._changed.set()
+        one.waiters[future] = now + patience
+        one.asked = min(one.asked, now)
+        self._count(one)
         try:
             await asyncio.wait((future,), timeout=patience)
         except asyncio.CancelledError:
@@ -288,22 +281,23 @@ class Residency:
                 one.calls -= 1  # it came as its caller went
             raise
         finally:
-            one.waiting -= 1
-            one.deadlines -= Counter((deadline,))
-            one.deadline = min(one.deadlines, default=math.inf)
-            with suppress(ValueError):
-                one.waiters.remove(future)
-            self._changed.set()
+            del one.waiters[future]
+            self._count(one)
         if not future.done():
             one.wanted = True  # who comes again will find it
             raise self._late(one)
         future.result()
 
+    def _count(self, one: Kept) -> None:
+        """Has the rules see who waits now."""
+        one.waiting, one.deadline = len(one.waiters), min(one.waiters.values(), default=math.inf)
+        self._changed.set()
+
     def _grant(self, one: Kept) -> None:
         """Lets all in who wait for a family that is there."""
         one.wanted, one.asked, one.cause, one.failures = False, math.inf, "", 0
-        while one.waiters:
-            if not (future := one.waiters.popleft()).done():
+        for future in one.waiters:
+            if not future.done():
                 one.calls += 1
                 future.set_result(None)
 
@@ -311,10 +305,13 @@ class Residency:
         """Turns all away who wait for a family that cannot be loaded."""
         print(f"{one.family.name} cannot be loaded: {one.cause}", flush=True)
         one.state, one.wanted, one.unwanted, one.asked = "absent", False, False, math.inf
+        for future in one.waiters:
+            if not future.done():
+                future.set_exception(self._failed(one))
+
+    def _failed(self, one: Kept) -> GatewayError:
         after = min(FAILED_SECONDS[1], one.retry - time.monotonic())
-        while one.waiters:
-            if not (future := one.waiters.popleft()).done():
-                future.set_exception(not_ready(f"Triton cannot serve {one.family.name}: {one.cause}", after))
+        return not_ready(f"Triton cannot serve {one.family.name}: {one.cause}", after)
 
     def _seconds_to_load(self, one: Kept) -> float:
         """Until a family may be there, by what those before it took the last time."""
@@ -378,7 +375,7 @@ class Residency:
             try:
                 await self._bring(one)
             except InferenceServerException as error:
-                victim = next((o for o in self._idle() if o is not one), None)
+                victim = next(iter(idle(self.families)), None)
                 if victim is None or not any(word in str(error.message()) for word in NO_MEMORY):
                     raise
                 await self._unload(victim, "memory")
@@ -447,10 +444,6 @@ class Residency:
 
     def _lost(self, one: Kept) -> bool:
         return not {*self._lost_models}.isdisjoint(one.family.steps)
-
-    def _idle(self) -> list[Kept]:
-        there = (one for one in self.families if one.state == "loaded" and one.calls == 0 and not one.pinned)
-        return sorted(there, key=lambda one: one.used)
 
     async def look(self) -> None:
         """Sees what Triton has, whoever loaded or unloaded it, and what that takes.

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 from tools.shim.families import Family
 
@@ -112,6 +112,15 @@ def taken(residents: Iterable[Resident]) -> int:
     return sum(one.size for one in residents if one.state != "absent")
 
 
+T = TypeVar("T", bound=Resident)
+
+
+def idle(residents: Iterable[T]) -> list[T]:
+    """Those that may go at once, the least recently used first."""
+    there = (one for one in residents if one.state == "loaded" and one.calls == 0 and not one.pinned)
+    return sorted(there, key=lambda one: one.used)
+
+
 def next_step(residents: Collection[Resident], budget: int, is_over: bool, now: float) -> Step:
     """What is to be done now; `is_over` while more than the `budget` is being brought down to LOW of it."""
     there = [one for one in residents if one.state in ("loaded", "draining")]
@@ -129,26 +138,26 @@ def next_step(residents: Collection[Resident], budget: int, is_over: bool, now: 
                 return Keep(one)
             if one.calls == 0:
                 return Unload(one, "turn")
-    idle = sorted((one for one in there if one.calls == 0 and not one.pinned), key=lambda one: one.used)
-    for one in idle:
+    free = idle(there)
+    for one in free:
         if now >= one.expires:
             return Unload(one, "keep_alive")
-    if is_over and idle and taken(residents) > LOW * budget:
-        return Unload(idle[0], "memory")
-    sleep = min((one.expires - now for one in idle), default=math.inf)
+    if is_over and free and taken(residents) > LOW * budget:
+        return Unload(free[0], "memory")
+    sleep = min((one.expires - now for one in free), default=math.inf)
     sleep = min([sleep, *(one.retry - now for one in residents if one.retry > now)])
     if not queue:
         return Wait(sleep)
     if taken(residents) + queue[0].size <= budget:
         return Load(queue[0])
-    return _room(queue[0], there, idle, now) or Wait(sleep)
+    return _room(queue[0], there, free, now) or Wait(sleep)
 
 
-def _room(one: Resident, there: Sequence[Resident], idle: Sequence[Resident], now: float) -> Step | None:
+def _room(one: Resident, there: Sequence[Resident], free: Sequence[Resident], now: float) -> Step | None:
     """How one more comes to fit; None where only a call's end helps."""
-    if idle:
+    if free:
         # Not one that is called more often in place of one that has just come.
-        oldest = idle[0]
+        oldest = free[0]
         if now >= oldest.settled or oldest.settled + one.load_seconds >= one.deadline:
             return Unload(oldest, "room")
         return Wait(oldest.settled - now)
