@@ -46,22 +46,14 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Manifes
     """Every overlay as `kubectl apply -k` would send it; skipped without kubectl, which no package here brings."""
     if not shutil.which("kubectl"):
         pytest.skip("kubectl is not installed")
-    own = tmp_path_factory.mktemp("overlay")
-    overlay = {
-        "resources": [os.path.relpath(FOLDER / "overlays" / "cpu", own)],
-        "components": [os.path.relpath(FOLDER / "components" / "object-store", own)],
-    }
-    (own / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
-    without_keys = tmp_path_factory.mktemp("open")
-    overlay["resources"] = [os.path.relpath(FOLDER / "overlays" / "cpu", without_keys)]
-    overlay["components"] = [os.path.relpath(FOLDER / "components" / "open", without_keys)]
-    (without_keys / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
-    many = tmp_path_factory.mktemp("many-models")
-    overlay["resources"] = [os.path.relpath(FOLDER / "overlays" / "cpu", many)]
-    overlay["components"] = [os.path.relpath(FOLDER / "components" / "many-models", many)]
-    (many / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
-    folders = {name: FOLDER / "overlays" / name for name in ("cpu", "gpu")}
-    folders |= {"object-store": own, "open": without_keys, "kserve": FOLDER / "kserve", "many-models": many}
+    folders = {name: FOLDER / "overlays" / name for name in ("cpu", "gpu")} | {"kserve": FOLDER / "kserve"}
+    for name in ("object-store", "open", "many-models"):
+        own = folders[name] = tmp_path_factory.mktemp(name)
+        overlay = {
+            "resources": [os.path.relpath(FOLDER / "overlays" / "cpu", own)],
+            "components": [os.path.relpath(FOLDER / "components" / name, own)],
+        }
+        (own / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
     return {name: render(folder) for name, folder in folders.items()}
 
 
