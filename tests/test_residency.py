@@ -164,6 +164,23 @@ def test_one_that_can_never_fit(tmp_path: Path, repository: Path, family: int) -
         assert stack.stop() == 0
 
 
+def test_one_that_can_never_fit_is_not_waited_for(tmp_path: Path, repository: Path, family: int) -> None:
+    """Though it is to be there from the start: others are loaded, and stay."""
+    own = Path(shutil.copytree(repository, tmp_path / "repository"))
+    (own / name(1) / HINT).write_text(json.dumps({"bytes": 100 * family}))
+    stack = served(tmp_path / "stack", own, 3 * family, "--preload", name(0), name(1)).start()
+    try:
+        assert is_right(embed(stack, name(2)), name(2))
+        assert states(stack) == {name(0): "loaded", name(2): "loaded"}
+        assert "give models more by --memory" in models(stack)[name(1)]["cause"]
+        assert embed(stack, name(1)).status == 507
+        health = stack.get("embed", "/health")
+        assert health.status == 503
+        assert name(1) in health.json()["error"]
+    finally:
+        assert stack.stop() == 0
+
+
 def test_an_operator_loads_unloads_and_pins(three: Stack) -> None:
     done = three.post("embed", f"/models/{name(6)}/pin", b"").json()
     assert (done["name"], done["state"], done["pinned"]) == (name(6), "loaded", True)
@@ -398,21 +415,17 @@ def test_many_models_in_the_memory_of_three(tmp_path: Path, repository: Path, fa
         stop.set()
         assert stack.stop() == 0
     loads, evictions = (sum(model[key] for model in listed) for key in ("loads", "evictions"))
-    (tmp_path / "report.json").write_text(
-        json.dumps(
-            {
-                "calls": sum(statuses.values()),
-                "hit_rate": len(hits) / max(1, len(hits) + len(misses)),
-                "loads": loads,
-                "evictions": evictions,
-                "hit": quantiles(hits),
-                "miss": quantiles(misses),
-                "peak_bytes": peak[0],
-                "budget_bytes": 3 * family,
-            }
-        )
-    )
-    print((tmp_path / "report.json").read_text())
+    report = {
+        "calls": sum(statuses.values()),
+        "hit_rate": len(hits) / max(1, len(hits) + len(misses)),
+        "loads": loads,
+        "evictions": evictions,
+        "hit": quantiles(hits),
+        "miss": quantiles(misses),
+        "peak_bytes": peak[0],
+        "budget_bytes": 3 * family,
+    }
+    print(json.dumps(report))
     assert not wrong, wrong[:5]
     assert loads > 3
     assert evictions >= loads - 3

@@ -138,6 +138,14 @@ def test_a_load_that_failed_is_not_tried_again_at_once() -> None:
     assert next_step([failed], 20, False, NOW + 3) == Load(failed)
 
 
+def test_one_that_can_never_fit_keeps_nobody_waiting() -> None:
+    there, large, small = loaded("there"), called("large", NOW - 3, size=25), called("small", NOW - 1)
+    assert next_step([there, large], 20, False, NOW) == Wait()
+    assert next_step([there, large, small], 20, False, NOW) == Load(small)
+    pinned = replace(there, pinned=True)
+    assert next_step([pinned, called("half", size=11)], 20, False, NOW) == Wait()
+
+
 def test_what_fits() -> None:
     pinned, new = loaded("pinned", pinned=True), one("new", 11)
     assert fits(new, [pinned, new], 21)

@@ -304,10 +304,15 @@ class Residency:
     def _give_up(self, one: Kept) -> None:
         """Turns all away who wait for a family that cannot be loaded."""
         print(f"{one.family.name} cannot be loaded: {one.cause}", flush=True)
-        one.state, one.wanted, one.unwanted, one.asked = "absent", False, False, math.inf
+        one.state, one.unwanted = "absent", False
+        self._turn_away(one, self._failed)
+
+    def _turn_away(self, one: Kept, why: Callable[[Kept], GatewayError]) -> None:
+        """Ends the wait for a family that will not come."""
+        one.wanted, one.asked = False, math.inf
         for future in one.waiters:
             if not future.done():
-                future.set_exception(self._failed(one))
+                future.set_exception(why(one))
 
     def _failed(self, one: Kept) -> GatewayError:
         after = min(FAILED_SECONDS[1], one.retry - time.monotonic())
@@ -351,6 +356,7 @@ class Residency:
         now = time.monotonic()
         if self._away or now - self._looked > LOOK_SECONDS:
             await self.look()
+        self._turn_away_what_never_fits()
         total = taken(self.families)
         self._is_over = total > (LOW * self.budget if self._is_over else self.budget)
         match next_step(self.families, self.budget, self._is_over, now):
@@ -367,6 +373,14 @@ class Residency:
                 left = min(seconds, self._looked + LOOK_SECONDS - now)
                 with suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._changed.wait(), max(0.01, left))
+
+    def _turn_away_what_never_fits(self) -> None:
+        """As `_wait` does, of what has been measured since, or beside what has been pinned since."""
+        for one in self.families:
+            is_asked = one.state == "absent" and (one.wanted or one.waiters)
+            if is_asked and not fits(one, self.families, self.budget):
+                one.cause = self._too_big(one).message
+                self._turn_away(one, self._too_big)
 
     async def _load(self, one: Kept) -> None:
         started = time.monotonic()

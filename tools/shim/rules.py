@@ -1,7 +1,8 @@
 """The rules of what stays in memory, on one page, over numbers alone: they ask nobody and change nothing.
 
 - A family is counted in bytes, as measured where it runs; before its first load, as estimated by its weights.
-- Whoever has waited longest is loaded first, and nothing else is loaded or unloaded meanwhile.
+- Whoever has waited longest is loaded first, and nothing else is loaded or unloaded meanwhile. One that could not
+  be there even alone with those that never go is not waited for.
 - To make room, idle families go, the least recently used first. One that is pinned never goes.
 - One that has just come stays for RESIDENCE seconds, or as long as its load took: else two that do not fit
   together would be loaded for a call each. It goes earlier only where a caller could not be answered in time.
@@ -124,10 +125,10 @@ def idle(residents: Iterable[T]) -> list[T]:
 def next_step(residents: Collection[Resident], budget: int, is_over: bool, now: float) -> Step:
     """What is to be done now; `is_over` while more than the `budget` is being brought down to LOW of it."""
     there = [one for one in residents if one.state in ("loaded", "draining")]
-    queue = sorted(
-        (one for one in residents if one.state == "absent" and (one.waiting or one.wanted) and now >= one.retry),
-        key=lambda one: one.asked,
-    )
+    asked = [
+        one for one in residents if one.state == "absent" and (one.waiting or one.wanted) and now >= one.retry
+    ]
+    queue = sorted((one for one in asked if fits(one, residents, budget)), key=lambda one: one.asked)
     for one in there:
         if one.unwanted and one.calls == 0:
             return Unload(one, "asked")
