@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from build.graphs.bert import Bert, write_bert
+from build.graphs.decoder import read_llama, read_mistral, read_qwen2, read_qwen3, write_decoder
 from build.graphs.dimensions import Dimensions
 from build.graphs.distilbert import read_distilbert, write_distilbert
 from build.graphs.gemma3 import Gemma3, write_gemma3
@@ -15,7 +16,6 @@ from build.graphs.modernbert import ModernBert, write_modernbert
 from build.graphs.mpnet import read_mpnet, write_mpnet
 from build.graphs.nomic_bert import NomicBert, write_nomic_bert
 from build.graphs.onnx_graph import OnnxGraph
-from build.graphs.qwen3 import Qwen3, write_qwen3
 from build.graphs.scoring import (
     Logit,
     bert_logit,
@@ -199,6 +199,24 @@ ARCHITECTURES = {
             unused=(*BUFFERS, *LANGUAGE_HEADS),
         ),
         Architecture(
+            "llama",
+            read_llama,
+            write_decoder,
+            fixtures=("llama",),
+            prefixes=("model.",),
+            # How the training was laid out over machines.
+            harmless=("pretraining_tp",),
+            unused=(*BUFFERS, *LANGUAGE_HEADS),
+        ),
+        Architecture(
+            "mistral",
+            read_mistral,
+            write_decoder,
+            fixtures=("mistral",),
+            prefixes=("model.",),
+            unused=(*BUFFERS, *LANGUAGE_HEADS),
+        ),
+        Architecture(
             "modernbert",
             ModernBert.of,
             write_modernbert,
@@ -245,9 +263,17 @@ ARCHITECTURES = {
             own_code=True,
         ),
         Architecture(
+            "qwen2",
+            read_qwen2,
+            write_decoder,
+            fixtures=("qwen2",),
+            prefixes=("model.",),
+            unused=(*BUFFERS, *LANGUAGE_HEADS),
+        ),
+        Architecture(
             "qwen3",
-            Qwen3.of,
-            write_qwen3,
+            read_qwen3,
+            write_decoder,
             fixtures=("qwen3-embedding", "qwen3-reranker"),
             prefixes=("model.",),
             unused=(*BUFFERS, *LANGUAGE_HEADS),

@@ -43,6 +43,7 @@ class Settings:
         self.path = path
         self._place = place
         self._values: dict[str, Any] = {key: value for key, value in values.items() if value is not None}
+        self._nulls = values.keys() - self._values.keys()
         self._read: set[str] = set()
         self._inner: dict[str, Settings] = {}
 
@@ -64,6 +65,10 @@ class Settings:
                 both = " and ".join(f"{one} = {_shown(self._values[one])}" for one in (there[0], name))
                 raise BuildError(f"{self.path} has {both}: two spellings of one setting; leave the wrong one out")
         return self._values[there[0]] if there else None
+
+    def is_null(self, name: str) -> bool:
+        """Whether the key is there and null, where that says something else than its absence."""
+        return name in self._nulls
 
     def integer(self, *names: str, default: int | None = None, least: int = 1) -> int:
         """A count, `least` to MOST."""

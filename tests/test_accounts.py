@@ -233,8 +233,11 @@ DEFAULTS = json.loads((REFERENCE / "defaults.json").read_text())
 
 FOLLOWING = {
     "gemma3_text": ("layer_types",),
+    "llama": ("head_dim", "num_key_value_heads"),
+    "mistral": ("head_dim",),
     "modernbert": ("layer_types",),
     "nomic_bert": ("head_dim",),
+    "qwen2": ("layer_types",),
     "qwen3": ("layer_types",),
 }
 """Keys whose default follows from others."""

@@ -49,11 +49,10 @@ EXACT = [("f32", "fp32"), ("f32", "fp16"), ("f32", "bf16"), ("bf16", "fp32"), ("
 """What OpenVINO computes in, and the precision of the graph."""
 
 
-def graphs(name: str, target: Target, folder: Path) -> dict[str, Path]:
-    """The graphs of a tiny checkpoint's family, by the last word of their model's name."""
-    entry = tiny_entry(name)
+def graphs(name: str, target: Target, folder: Path, checkpoint: Path | None = None) -> dict[str, Path]:
+    """The graphs of a tiny checkpoint's family, by the last word of their model's name; or of a changed copy."""
     paths = {}
-    for model in models_of(entry, Checkpoint(TINY / name), target):
+    for model in models_of(tiny_entry(name), Checkpoint(checkpoint or TINY / name), target):
         write_model(model, folder / model.config.name)
         path = folder / model.config.name / "1" / "model.onnx"
         if path.exists():

@@ -105,11 +105,6 @@ CONFIG, POOLING, TOKENIZER, WINDOW = (
     "sentence_bert_config.json",
 )
 CASES: Mapping[str, tuple[str, Change, str]] = {
-    "not causal": (
-        "qwen3-embedding",
-        said(CONFIG, is_causal=False),
-        "is_causal = false; .* written for true only",
-    ),
     # Each of these gives other vectors in transformers.
     "sees what comes": ("gemma3", said(CONFIG, is_causal=False), "is_causal = false, which is not read"),
     "a causal bert": ("bert-cls", said(CONFIG, is_causal=True), "is_causal = true, which is not read"),
@@ -120,12 +115,47 @@ CASES: Mapping[str, tuple[str, Change, str]] = {
         lambda folder: edit(folder / CONFIG, lambda config: config.pop("use_bidirectional_attention")),
         "use_bidirectional_attention = false",
     ),
-    "yarn": ("qwen3-embedding", yarn, r'rope_scaling.type = "yarn"'),
+    "yarn": ("nomic-bert", yarn, r'rope_scaling.type = "yarn"'),
     "linear scaling": ("gemma3", linear, r'rope_scaling.rope_type = "linear"'),
-    "yarn as of 5": (
+    "longrope": (
         "qwen3-embedding",
-        said(CONFIG, rope_parameters={"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}),
-        r'rope_parameters.rope_type = "yarn"',
+        said(CONFIG, rope_parameters={"rope_type": "longrope", "rope_theta": 1e6, "factor": 4.0}),
+        r'rope_parameters.rope_type = "longrope"; .* "default" or "linear" or "dynamic" or "yarn" or "llama3"',
+    ),
+    "longrope as of 4": (
+        "llama",
+        said(CONFIG, rope_parameters=None, rope_scaling={"type": "longrope", "factor": 4.0}),
+        r'rope_scaling.type = "longrope"',
+    ),
+    "two kinds of scaling": (
+        "llama",
+        said(CONFIG, rope_parameters={"type": "linear", "rope_type": "yarn", "factor": 4.0}),
+        "two spellings of one setting",
+    ),
+    "scaling by nothing": (
+        "llama",
+        said(CONFIG, rope_parameters={"rope_type": "linear"}),
+        "rope_parameters.factor",
+    ),
+    "scaling of another kind": (
+        "qwen3-embedding",
+        said(CONFIG, rope_parameters={"rope_type": "linear", "factor": 2.0, "beta_fast": 32}),
+        "rope_parameters.beta_fast = 32, which is not read",
+    ),
+    "an original length beside the scaling": (
+        "llama",
+        said(CONFIG, original_max_position_embeddings=32),
+        "original_max_position_embeddings = 32, which is not read",
+    ),
+    "fast and slow in the wrong order": (
+        "llama",
+        lambda folder: edit(folder / CONFIG, lambda config: config["rope_parameters"].update(low_freq_factor=8.0)),
+        "low_freq_factor = 8.0, which must be below high_freq_factor = 4.0",
+    ),
+    "layers of two bases": (
+        "qwen3-embedding",
+        said(CONFIG, rope_parameters={"full_attention": {"rope_type": "default", "rope_theta": 1e6}}),
+        "rope_parameters.full_attention = .* is not read",
     ),
     "half of a head rotates": (
         "qwen3-embedding",
@@ -150,7 +180,23 @@ CASES: Mapping[str, tuple[str, Change, str]] = {
         'position_embedding_type = "relative_key_query"',
     ),
     "a decoder": ("bert-cls", said(CONFIG, is_decoder=True), "is_decoder = true"),
-    "a sliding window": ("qwen3-embedding", said(CONFIG, use_sliding_window=True), "use_sliding_window = true"),
+    "a window of no width": (
+        "qwen2",
+        said(CONFIG, layer_types=["full_attention", "sliding_attention"]),
+        "layer_types with sliding_attention, but no use_sliding_window",
+    ),
+    "layers of mistral's by type": (
+        "mistral",
+        said(CONFIG, layer_types=["full_attention", "sliding_attention"]),
+        "layer_types = .* which is not read",
+    ),
+    "llama sees what comes, in other words": (
+        "llama",
+        said(CONFIG, use_bidirectional_attention=True),
+        "use_bidirectional_attention = true, which is not read",
+    ),
+    "biases of llama": ("llama", said(CONFIG, attention_bias=True), "attention_bias = true"),
+    "inner biases of llama": ("llama", said(CONFIG, mlp_bias=True), "mlp_bias = true"),
     "biases": ("qwen3-embedding", said(CONFIG, attention_bias=True), "attention_bias = true"),
     "soft caps": ("gemma3", said(CONFIG, attn_logit_softcapping=50.0), "attn_logit_softcapping = 50.0"),
     "writes text": (

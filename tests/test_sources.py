@@ -391,8 +391,8 @@ def test_a_vocabulary_that_nothing_is_made_of(machine: Machine) -> None:
 
 def test_what_is_refused_by_its_settings_is_not_downloaded(machine: Machine) -> None:
     config = json.loads(machine.hub.files["config.json"])
-    machine.hub.files["config.json"] = json.dumps(config | {"is_causal": False}).encode()
-    assert "is_causal = false" in machine.refused()
+    machine.hub.files["config.json"] = json.dumps(config | {"attention_bias": True}).encode()
+    assert "attention_bias = true" in machine.refused()
     assert not [request for request in machine.hub.requests if "model.safetensors" in request]
 
 

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from conftest import ROOT, TINY, Stack, cosines
+from conftest import REFERENCE, ROOT, TINY, Stack, cosines
 from engines import token_ids
 from test_adoption import checkpoint
 from test_families import PAIRS, PASSAGES, QUERIES, TEXTS, assert_same_bits, expected
 from test_gpu import H200, write_smi
 from test_graphs import COSINE, SCORE
 from tiny import EMBEDDERS as ALL_EMBEDDERS
-from tiny import PACKED, RERANKERS
+from tiny import PACKED, RERANKERS, VARIANTS, variant
 from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
 
@@ -89,6 +89,21 @@ def test_every_family_gives_what_the_reference_gives(repository: Path, precision
         agrees(name, precision, answer["together"])
         agrees(name, precision, answer["alone"])
         assert answer["functions"] == 3, name
+
+
+def test_what_a_token_sees_may_be_said_otherwise(tmp_path: Path) -> None:
+    """Of windows and of those that see what comes: packed, a mask of its own each."""
+    changed = [name for name, one in VARIANTS.items() if not one["config"].keys() & {"rope_parameters"}]
+    options = ["--runtime", "torch", "--repository", str(tmp_path / "repository"), "--task", "embed"]
+    for i, name in enumerate(changed):
+        assert make.main([str(variant(name, tmp_path / str(i))), "--name", str(i), *options]) == 0
+    ids = [token_ids(VARIANTS[name]["fixture"])[::4] for name in changed]
+    reference = np.load(REFERENCE / "variants.npz")
+    answers = engine(tmp_path / "repository", [str(i) for i in range(len(changed))], ids)
+    for name, answer in zip(changed, answers, strict=True):
+        for rows in (answer["together"], answer["alone"]):
+            found = np.array([row["embeddings"] for row in rows])
+            assert cosines(found, reference[name]).min() >= COSINE["fp32"], name
 
 
 def test_compiled_it_gives_the_same(repository: Path) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
-from conftest import TINY
+from conftest import REFERENCE, TINY
 
 from build import make
 from build.architectures import ARCHITECTURES
@@ -31,6 +35,18 @@ EMBEDDERS = [name for name in NAMES if name not in RERANKERS]
 def task(name: str) -> str:
     """A language model does not say it by itself."""
     return "rerank" if name in RERANKERS else "embed"
+
+
+VARIANTS: dict[str, dict[str, Any]] = json.loads((REFERENCE / "variants.json").read_text())
+"""Name -> a fixture, and the keys of its config.json that are changed."""
+
+
+def variant(name: str, folder: Path) -> Path:
+    """The checkpoint of a variant, written there."""
+    shutil.copytree(TINY / VARIANTS[name]["fixture"], folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | VARIANTS[name]["config"]))
+    return folder
 
 
 def tiny_entry(name: str) -> CatalogEntry:

@@ -10,6 +10,7 @@ from onnx import TensorProto
 
 from build.graphs.onnx_graph import PACKED, OnnxGraph
 from build.graphs.ragged import Packed, Ragged
+from build.graphs.rope import Rotation
 
 
 def split_heads(g: OnnxGraph, x: str, heads: int, width: int) -> str:
@@ -85,13 +86,16 @@ def causal_mask(g: OnnxGraph, r: Packed) -> Mask:
     return Mask(is_causal=1)
 
 
-def window_mask(g: OnnxGraph, r: Packed, window: int) -> Mask:
-    """Every token sees those of its own text fewer than `window` places away, on either side."""
+def window_mask(g: OnnxGraph, r: Packed, window: int, is_causal: bool = False) -> Mask:
+    """Every token sees those of its own text fewer than `window` places away, before it or on either side."""
     if not isinstance(r, Ragged):
-        return Mask(window=window - 1)
+        return Mask(is_causal=int(is_causal), window=window - 1)
     key, query = _cell_pairs(g, r)
     reach = g.constant(window, np.int64)
     # No differences of columns: a mask is of bytes, they would be of integers.
+    if is_causal:
+        before = g.op("LessOrEqual", key, query)
+        return _mask(g, g.op("And", before, g.op("Less", query, g.op("Add", key, reach))))
     near = g.op("And", g.op("Less", key, g.op("Add", query, reach)), g.op("Less", query, g.op("Add", key, reach)))
     # An empty cell sees itself: a softmax over nothing is not a number.
     return _mask(g, g.op("And", near, g.op("Or", _keys(g, r), g.op("Equal", key, query))))
@@ -144,13 +148,16 @@ def _cell_pairs(g: OnnxGraph, r: Ragged) -> tuple[str, str]:
     return key, query
 
 
-def rotary_angles(g: OnnxGraph, r: Packed, theta: float, width: int) -> tuple[str, str]:
-    """(cos, sin) [T', 1, width / 2] of every token's position (Su et al., 2021, arXiv:2104.09864)."""
-    frequencies = theta ** -(np.arange(0, width, 2, dtype=np.float64) / width)
+def rotary_angles(g: OnnxGraph, r: Packed, rotation: Rotation) -> tuple[str, str]:
+    """(cos, sin) [T', 1, d / 2] of every token's position (Su et al., 2021, arXiv:2104.09864)."""
     places = g.op("Cast", r.positions, to=TensorProto.FLOAT)
     column = g.op("Unsqueeze", places, g.constant([1, 2], np.int64))
-    angles = g.op("Mul", column, g.constant(frequencies[None, None], np.float32))
-    return g.narrow(g.op("Cos", angles)), g.narrow(g.op("Sin", angles))
+    angles = g.op("Mul", column, g.constant([[rotation.frequencies]], np.float32))
+    cos, sin = g.op("Cos", angles), g.op("Sin", angles)
+    if rotation.scale != 1:
+        scale = g.constant(rotation.scale, np.float32)
+        cos, sin = g.op("Mul", cos, scale), g.op("Mul", sin, scale)
+    return g.narrow(cos), g.narrow(sin)
 
 
 def rotate(g: OnnxGraph, x: str, angles: tuple[str, str], width: int) -> str:

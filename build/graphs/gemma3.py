@@ -25,7 +25,7 @@ from build.graphs.dimensions import FULL, SLIDING, Dimensions, layer_types, shar
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.parameters import Parameters
 from build.graphs.ragged import last_hidden_state, ragged, ragged_inputs
-from build.graphs.rope import rope_theta, thetas_by_type
+from build.graphs.rope import Rotation, rope_theta, thetas_by_type
 from build.settings import Settings
 from build.weights import Weights
 
@@ -107,7 +107,7 @@ def write_gemma3(g: OnnxGraph, gemma3: Gemma3, weights: Weights) -> None:
 
     r = ragged(g, *ragged_inputs(g))
     masks = {SLIDING: window_mask(g, r, gemma3.window), FULL: key_mask(g, r)}
-    angles = {kind: rotary_angles(g, r, theta, width) for kind, theta in gemma3.thetas.items()}
+    angles = {kind: rotary_angles(g, r, Rotation.plain(theta, width)) for kind, theta in gemma3.thetas.items()}
 
     words = g.op("Gather", p.table("embed_tokens", gemma3.vocab_size, hidden), r.token_ids)
     x = g.op("Mul", words, g.scalar(hidden**0.5))

@@ -25,7 +25,7 @@ from build.graphs.dimensions import FULL, SLIDING, Dimensions, layer_types, spli
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.parameters import Parameters
 from build.graphs.ragged import last_hidden_state, ragged, ragged_inputs
-from build.graphs.rope import thetas_by_type
+from build.graphs.rope import Rotation, thetas_by_type
 from build.settings import Settings
 from build.weights import Weights
 
@@ -94,7 +94,7 @@ def write_modernbert(g: OnnxGraph, modernbert: ModernBert, weights: Weights) -> 
 
     r = ragged(g, *ragged_inputs(g))
     masks = {SLIDING: window_mask(g, r, modernbert.window), FULL: key_mask(g, r)}
-    angles = {kind: rotary_angles(g, r, theta, width) for kind, theta in modernbert.thetas.items()}
+    angles = {kind: rotary_angles(g, r, Rotation.plain(theta, width)) for kind, theta in modernbert.thetas.items()}
 
     words = p.table("embeddings.tok_embeddings", modernbert.vocab_size, hidden)
     x = norm(g.op("Gather", words, r.token_ids), "embeddings.norm")

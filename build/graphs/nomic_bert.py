@@ -16,7 +16,7 @@ from build.graphs.dimensions import Dimensions, split_evenly
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.parameters import Parameters
 from build.graphs.ragged import last_hidden_state, ragged, ragged_inputs
-from build.graphs.rope import rope_theta
+from build.graphs.rope import Rotation, rope_theta
 from build.settings import Settings
 from build.weights import Weights
 
@@ -83,7 +83,7 @@ def write_nomic_bert(g: OnnxGraph, nomic: NomicBert, weights: Weights) -> None:
 
     r = ragged(g, *ragged_inputs(g))
     mask = key_mask(g, r)
-    angles = rotary_angles(g, r, nomic.theta, width)
+    angles = rotary_angles(g, r, Rotation.plain(nomic.theta, width))
 
     # One segment per text, so its embedding is folded into every word.
     segment = weights.tensor("embeddings.token_type_embeddings.weight", nomic.token_types, hidden)[0]

@@ -5,8 +5,8 @@ for all that differ in nothing but their weights, which it takes as arguments. L
 values become one matrix product. Attention runs between the modules, on tokens of texts end to end:
 
 packed.Attention    q [T, heads * d], k and v [T, kv_heads * d] or with their heads apart, lengths INT32 [B] ->
-                    [T, heads * d]: softmax(scale q k^T) v within each text, over the keys before a query too
-                    (`is_causal`), or up to `window` places to either side
+                    [T, heads * d]: softmax(scale q k^T) v within each text, over the keys up to the query
+                    (`is_causal`) or all of them, and no more than `window` places away
 packed.MeanOfTexts  x FP32 [T, H], lengths INT32 [B] -> [B, H]: the mean over each text's tokens
 
 FP32 is computed in FP32, without TF32, and sums of 16-bit products are kept in FP32.
@@ -369,11 +369,14 @@ def attend(
     for count in texts.counts:
         own = slice(start, start + count)
         places = torch.arange(count, device=q.device)
-        near = None if window is None else (places[:, None] - places).abs() <= window
+        near = None
+        if window is not None:
+            distance = places[:, None] - places
+            near = (distance <= window) & (distance >= (0 if is_causal else -window))
         context[own] = functional.scaled_dot_product_attention(
             *(x[own].transpose(0, 1)[None] for x in (q, k, v)),
             attn_mask=near,
-            is_causal=bool(is_causal),
+            is_causal=bool(is_causal) and near is None,
             scale=scale,
             enable_gqa=shared,
         )[0].transpose(0, 1)

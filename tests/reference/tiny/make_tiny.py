@@ -84,6 +84,9 @@ PROMPTS = {  # the one for queries comes first
     "camembert": {"query": "query: ", "document": "passage: "},
     "nomic-bert": {"search_query": "search_query: ", "search_document": "search_document: "},
     "qwen3-embedding": {"query": f"Instruct: {TASK}\nQuery:", "document": ""},
+    "qwen2": {"query": f"Instruct: {TASK}\nQuery: ", "document": ""},
+    "mistral": {"query": f"Instruct: {TASK}\nQuery: ", "document": ""},
+    "llama": {"query": "query: ", "document": "passage: "},
     "gemma3": {"query": "task: search result | query: ", "document": "title: none | text: "},
     "modernbert": {"query": "search_query: ", "document": "search_document: "},
 }
@@ -215,8 +218,11 @@ def modern() -> Any:
     return wrap(tokenizer, **special)
 
 
-def gemma() -> Any:
-    """BPE over the whole text with spaces as ▁, trained word by word; rare letters fall back to bytes."""
+def spaced_pairs(names: Iterable[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """A vocabulary behind special tokens of `names`, and its merges, with spaces as ▁, trained word by word.
+
+    Bytes stand for rare letters.
+    """
     letters = Counter("".join(CORPUS))
     trained = Tokenizer(models.BPE())
     trained.normalizer = normalizers.Replace(" ", "▁")
@@ -224,16 +230,58 @@ def gemma() -> Any:
     trainer = trainers.BpeTrainer(vocab_size=560, show_progress=False)
     trained.train_from_iterator(("".join(c for c in text if letters[c] > 2) for text in CORPUS), trainer)
     model = json.loads(trained.to_str())["model"]
-    special: dict[str, Any] = {f"{s}_token": f"<{s}>" for s in ("pad", "eos", "bos", "unk", "mask")}
-    pieces = [*special.values(), *(f"<0x{byte:02X}>" for byte in range(256)), *model["vocab"]]
+    pieces = [*names, *(f"<0x{byte:02X}>" for byte in range(256)), *model["vocab"]]
     ids = {piece: i for i, piece in enumerate(pieces)}
-    merges = [(left, right) for left, right in model["merges"]]
+    return ids, [(left, right) for left, right in model["merges"]]
+
+
+def gemma() -> Any:
+    """BPE over the whole text."""
+    special: dict[str, Any] = {f"{s}_token": f"<{s}>" for s in ("pad", "eos", "bos", "unk", "mask")}
+    ids, merges = spaced_pairs(special.values())
     tokenizer = Tokenizer(models.BPE(ids, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    tokenizer.normalizer = trained.normalizer
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     ends = [("<eos>", 1), ("<bos>", 2)]
     tokenizer.post_processor = processors.TemplateProcessing("<bos> $A <eos>", special_tokens=ends)
     return wrap(tokenizer, **special)
+
+
+def llamas(names: tuple[str, ...] = ("<unk>", "<s>", "</s>")) -> Tokenizer:
+    """The first Llama's BPE over the whole text, with a ▁ before it, as files of transformers 4 have it."""
+    ids, merges = spaced_pairs(names)
+    tokenizer = Tokenizer(models.BPE(ids, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    return tokenizer
+
+
+def mistrals() -> Any:
+    """Llama's, with an end behind each text."""
+    tokenizer = llamas()
+    ends = [("<s>", 1), ("</s>", 2)]
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A </s>", "<s> $A </s> <s> $B </s>", ends)
+    options = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "</s>"}
+    return wrap(tokenizer, padding_side="left", **options)
+
+
+LLAMA_WORDS = QWEN_WORDS.replace(r"\p{N}|", r"\p{N}{1,3}|")
+
+
+def llama3s() -> Any:
+    """Byte-level BPE that takes a whole word from the vocabulary first, with one token before each text."""
+    tokenizer = Tokenizer(models.BPE(ignore_merges=True))
+    split = pre_tokenizers.Split(Regex(LLAMA_WORDS), "isolated")
+    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, as_bytes])
+    trainer = trainers.BpeTrainer(vocab_size=620, initial_alphabet=as_bytes.alphabet(), show_progress=False)
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    begin, end = special = ["<|begin_of_text|>", "<|end_of_text|>"]
+    tokenizer.add_special_tokens(special)
+    ids = [(begin, tokenizer.token_to_id(begin))]
+    template = processors.TemplateProcessing(f"{begin} $A", f"{begin} $A {begin} $B:1", ids)
+    as_bytes_after = processors.ByteLevel(trim_offsets=True)
+    tokenizer.post_processor = processors.Sequence([as_bytes_after, template])
+    return wrap(tokenizer, padding_side="left", bos_token=begin, eos_token=end, pad_token=end)
 
 
 def rows(tokenizer: Any) -> int:
@@ -473,6 +521,35 @@ def qwen3_reranker(name: str) -> None:
     qwen_reranker(name, randomise(model, 7), qwen(RERANKER_WINDOW))
 
 
+def decoder_sizes(words: Any) -> dict[str, Any]:
+    ends = {f"{end}_token_id": getattr(words, f"{end}_token_id") for end in ("bos", "eos", "pad")}
+    sizes = {**SIZES, **ends, "vocab_size": rows(words), "num_hidden_layers": 2, "num_key_value_heads": 2}
+    return sizes | {"max_position_embeddings": WINDOW}
+
+
+def qwen2(name: str) -> None:
+    """As gte-Qwen2: every token sees the whole text."""
+    closed = qwen(WINDOW, closing="<|endoftext|>")
+    config = hf.Qwen2Config(**decoder_sizes(closed), is_causal=False)
+    embedder(name, randomise(hf.Qwen2Model(config), 22, norm=0.5), closed, Pooling(HIDDEN, "lasttoken"))
+
+
+def mistral(name: str) -> None:
+    """With a window that is shorter than the texts."""
+    words = mistrals()
+    config = hf.MistralConfig(**decoder_sizes(words), sliding_window=16)
+    embedder(name, randomise(hf.MistralModel(config), 23, norm=0.5), words, Pooling(HIDDEN, "lasttoken"))
+
+
+def llama(name: str) -> None:
+    """Every token sees the whole text, by positions that were scaled."""
+    words = llama3s()
+    rope = {"rope_type": "llama3", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 16}
+    rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    config = hf.LlamaConfig(**decoder_sizes(words), rope_parameters=rope, is_causal=False)
+    embedder(name, randomise(hf.LlamaModel(config), 20), words, Pooling(HIDDEN, "mean"))
+
+
 def gemma3(name: str) -> None:
     spaced = gemma()
     sizes = {**SIZES, "vocab_size": rows(spaced), "max_position_embeddings": WINDOW, "num_hidden_layers": 4}
@@ -516,10 +593,13 @@ MAKERS: dict[str, Callable[[str], None]] = {
     "distilbert": distilbert,
     "distilbert-cross-encoder": distilbert_cross_encoder,
     "gemma3": gemma3,
+    "llama": llama,
+    "mistral": mistral,
     "modernbert": modernbert,
     "modernbert-reranker": modernbert_reranker,
     "mpnet": mpnet,
     "nomic-bert": nomic_bert,
+    "qwen2": qwen2,
     "qwen3-embedding": qwen3_embedding,
     "qwen3-reranker": qwen3_reranker,
     "roberta": roberta,

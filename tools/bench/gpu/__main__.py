@@ -17,7 +17,7 @@ import numpy as np
 
 from build import gpu
 from build.errors import BuildError
-from build.graphs.qwen3 import Qwen3
+from build.graphs.decoder import Decoder
 from build.reference import cosines
 from tools.bench import machine
 from tools.bench.gpu import engines, report
@@ -222,7 +222,7 @@ class Prover:
         card = gpu.cards()[0] if self._card else None
         return 0 if card is None or card.total is None or card.free is None else card.total - card.free
 
-    def _proof(self, name: str, qwen3: Qwen3, loads: Sequence[Load]) -> Proof:
+    def _proof(self, name: str, qwen3: Decoder, loads: Sequence[Load]) -> Proof:
         cpu = machine.describe()
         needed = {load.name: flops(qwen3, load.lengths) / load.tokens for load in loads}
         reference = next((self._vectors[one] for one in REFERENCES if one in self._vectors), None)

@@ -13,7 +13,7 @@ from safetensors import TensorSpec, serialize_file
 
 from build.checkpoint import Checkpoint
 from build.errors import BuildError
-from build.graphs.qwen3 import Qwen3
+from build.graphs.decoder import Decoder, read_qwen3
 from tools.command import ROOT
 
 PUBLISHED = ROOT / "tests" / "reference" / "published.json"
@@ -37,7 +37,7 @@ CHUNK = 1 << 22
 """Random numbers that are made at a time."""
 
 
-def dimensions(folder: Path) -> Qwen3:
+def dimensions(folder: Path) -> Decoder:
     """Those of a checkpoint; raises BuildError where it is no Qwen3."""
     checkpoint = Checkpoint(folder)
     if checkpoint.model_type != "qwen3":
@@ -45,10 +45,10 @@ def dimensions(folder: Path) -> Qwen3:
             f"{checkpoint.config.path} is of the type {checkpoint.model_type!r}, and a proof counts what a "
             "Qwen3 computes: name a folder of Qwen3-Embedding"
         )
-    return Qwen3.of(checkpoint.config)
+    return read_qwen3(checkpoint.config)
 
 
-def flops(qwen3: Qwen3, lengths: Sequence[int]) -> int:
+def flops(qwen3: Decoder, lengths: Sequence[int]) -> int:
     """Floating-point operations that texts of so many tokens need, a product and its sum being two.
 
     A layer's matrices have H (q + 2 k) + q H + 3 H I weights, queries being q = heads * d wide, keys and values
@@ -95,7 +95,7 @@ def write_random(size: str, folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
 
 
-def shards(qwen3: Qwen3) -> Iterator[dict[str, tuple[int, ...]]]:
+def shards(qwen3: Decoder) -> Iterator[dict[str, tuple[int, ...]]]:
     """Tensor -> shape, in the layout that transformers saves."""
     hidden, q, k = qwen3.hidden_size, qwen3.heads * qwen3.width, qwen3.key_value_heads * qwen3.width
     yield {"embed_tokens.weight": (qwen3.vocab_size, hidden), "norm.weight": (hidden,)}
