@@ -547,7 +547,7 @@ def llama(name: str) -> None:
     rope = {"rope_type": "llama3", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 16}
     rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
     config = hf.LlamaConfig(**decoder_sizes(words), rope_parameters=rope, is_causal=False)
-    embedder(name, randomise(hf.LlamaModel(config), 20), words, Pooling(HIDDEN, "mean"))
+    embedder(name, randomise(hf.LlamaModel(config), 20, norm=0.5), words, Pooling(HIDDEN, "mean"))
 
 
 def gemma3(name: str) -> None:
