@@ -10,14 +10,15 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from tokenizers.models import WordPiece
+from tokenizers import Tokenizer
+from tokenizers.models import BPE, WordPiece
 
 from build.checkpoint import Checkpoint
 from build.errors import BuildError
 from build.files import is_listed
 from build.settings import Settings
 from build.vocabularies import BERT as BERT_CLASS
-from build.vocabularies import ROBERTA, difference, of_class
+from build.vocabularies import LLAMA, QWEN2, ROBERTA, difference, of_class, of_pairs
 
 HARMLESS = (
     # What the class of the tokenizer is told of files, of decoding, of padding and of how a call is made.
@@ -153,30 +154,43 @@ def _content(token: object) -> str | None:
 
 
 def _check_class(checkpoint: Checkpoint) -> None:
-    """`BertTokenizer` of transformers 5 takes the words of `tokenizer.json` alone; 4 and others go by the file."""
-    tokenizer, path = checkpoint.tokenizer, checkpoint.tokenizer_config.path
-    if checkpoint.tokenizer_class != BERT_CLASS or not is_listed(checkpoint.transformer / "tokenizer.json"):
+    """Some classes of transformers 5 take the words of `tokenizer.json` alone; 4 and others go by the file."""
+    tokenizer, config, kind = checkpoint.tokenizer, checkpoint.tokenizer_config, checkpoint.tokenizer_class
+    if not is_listed(checkpoint.transformer / "tokenizer.json"):
         return
-    if not isinstance(tokenizer.model, WordPiece):
+    if kind == BERT_CLASS and not isinstance(tokenizer.model, WordPiece):
         print(
-            f"{path} has tokenizer_class {BERT_CLASS}, and tokenizer.json has another kind of vocabulary: tokens "
+            f"{config.path} has tokenizer_class {kind}, and tokenizer.json has another kind of vocabulary: tokens "
             "are those of the file, as in transformers 4; transformers 5 knows none of its words",
             flush=True,
         )
-        return
-    made = of_class(tokenizer, b"", checkpoint.transformer, checkpoint.folder, BERT_CLASS)
-    if (probe := difference(tokenizer, made)) is not None:
+    elif kind == BERT_CLASS:
+        _check_agrees(checkpoint, of_class(tokenizer, b"", checkpoint.transformer, checkpoint.folder, kind))
+    elif isinstance(tokenizer.model, BPE) and kind in (LLAMA, QWEN2):
+        # Of Mistral's, and of bytes as Llama 3's, transformers 5 goes by the file.
+        if kind == LLAMA and (checkpoint.model_type == "mistral" or _byte_level(checkpoint.tokenizer_steps)):
+            return
+        _check_agrees(checkpoint, of_pairs(tokenizer, kind, config))
+
+
+def _check_agrees(checkpoint: Checkpoint, made: Tokenizer) -> None:
+    if (probe := difference(checkpoint.tokenizer, made)) is not None:
         raise BuildError(
-            f"{path} has tokenizer_class {BERT_CLASS}, as which transformers 5 makes other tokens of {probe!r} "
-            "than tokenizer.json says: libraries differ in which of them they follow; say PreTrainedTokenizerFast "
-            "to follow the file"
+            f"{checkpoint.tokenizer_config.path} has tokenizer_class {checkpoint.tokenizer_class}, as which "
+            f"transformers 5 makes other tokens of {probe!r} than tokenizer.json says: libraries differ in which "
+            "of them they follow; say PreTrainedTokenizerFast to follow the file"
         )
+
+
+def _byte_level(steps: dict[str, Any]) -> list[dict[str, Any]]:
+    """Steps that make words of bytes."""
+    before = steps["pre_tokenizer"] or {}
+    return [step for step in before.get("pretokenizers", [before]) if step.get("type") == "ByteLevel"]
 
 
 def _check_first_space(checkpoint: Checkpoint, config: Settings) -> None:
     """Byte-level words differ by the space before them; two files say whether a text's first one gets one."""
-    steps = checkpoint.tokenizer_steps["pre_tokenizer"] or {}
-    byte_level = [step for step in steps.get("pretokenizers", [steps]) if step.get("type") == "ByteLevel"]
+    byte_level = _byte_level(checkpoint.tokenizer_steps)
     said = config.find("add_prefix_space")
     if said is None and checkpoint.tokenizer_class == ROBERTA:
         said = False  # the class's own default, which goes before the file

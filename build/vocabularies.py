@@ -5,6 +5,7 @@ WordPiece of BERT's `vocab.txt` and Unigram of XLM-RoBERTa's `sentencepiece.bpe.
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from google.protobuf import descriptor_pb2, text_format
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from build.errors import BuildError
 from build.files import is_listed, own_file
@@ -21,12 +22,15 @@ from build.settings import LARGEST, Settings, read_json
 
 BERT, XLM_ROBERTA = "BertTokenizer", "XLMRobertaTokenizer"
 CAMEMBERT, ROBERTA = "CamembertTokenizer", "RobertaTokenizer"
+LLAMA, QWEN2 = "LlamaTokenizer", "Qwen2Tokenizer"
 CLASSES = {
     "bert": BERT,
     "camembert": CAMEMBERT,
     "distilbert": BERT,
     "mpnet": "MPNetTokenizer",
     "nomic_bert": BERT,
+    "qwen2": QWEN2,
+    "qwen3": QWEN2,
     "roberta": ROBERTA,
     "xlm-roberta": XLM_ROBERTA,
 }
@@ -133,6 +137,34 @@ def of_class(tokenizer: Tokenizer, charsmap: bytes, folder: Path, checkpoint: Pa
     check_unknown(made, said.path)
     return made
 
+
+def of_pairs(tokenizer: Tokenizer, kind: str, said: Settings) -> Tokenizer:
+    """What LLAMA or QWEN2 makes of a `tokenizer.json`, of which it takes words, merges and ends alone."""
+    content = json.loads(tokenizer.to_str())
+    is_llama = kind == LLAMA
+    content["model"] |= {
+        "unk_token": None,
+        "fuse_unk": is_llama,
+        "byte_fallback": is_llama,
+        "ignore_merges": False,
+    }
+    made = Tokenizer.from_str(json.dumps(content))
+    has_space = said.flag("add_prefix_space", default=is_llama)
+    if is_llama:
+        scheme = "never" if not has_space else "always" if said.flag("legacy", default=False) else "first"
+        made.normalizer, made.pre_tokenizer = None, pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    else:
+        made.normalizer = normalizers.NFC()
+        words = pre_tokenizers.Split(Regex(QWEN2_WORDS), "isolated")
+        as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=has_space, use_regex=False)
+        made.pre_tokenizer = pre_tokenizers.Sequence([words, as_bytes])
+    return made
+
+
+QWEN2_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 PROBES = (
     "Plants make sugar, don't they? ",

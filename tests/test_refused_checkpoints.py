@@ -98,6 +98,22 @@ def another_vocabulary(folder: Path) -> None:
     (folder / "tokenizer_config.json").unlink()
 
 
+def first_llamas(folder: Path) -> None:
+    """The tokenizer of Llama 1 and 2, as transformers 4 wrote it."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(TINY / "mistral" / name, folder)
+    edit(folder / "tokenizer_config.json", lambda config: config.update(tokenizer_class="LlamaTokenizerFast"))
+
+
+def qwen_words(folder: Path) -> None:
+    """Words end elsewhere than Qwen2's."""
+
+    def change(content: dict[str, Any]) -> None:
+        content["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": r"\s+|\S+"}
+
+    edit(folder / "tokenizer.json", change)
+
+
 CONFIG, POOLING, TOKENIZER, WINDOW = (
     "config.json",
     "1_Pooling/config.json",
@@ -194,6 +210,16 @@ CASES: Mapping[str, tuple[str, Change, str]] = {
         "llama",
         said(CONFIG, use_bidirectional_attention=True),
         "use_bidirectional_attention = true, which is not read",
+    ),
+    "a tokenizer that transformers 5 makes anew": (
+        "llama",
+        first_llamas,
+        "tokenizer_class LlamaTokenizer, as which transformers 5 makes other tokens of '  two  spaces",
+    ),
+    "words of another qwen": (
+        "qwen2",
+        each(qwen_words, said(TOKENIZER, tokenizer_class="Qwen2Tokenizer")),
+        "tokenizer_class Qwen2Tokenizer, as which transformers 5 makes other tokens",
     ),
     "biases of llama": ("llama", said(CONFIG, attention_bias=True), "attention_bias = true"),
     "inner biases of llama": ("llama", said(CONFIG, mlp_bias=True), "mlp_bias = true"),

@@ -229,6 +229,22 @@ def test_a_class_that_does_not_go_by_the_file(case: str, tmp_path: Path) -> None
         check_tokenizer(written(name, tmp_path, kind, **parts))
 
 
+def test_a_class_that_goes_by_the_file_as_it_wrote_it(tmp_path: Path) -> None:
+    """Llama's has other steps where it is told to be as it was before."""
+    shutil.copytree(TINY / "qwen2", tmp_path / "qwen2")
+    config(tokenizer_class="Qwen2Tokenizer")(tmp_path / "qwen2")
+    check_tokenizer(Checkpoint(tmp_path / "qwen2"))
+    folder = shutil.copytree(TINY / "llama", tmp_path / "llama")
+    steps = json.loads((TINY / "mistral" / "tokenizer.json").read_text())
+    steps |= {"normalizer": None, "pre_tokenizer": METASPACE | {"prepend_scheme": "first", "split": False}}
+    (folder / "tokenizer.json").write_text(json.dumps(steps))
+    config(tokenizer_class="LlamaTokenizer")(folder)
+    check_tokenizer(Checkpoint(folder))
+    config(tokenizer_class="LlamaTokenizer", legacy=True)(folder)
+    with pytest.raises(BuildError, match="tokenizer_class LlamaTokenizer, as which transformers 5 makes other"):
+        check_tokenizer(Checkpoint(folder))
+
+
 def test_a_file_that_xlm_robertas_class_does_not_go_by(tmp_path: Path) -> None:
     """As bge-m3's: transformers 5 reads the words alone, and so there are the tokens that it gives of them."""
     charsmap = json.loads(checkpoint("xlm-roberta", tmp_path).tokenizer.to_str())["normalizer"]
