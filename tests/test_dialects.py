@@ -296,6 +296,18 @@ def test_dimensions_are_a_prefix_of_unit_length(cut_stack: Stack, path: str, key
     assert "dimensions must be 8 to 48" in message(path, refused.json())
 
 
+def test_whole_numbers_are_of_the_vector_that_was_cut(cut_stack: Stack) -> None:
+    call = {"texts": ["a text", "another one"], "output_dimension": 12}
+    types = ["float", "int8", "uint8", "binary", "ubinary"]
+    found = ok(cut_stack.post("embed", "/v2/embed", call | {"embedding_types": types}))["embeddings"]
+    rows = vectors(found["float"])
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
+    assert (np.array(found["int8"]) == np.round(rows * 127)).all()
+    assert (np.array(found["uint8"]) == np.array(found["int8"]) + 128).all()
+    assert (np.array(found["ubinary"]) == np.packbits(rows > 0, axis=1)).all()
+    assert (np.array(found["binary"]) == np.array(found["ubinary"]) - 128.0).all()
+
+
 def test_prompts_are_chosen_by_name_and_by_type(cut_stack: Stack) -> None:
     texts = ["a text", "another one"]
     for prompt, types in {"query": ["query", "search_query"], "document": ["passage", "search_document"]}.items():

@@ -7,11 +7,17 @@ import json
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pytest
 from conftest import REFERENCE, Answer, Stack, send
+
+from build import reference as references
+from tools.shim.dialects.encodings import SCALE, SCALED, encoded
+from tools.shim.errors import GatewayError
+
+Precision = Literal["int8", "uint8", "binary", "ubinary"]
 
 LONG = "seven " * 300
 QUERY = "How do plants make sugar?"
@@ -141,9 +147,9 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "Cohere, texts twice": ("/v2/embed", {"texts": ["a"], "inputs": [{"content": [{"text": "a"}]}]}, "not both"),
     "Cohere, no texts": ("/v2/embed", {"model": "minilm"}, "'texts' is missing"),
-    "Cohere, int8": (
+    "Cohere, int4": (
         "/v2/embed",
-        {"texts": ["a"], "embedding_types": ["int8"]},
+        {"texts": ["a"], "embedding_types": ["int4"]},
         "embedding_types[0] must be one of",
     ),
     "Cohere, START": ("/v1/embed", {"texts": ["a"], "truncate": "START"}, "cut at their end only"),
@@ -159,7 +165,11 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "vLLM, shorter": ("/v1/embeddings", {"input": LONG, "truncate_prompt_tokens": 8}, "text 0 is 256 tokens"),
     "Jina, an image": ("/v1/embeddings", {"input": ["a", {"image": "x"}]}, "input[1].image cannot be used here"),
     "NIM, START": ("/v1/embeddings", {"input": "a", "truncate": "START"}, "texts are cut at their end only"),
-    "NIM, int8": ("/v1/embeddings", {"input": "a", "embedding_type": "int8"}, "scaled is not published"),
+    "NIM, int8 as base64": (
+        "/v1/embeddings",
+        {"input": "a", "embedding_type": "int8", "encoding_format": "base64"},
+        "embedding_type 'int8' comes as a list: send it with encoding_format 'float'",
+    ),
     "TEI, token ids": ("/embed", {"inputs": [101, 102]}, "inputs holds token ids"),
     "TEI, lists of token ids": ("/embed", {"inputs": [[101], [102]]}, "inputs holds token ids"),
     "vLLM, instruction": (
@@ -300,6 +310,47 @@ def test_cohere_embed_by_type(stack: Stack) -> None:
     plain = ok(stack.post("embed", "/v1/embed", {"texts": ["a"], "input_type": "search_document"}))
     assert (np.array(plain["embeddings"], np.float32) == stack.embed(["a"])).all()
     assert plain["response_type"] == "embeddings_floats"
+
+
+@pytest.mark.parametrize("kind", get_args(Precision))
+def test_whole_numbers_are_sentence_transformers_own(kind: Precision) -> None:
+    expected = np.load(REFERENCE / "quantised.npz")[kind]
+    vectors = np.load(REFERENCE / "minilm.npz")["embeddings"][: len(expected)]
+    assert (np.array(encoded(vectors, kind, "minilm")) == expected).all()
+
+
+def test_int8_keeps_cosines() -> None:
+    vectors = np.load(REFERENCE / "minilm.npz")["embeddings"]
+    rounded = np.array(encoded(vectors, "int8", "minilm"))
+    # Each number is at most half a step off, so the sum of 384 products of such numbers at most this:
+    bound = np.sqrt(384) / SCALE + 384 / (2 * SCALE) ** 2
+    np.testing.assert_allclose(rounded @ rounded.T / SCALE**2, vectors @ vectors.T, rtol=0, atol=bound)
+    assert references.cosines(rounded.astype(np.float32), vectors).min() > 0.998
+
+
+def test_int8_is_for_unit_length() -> None:
+    vectors = np.load(REFERENCE / "minilm.npz")["embeddings"][:2] * np.array([[1], [1.5]], np.float32)
+    assert len(encoded(vectors, "binary", "mine")) == 2
+    with pytest.raises(GatewayError, match="int8 is for vectors of unit length, and mine gives others"):
+        encoded(vectors, "int8", "mine")
+
+
+@pytest.mark.parametrize("kind", get_args(Precision))
+@pytest.mark.parametrize("extra", [{}, {"encoding_format": "float"}, {"dimensions": 384}])
+def test_both_dialects_give_the_same_whole_numbers(stack: Stack, kind: Precision, extra: dict[str, Any]) -> None:
+    texts = json.loads((REFERENCE / "texts.json").read_text())[:64]
+    data = ok(stack.post("embed", "/v1/embeddings", {"input": texts, "embedding_type": kind, **extra}))["data"]
+    found = np.array([one["embedding"] for one in data])
+    by_type = ok(stack.post("embed", "/v2/embed", {"texts": texts, "embedding_types": [kind]}))["embeddings"]
+    assert (found == np.array(by_type[kind])).all()
+    expected = np.load(REFERENCE / "quantised.npz")[kind]
+    assert found.shape == expected.shape
+    if kind in SCALED:
+        # Served in bf16, a number may be in the next step.
+        assert abs(found - expected).max() <= 1
+        assert (found == expected).mean() > 0.95
+    else:
+        assert (found == expected).mean() > 0.9
 
 
 def test_ollama(stack: Stack) -> None:

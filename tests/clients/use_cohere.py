@@ -1,3 +1,6 @@
+import base64
+import struct
+
 import cohere
 from truth import DOCUMENTS, GATEWAY, KEY, QUERY, TEXTS, embeddings, order, raises, same, scores
 
@@ -17,13 +20,17 @@ for client in (cohere.Client(api_key=KEY, base_url=GATEWAY), cohere.ClientV2(api
         "model": "minilm",
         "texts": TEXTS,
         "input_type": "search_document",
-        "embedding_types": ["float", "int8"],
+        "embedding_types": ["float", "int8", "uint8", "binary", "ubinary", "base64"],
     }
-    with raises(cohere.BadRequestError, "int8"):
-        client.embed(**call)
-    answer = client.embed(**call | {"embedding_types": ["float", "ubinary"]})
-    assert same(answer.embeddings.float_, embeddings(TEXTS))
-    assert len(answer.embeddings.ubinary[0]) == 384 / 8
+    answer = client.embed(**call).embeddings
+    assert same(answer.float_, embeddings(TEXTS))
+    assert len(answer.ubinary[0]) == len(answer.binary[0]) == 384 / 8
+    for floats, int8, uint8, text in zip(answer.float_, answer.int8, answer.uint8, answer.base64, strict=True):
+        assert int8 == [round(number * 127) for number in floats]
+        assert uint8 == [number + 128 for number in int8]
+        assert same(struct.unpack("<384f", base64.b64decode(text)), floats)
+    with raises(cohere.BadRequestError, "must be one of"):
+        client.embed(**call | {"embedding_types": ["int4"]})
 inputs = [{"content": [{"type": "text", "text": text}]} for text in TEXTS]
 answer = cohere.ClientV2(api_key=KEY, base_url=GATEWAY).embed(
     model="minilm", inputs=inputs, input_type="search_document", embedding_types=["float"]

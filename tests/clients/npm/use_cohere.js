@@ -8,8 +8,10 @@ for (const Client of [Client7, Client7V2, CohereClient, CohereClientV2]) {
   const { results } = await client.rerank({ model: "minilm-rerank", query: QUERY, documents: DOCUMENTS, topN: 2 });
   ranked(results.map((one) => one.index), results.map((one) => one.relevanceScore));
   const call = { model: "minilm", texts: TEXTS, inputType: "search_document" };
-  const answer = await client.embed({ ...call, embeddingTypes: ["float", "ubinary"] });
+  const answer = await client.embed({ ...call, embeddingTypes: ["float", "int8", "ubinary"] });
   same(answer.embeddings.float, embeddings);
+  const steps = answer.embeddings.float.map((row) => row.map((one) => Math.round(one * 127) + 0));
+  assert.deepEqual(answer.embeddings.int8, steps);
   assert.equal(answer.embeddings.ubinary[0].length, 384 / 8);
   assert.equal(answer.meta.billedUnits.inputTokens > 0, true);
   await assert.rejects(client.embed({ ...call, texts: ["a", ""], embeddingTypes: ["float"] }), (error) => {

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, TypedDict
 
 from tools.shim.body import Lenient, Positive, Query, Text, Vector
-from tools.shim.dialects.encodings import ENCODERS, UNSCALED, Encoding
+from tools.shim.dialects.encodings import Encoding, encoded
 from tools.shim.dialects.lengths import check_tokens
 from tools.shim.dialects.openai import PROMPTS, TEXT_ALONE
 from tools.shim.errors import GatewayError, bad_request
@@ -87,7 +87,7 @@ class EmbedCall:
     inputs: list[Input] | None = None
     model: str | None = None
     input_type: str | None = None
-    embedding_types: list[Annotated[Encoding, UNSCALED]] | None = None
+    embedding_types: list[Encoding] | None = None
     truncate: Annotated[Literal["NONE", "END"], "texts are cut at their end only"] | None = None
     max_tokens: Positive | None = None
     output_dimension: Positive | None = None
@@ -178,12 +178,12 @@ async def embed_as(gateway: Gateway, call: EmbedCall, version: str) -> Reply:
     )
     check_tokens(result, call.max_tokens, "max_tokens")
     rows = result.tensors["embeddings"]
-    types = call.embedding_types or (["float"] if version == "2" else [])
+    types: list[Encoding] = call.embedding_types or (["float"] if version == "2" else [])
     content = {
         "id": str(uuid.uuid4()),
         "response_type": "embeddings_by_type" if types else "embeddings_floats",
         "texts": texts,
-        "embeddings": {kind: [ENCODERS[kind](row) for row in rows] for kind in types} if types else rows,
+        "embeddings": {kind: encoded(rows, kind, result.model.name) for kind in types} if types else rows,
         "meta": meta(version, result.tokens) | {"billed_units": {"input_tokens": result.tokens}},
     }
     return Reply(content, result)

@@ -9,17 +9,32 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from tools.shim.errors import bad_request
+
 Row = npt.NDArray[np.float32]
 
-Encoding = Literal["float", "base64", "binary", "ubinary"]
+Encoding = Literal["float", "base64", "int8", "uint8", "binary", "ubinary"]
 
-UNSCALED = "how int8 and uint8 are scaled is not published"
-"""Why a dialect's other types are refused."""
+SCALED = ("int8", "uint8")
+SCALE = 127
+"""Symmetric, so that the dot product of two int8 vectors is their cosine times SCALE squared."""
+LENGTH_TOLERANCE = 1e-3
 
 
 def as_base64(row: Row) -> str:
     """Little-endian float32, as OpenAI's clients decode them."""
     return base64.b64encode(row.astype("<f4").tobytes()).decode()
+
+
+def as_int8(row: Row) -> list[int]:
+    """Each number of -1..1 in steps of 1/127, the nearest one."""
+    steps: list[int] = np.rint(row * SCALE).astype(np.int8).tolist()
+    return steps
+
+
+def as_uint8(row: Row) -> list[int]:
+    """The same and 128."""
+    return [step + 128 for step in as_int8(row)]
 
 
 def as_ubinary(row: Row) -> list[int]:
@@ -36,6 +51,18 @@ def as_binary(row: Row) -> list[int]:
 ENCODERS: Mapping[str, Callable[[Row], Any]] = {
     "float": np.asarray,
     "base64": as_base64,
+    "int8": as_int8,
+    "uint8": as_uint8,
     "binary": as_binary,
     "ubinary": as_ubinary,
 }
+
+
+def encoded(rows: npt.NDArray[np.float32], kind: Encoding, model: str) -> list[Any]:
+    """Each of the embeddings `rows` as a `kind`.
+
+    Raises GatewayError 400 where that is scaled for numbers of -1..1 and those of `model` may be larger.
+    """
+    if kind in SCALED and (abs(np.linalg.norm(rows, axis=1) - 1) > LENGTH_TOLERANCE).any():
+        raise bad_request(f"{kind} is for vectors of unit length, and {model} gives others: ask for float")
+    return [ENCODERS[kind](row) for row in rows]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypedDict
 
 from tools.shim.body import Positive, Text, Vector
-from tools.shim.dialects.encodings import ENCODERS, UNSCALED, Encoding
+from tools.shim.dialects.encodings import Encoding, encoded
 from tools.shim.dialects.lengths import check_tokens, normalised
 from tools.shim.errors import GatewayError, bad_request
 from tools.shim.gateway import Gateway
@@ -52,7 +52,7 @@ class EmbeddingsCall:
     input_type: str | None = None
     truncate: Annotated[Literal["NONE", "END"], "texts are cut at their end only"] | bool | None = None
     modality: Annotated[Literal["text"], TEXT_ALONE] | list[Annotated[Literal["text"], TEXT_ALONE]] | None = None
-    embedding_type: Annotated[Encoding, UNSCALED] | None = None
+    embedding_type: Encoding | None = None
     task: str | None = None
     normalized: bool | None = None
     late_chunking: Annotated[Literal[False], "every text is embedded by itself"] | None = None
@@ -88,7 +88,7 @@ def refuse_token_ids(content: dict[str, Any], field: str, advice: str = "send te
 
 
 class Embedding(TypedDict):
-    """Numbers, or base64 of little-endian float32; bytes where one bit a dimension was asked for."""
+    """Numbers, or base64 of little-endian float32; whole ones where int8, uint8 or bits were asked for."""
 
     object: Literal["embedding"]
     index: int
@@ -153,10 +153,22 @@ async def embeddings(gateway: Gateway, call: EmbeddingsCall) -> Reply:
     for field in ("normalized", "normalize", "use_activation"):
         if (wanted := getattr(call, field)) is not None:
             rows = normalised(result, wanted, field)
-    encode = ENCODERS[call.encoding_format or call.embedding_type or "float"]
-    data = [{"object": "embedding", "index": i, "embedding": encode(row)} for i, row in enumerate(rows)]
+    vectors = encoded(rows, encoding_of(call), result.model.name)
+    data = [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(vectors)]
     usage = {"prompt_tokens": result.tokens, "total_tokens": result.tokens}
     return Reply({"object": "list", "data": data, "model": result.model.name, "usage": usage}, result)
+
+
+def encoding_of(call: EmbeddingsCall) -> Encoding:
+    """What OpenAI's field and that of NIM and Jina ask for together; GatewayError 400 if that is not one thing."""
+    if call.encoding_format != "base64":
+        return call.embedding_type or "float"
+    if call.embedding_type not in (None, "float", "base64"):
+        raise bad_request(
+            f"embedding_type {call.embedding_type!r} comes as a list: send it with encoding_format 'float', since "
+            "'base64' holds float32"
+        )
+    return "base64"
 
 
 async def models(gateway: Gateway) -> Reply:
