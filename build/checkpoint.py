@@ -209,7 +209,6 @@ class Checkpoint:
         # How scores are shown, of which the logit is served as it is.
         said.skip(["__version__", "similarity_fn_name", "activation_fn", "requirements"])
         said.require("model_type", "SentenceTransformer", "CrossEncoder")
-        said.require("truncate_dim", None)
         own = {}
         if (prompts := said.inner("prompts")) is not None:
             own = {name: prompts.word(name) for name in prompts}
@@ -219,6 +218,13 @@ class Checkpoint:
         if default and default not in own:
             raise BuildError(f"{path} has default_prompt_name {default!r}, but no such prompt")
         return own | both | ({"": own[default]} if default else {})
+
+    @cached_property
+    def truncate_dim(self) -> int | None:
+        """To how many dimensions the reference cuts what the modules give; None for not at all."""
+        path = self.folder / PROMPTS
+        said = self.settings(path) if is_listed(path) else Settings(path, {})
+        return said.integer("truncate_dim") if "truncate_dim" in said else None
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -235,14 +235,9 @@ def graph_to_adopt(entry: CatalogEntry, checkpoint: Checkpoint, names: Collectio
 
 def embedding_models(entry: CatalogEntry, checkpoint: Checkpoint, family: Family, encoder: Model) -> list[Model]:
     """The family of an embedding model; where it also reranks, it does so as a bi-encoder."""
-    pooling = Pooling.of(checkpoint, family.hidden_size, entry.pooling, entry.normalise)
-    dimensions = pooling.width if entry.dimensions is None else entry.dimensions
-    if not 0 < dimensions <= pooling.width:
-        raise BuildError(
-            f"{dimensions} dimensions were asked for, but {checkpoint.folder} gives 1 to {pooling.width}"
-        )
-    head = family.target.head
-    facts = {"pooling": pooling.mode, "unit_length": "true" if pooling.normalise else "false"}
+    pooling = Pooling.of(checkpoint, family.hidden_size, entry.pooling, entry.normalise, entry.dimensions)
+    dimensions, head = pooling.width, family.target.head
+    facts = {"pooling": ", ".join(pooling.modes), "unit_length": "true" if pooling.unit_length else "false"}
     family = replace(family, facts={**family.facts, **facts})
     ensembles = [Model(repository.embed_ensemble(family, dimensions))]
     steps = [
@@ -250,7 +245,7 @@ def embedding_models(entry: CatalogEntry, checkpoint: Checkpoint, family: Family
         *with_head(
             encoder,
             repository.headless_encoder(family, dimensions),
-            graph(repository.pooling(family, dimensions), head, lambda g: write_pooling(g, pooling, dimensions)),
+            graph(repository.pooling(family, dimensions), head, lambda g: write_pooling(g, pooling)),
         ),
     ]
     if "rerank" in entry.tasks:

@@ -97,9 +97,9 @@ def nomics_own(values: dict[str, Any]) -> None:
 
 def flags(values: dict[str, Any]) -> None:
     mode = values.pop("pooling_mode")
-    names = {"cls": "cls_token", "mean": "mean_tokens", "lasttoken": "lasttoken"}
+    names = {"cls": "cls_token", "mean": "mean_tokens", "lasttoken": "lasttoken", "max": "max_tokens"}
+    names |= {"mean_sqrt_len_tokens": "mean_sqrt_len_tokens", "weightedmean": "weightedmean_tokens"}
     values |= {f"pooling_mode_{name}": mode == key for key, name in names.items()}
-    values |= {"pooling_mode_max_tokens": False, "pooling_mode_mean_sqrt_len_tokens": False}
     values["word_embedding_dimension"] = values.pop("embedding_dimension")
 
 

@@ -160,8 +160,8 @@ def test_a_wrong_hash_is_refused(tmp_path: Path, entry: CatalogEntry, cache: Pat
         ("model.safetensors", "nonsense", "not a readable safetensors file"),
         (
             "1_Pooling/config.json",
-            '{"pooling_mode_max_tokens": true}',
-            "asks for pooling by max; .* one of cls, mean",
+            '{"pooling_mode": "median"}',
+            "asks for pooling by median; .* written for cls, max, mean",
         ),
         ("modules.json", '[{"type": "a.Transformer"}, {"type": "a.Dense"}]', "code of its own"),
         ("sentence_bert_config.json", '{"max_seq_length": 100}', "256 tokens were asked for, but .* 1 to 100"),

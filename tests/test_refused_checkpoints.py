@@ -53,11 +53,6 @@ def linear(folder: Path) -> None:
     edit(folder / "config.json", lambda config: config.update(rope_scaling={"rope_type": "linear", "factor": 8.0}))
 
 
-def mean_by_root(config: dict[str, Any]) -> None:
-    del config["pooling_mode"]
-    config["pooling_mode_mean_sqrt_len_tokens"] = True
-
-
 def weights(**values: Any) -> Change:
     """Tensors of the file are these; those that are None are not there."""
 
@@ -310,27 +305,51 @@ CASES: Mapping[str, tuple[str, Change, str]] = {
         "tokenizer.json fails on words that are not in its vocabulary: .*unk_id",
     ),
     "prompts are not pooled": ("bert-cls", said(POOLING, include_prompt=False), "include_prompt = false"),
-    "mean by the root": (
-        "xlm-roberta",
-        lambda folder: edit(folder / POOLING, mean_by_root),
-        "pooling by mean_sqrt_len_tokens",
+    "another pooling": (
+        "bert-cls",
+        said(POOLING, pooling_mode="median"),
+        "pooling by median; .* written for cls, max",
     ),
-    "two poolings": ("bert-cls", said(POOLING, pooling_mode=["cls", "mean"]), "pooling by cls and mean"),
+    "no pooling at all": ("bert-cls", said(POOLING, pooling_mode=[]), "pooling by nothing"),
     "another width": ("bert-cls", said(POOLING, embedding_dimension=96), "pools vectors of 96 values"),
-    "a residual": ("gemma3", said("2_Dense/config.json", use_residual=True), "use_residual = true"),
+    "a residual that is not there": (
+        "gemma3",
+        said("2_Dense/config.json", use_residual=True),
+        "no tensor 'residual.weight'",
+    ),
     "another activation": (
         "gemma3",
-        said("2_Dense/config.json", activation_function="torch.nn.modules.activation.GELU"),
-        "asks for GELU",
+        said("2_Dense/config.json", activation_function="torch.nn.modules.activation.Hardtanh"),
+        r"asks for torch\.nn\.modules\.activation\.Hardtanh; .* torch\.nn's Identity, Tanh",
+    ),
+    "an activation of its own": (
+        "gemma3",
+        said("2_Dense/config.json", activation_function="custom.Tanh"),
+        r"asks for custom\.Tanh",
+    ),
+    "another vector": (
+        "gemma3",
+        said("2_Dense/config.json", module_input_name="token_embeddings"),
+        "module_input_name = .token_embeddings.",
+    ),
+    "a layer of another width": (
+        "gemma3",
+        said("2_Dense/config.json", in_features=24),
+        "in_features = 24, but is given",
     ),
     "a bias that is not said": ("gemma3", said("2_Dense/config.json", bias=True), "no tensor 'linear.bias'"),
-    "cut by default": (
+    "cut to nothing": (
         "bert-cls",
+        said("config_sentence_transformers.json", truncate_dim=0),
+        "truncate_dim = 0; it must be a whole number from 1",
+    ),
+    "a reranker that is cut": (
+        "bert-cross-encoder",
         said("config_sentence_transformers.json", truncate_dim=24),
-        "truncate_dim = 24; .* written for null only",
+        "truncate_dim = 24, which is not read",
     ),
     "sparse": ("bert-cls", said("config_sentence_transformers.json", model_type="SparseEncoder"), "SparseEncoder"),
-    "one more module": ("bert-cls", module("LayerNorm"), "lists .* LayerNorm; the pooling graph is written for"),
+    "one more module": ("bert-cls", module("CNN"), "lists .* CNN; the pooling graph is written for"),
     "a router": ("bert-cls", module("Router"), "several models in one"),
     "code of its own": ("bert-cls", module("Pooling", "custom_st"), "code of its own computes it"),
     "a module outside": (

@@ -20,6 +20,10 @@ from test_adoption import checkpoint
 from test_families import PAIRS, PASSAGES, QUERIES, TEXTS, assert_same_bits, expected
 from test_gpu import H200, write_smi
 from test_graphs import COSINE, SCORE
+from test_heads import EXPECTED as HEADS_EXPECTED
+from test_heads import FILES as HEADS
+from test_heads import IDS as HEAD_IDS
+from test_heads import checkpoint as with_modules
 from tiny import EMBEDDERS as ALL_EMBEDDERS
 from tiny import PACKED, RERANKERS, VARIANTS, variant
 from tritonclient.grpc import InferenceServerClient, InferInput
@@ -104,6 +108,21 @@ def test_what_a_token_sees_may_be_said_otherwise(tmp_path: Path) -> None:
         for rows in (answer["together"], answer["alone"]):
             found = np.array([row["embeddings"] for row in rows])
             assert cosines(found, reference[name]).min() >= COSINE["fp32"], name
+
+
+def test_modules_give_what_the_reference_gives(tmp_path: Path) -> None:
+    """Every kind and option of test_heads.py, beside other texts and alone."""
+    repository, names = tmp_path / "repository", [f"head-{i}" for i in range(len(HEADS))]
+    for name, head in zip(names, HEADS, strict=True):
+        folder = with_modules(head, tmp_path / name)
+        options = ["--name", name, "--runtime", "torch", "--repository", str(repository)]
+        assert make.main([str(folder), *options]) == 0
+    for answer, head in zip(engine(repository, names, [HEAD_IDS] * len(names)), HEADS, strict=True):
+        for rows in (answer["together"], answer["alone"]):
+            vectors = np.array([row["embeddings"] for row in rows])
+            assert cosines(vectors, HEADS_EXPECTED[head]).min() >= 0.999999
+            lengths = [np.linalg.norm(one, axis=1) for one in (vectors, HEADS_EXPECTED[head])]
+            np.testing.assert_allclose(*lengths, rtol=1e-5)
 
 
 def test_compiled_it_gives_the_same(repository: Path) -> None:

@@ -47,8 +47,9 @@ from build.graphs.exported import (
     quantisation,
     shape_of,
 )
+from build.graphs.modules import normalise
 from build.graphs.onnx_graph import OnnxGraph
-from build.graphs.pooling import Pooling, normalise
+from build.graphs.pooling import Pooling
 from build.graphs.ragged import STEP, Ragged, last_hidden_state, opened, ragged_inputs
 from build.onnx_file import data_files, external_tensors, nodes, read_onnx, subgraphs, tensors
 

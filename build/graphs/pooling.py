@@ -5,141 +5,135 @@ Input   last_hidden_state FP32 [T * H], input_ids INT32 [T], lengths INT32 [B]: 
         hold no token and are left out
 Output  embeddings FP32 [B, D]
 
-Pooling by mean, first or last token (Reimers and Gurevych, 2019, arXiv:1908.10084), then Dense layers, then the
-cut to the first D dimensions (Kusupati et al., 2022, arXiv:2205.13147), then unit length, as far as the checkpoint
-asks for them.
+Pooling by mean, first, last or largest (Reimers and Gurevych, 2019, arXiv:1908.10084), or by a mean that weighs a
+token by its place (Muennighoff, 2022, arXiv:2202.08904); of several kinds the vectors stand one behind the other.
+Then the modules of `build.graphs.modules`, as far as the checkpoint asks for them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from onnx import TensorProto
 
 from build.checkpoint import Checkpoint
 from build.errors import BuildError
-from build.files import is_listed
+from build.graphs.modules import (
+    MODULES,
+    VECTOR,
+    Cut,
+    Module,
+    Normalize,
+    check_vector,
+    normalise,
+    optional_config,
+)
 from build.graphs.onnx_graph import PACKED, OnnxGraph
 from build.graphs.ragged import item_rows, state_inputs
-from build.weights import Weights
 
-MODES = ("cls", "mean", "lasttoken")
 FLAGS = {
     "pooling_mode_cls_token": "cls",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_lasttoken": "lasttoken",
     "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
     "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
     "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
 }
-"""How older checkpoints name the mode."""
-ACTIVATIONS = {"Identity": None, "Tanh": "Tanh"}
-VECTOR = "sentence_embedding"
-"""What the modules behind the pooling read and write."""
-
-
-@dataclass(frozen=True)
-class Dense:
-    """A layer behind the pooling: activation(x W^T + b)."""
-
-    name: str
-    """Its folder in the checkpoint."""
-    weights: Weights
-    inputs: int
-    outputs: int
-    bias: bool
-    activation: str
-    """One of ACTIVATIONS."""
-
-    @classmethod
-    def of(cls, checkpoint: Checkpoint, path: str, width: int) -> Dense:
-        """Reads the module's configuration, with sentence-transformers' defaults; it is fed `width` values."""
-        config = checkpoint.settings(checkpoint.folder / path / "config.json")
-        config.require("use_residual", False)
-        config.require("module_input_name", VECTOR)
-        config.require("module_output_name", VECTOR)
-        activation = config.word("activation_function", default="torch.nn.modules.activation.Tanh").rsplit(".", 1)[
-            -1
-        ]
-        if activation not in ACTIVATIONS:
-            raise BuildError(
-                f"{config.path} asks for {activation}; the pooling graph is written for {', '.join(ACTIVATIONS)}"
-            )
-        inputs = config.integer("in_features", default=width)
-        if inputs != width:
-            raise BuildError(f"{config.path} has in_features = {inputs}, but is given {width} values")
-        return cls(
-            path,
-            checkpoint.weights(checkpoint.folder / path),
-            inputs,
-            config.integer("out_features"),
-            config.flag("bias", default=True),
-            activation,
-        )
+"""How older checkpoints name the mode, in the order in which the vectors of several stand."""
+LOWEST = float(np.finfo(np.float32).min)
 
 
 @dataclass(frozen=True)
 class Pooling:
     """The modules of a checkpoint's `modules.json` behind its transformer."""
 
-    mode: str
-    """One of MODES."""
+    modes: tuple[str, ...]
+    """Of POOL."""
     hidden_size: int
     """Of what is pooled."""
-    dense: tuple[Dense, ...]
-    normalise: bool
+    modules: tuple[Module, ...]
+    """What follows."""
+    unit_tokens: bool = False
+    """Whether the vectors that are pooled get unit length before."""
 
     @property
     def width(self) -> int:
         """Of the vector behind the modules."""
-        return self.dense[-1].outputs if self.dense else self.hidden_size
+        return self.modules[-1].width if self.modules else len(self.modes) * self.hidden_size
+
+    @property
+    def unit_length(self) -> bool:
+        """Whether that vector has it."""
+        return bool(self.modules) and isinstance(self.modules[-1], Normalize)
 
     @classmethod
     def of(
-        cls, checkpoint: Checkpoint, hidden_size: int, mode: str | None = None, normalise: bool | None = None
+        cls,
+        checkpoint: Checkpoint,
+        hidden_size: int,
+        mode: str | None = None,
+        normalise: bool | None = None,
+        dimensions: int | None = None,
     ) -> Pooling:
-        """Reads the modules, `mode` and `normalise` in place of theirs where given.
+        """Reads the modules, `mode`, `normalise` and `dimensions` in place of what they say where given.
 
         Raises BuildError on what these graphs do not write, naming it, and without modules or a `mode`.
         """
         if checkpoint.modules:
-            said = cls._of_modules(checkpoint, hidden_size)
+            said = cls._of_modules(checkpoint, hidden_size, mode)
         elif mode is not None:
-            said = cls(mode, hidden_size, (), normalise=False)
+            said = cls((mode,), hidden_size, ())
         else:
             raise BuildError(
                 f"the checkpoint has no modules.json (looked in {checkpoint.folder}), so nothing says how the "
                 "vectors of a text's tokens become one: say it as the model card does with --pooling mean, cls or "
                 "last, and --normalise for unit length"
             )
-        return replace(
-            said,
-            mode=said.mode if mode is None else mode,
-            normalise=said.normalise if normalise is None else normalise,
-        )
+        modules, own = list(said.modules), checkpoint.truncate_dim
+        if said.unit_length and normalise is False:
+            modules.pop()
+        if dimensions is not None and not 0 < dimensions <= said.width:
+            raise BuildError(
+                f"{dimensions} dimensions were asked for, but {checkpoint.folder} gives 1 to {said.width}"
+            )
+        is_unit = bool(modules) and isinstance(modules[-1], Normalize)
+        if dimensions is not None and dimensions < said.width:
+            modules[len(modules) - is_unit : len(modules)] = [Cut(dimensions), *[Normalize(dimensions)] * is_unit]
+        elif dimensions is None and own is not None and own < said.width:
+            # The reference cuts what its modules give, and leaves it at the length that it then has.
+            modules.append(Cut(own))
+            is_unit = False
+        if normalise and not is_unit:
+            modules.append(Normalize(modules[-1].width if modules else said.width))
+        return cls(said.modes, hidden_size, tuple(modules), said.unit_tokens)
 
     @classmethod
-    def _of_modules(cls, checkpoint: Checkpoint, hidden_size: int) -> Pooling:
-        # Dropout does nothing outside of training.
-        modules = [module for module in checkpoint.modules if module.kind != "Dropout"]
-        kinds = [module.kind for module in modules]
-        layers = [module.path for module in modules if module.kind == "Dense"]
-        is_normalised = kinds[-1:] == ["Normalize"]
-        if kinds != ["Transformer", "Pooling", *["Dense"] * len(layers), *["Normalize"] * is_normalised]:
+    def _of_modules(cls, checkpoint: Checkpoint, hidden_size: int, mode: str | None) -> Pooling:
+        listed = checkpoint.modules
+        for module in listed:
+            if module.kind == "Dropout":  # which does nothing outside of training
+                optional_config(checkpoint, module.path).skip(["dropout"])
+        listed = [module for module in listed if module.kind != "Dropout"]
+        kinds = [module.kind for module in listed]
+        place = 2 if kinds[1:2] == ["Normalize"] else 1
+        if kinds[:1] + kinds[place : place + 1] != ["Transformer", "Pooling"] or set(kinds[place + 1 :]) - set(
+            MODULES
+        ):
             raise BuildError(
                 f"{checkpoint.folder / 'modules.json'} lists {', '.join(kinds)}; the pooling graph is written for "
-                f"Transformer, Pooling, any number of Dense, Normalize{_instead(kinds)}"
+                f"Transformer, Pooling and any of {', '.join(MODULES)}, Dropout behind it{_instead(kinds)}"
             )
-        dense: list[Dense] = []
-        for path in layers:
-            dense.append(Dense.of(checkpoint, path, dense[-1].outputs if dense else hidden_size))
-        if is_normalised and is_listed(own := checkpoint.folder / modules[-1].path / "config.json"):
-            config = checkpoint.settings(own)
-            config.require("module_input_name", VECTOR)
-            config.require("module_output_name", VECTOR)
-        return cls(_mode(checkpoint, modules[1].path, hidden_size), hidden_size, tuple(dense), is_normalised)
+        if place == 2:
+            check_vector(optional_config(checkpoint, listed[1].path), "token_embeddings")
+        modes = _modes(checkpoint, listed[place].path, hidden_size)
+        modes = modes if mode is None else (mode,)
+        modules: list[Module] = []
+        for module in listed[place + 1 :]:
+            width = modules[-1].width if modules else len(modes) * hidden_size
+            modules.append(MODULES[module.kind](checkpoint, module.path, width))
+        return cls(modes, hidden_size, tuple(modules), place == 2)
 
 
 def _instead(kinds: list[str]) -> str:
@@ -149,8 +143,8 @@ def _instead(kinds: list[str]) -> str:
     return ""
 
 
-def _mode(checkpoint: Checkpoint, path: str, hidden_size: int) -> str:
-    """What a Pooling module asks for, one of MODES."""
+def _modes(checkpoint: Checkpoint, path: str, hidden_size: int) -> tuple[str, ...]:
+    """What a Pooling module asks for, of POOL."""
     config = checkpoint.settings(checkpoint.folder / path / "config.json")
     width = config.integer("embedding_dimension", "word_embedding_dimension", default=hidden_size)
     if width != hidden_size:
@@ -161,25 +155,24 @@ def _mode(checkpoint: Checkpoint, path: str, hidden_size: int) -> str:
     said = config.find("pooling_mode")
     # Where it says nothing, sentence-transformers takes the mean.
     modes = flags or ["mean"] if said is None else said if isinstance(said, list) else [said]
-    if len(modes) != 1 or modes[0] not in MODES:
+    if not modes or not all(isinstance(mode, str) and mode in POOL for mode in modes):
         raise BuildError(
-            f"{config.path} asks for pooling by {' and '.join(map(str, modes))}; "
-            f"the pooling graph is written for one of {', '.join(MODES)}"
+            f"{config.path} asks for pooling by {' and '.join(map(str, modes)) or 'nothing'}; "
+            f"the pooling graph is written for {', '.join(POOL)}"
         )
-    return str(modes[0])
+    return tuple(modes)
 
 
-def write_pooling(g: OnnxGraph, pooling: Pooling, dimensions: int) -> None:
-    """Writes the modules behind a transformer, cut to `dimensions`."""
-    pooled = POOL[pooling.mode](g, *state_inputs(g, pooling.hidden_size))
-    for layer in pooling.dense:
-        pooled = _dense(g, pooled, layer)
-    if dimensions < pooling.width:
-        first, end, axis = ([bound] for bound in (0, dimensions, 1))
-        pooled = g.op("Slice", pooled, *(g.constant(bound, np.int64) for bound in (first, end, axis)))
-    if pooling.normalise:
-        pooled = normalise(g, pooled)
-    g.output("embeddings", pooled, TensorProto.FLOAT, ["batch", dimensions])
+def write_pooling(g: OnnxGraph, pooling: Pooling) -> None:
+    """Writes the modules behind a transformer."""
+    states, input_ids, lengths = state_inputs(g, pooling.hidden_size)
+    if pooling.unit_tokens:
+        states = normalise(g, states)
+    pooled = [POOL[mode](g, states, input_ids, lengths) for mode in pooling.modes]
+    vectors = pooled[0] if len(pooled) == 1 else g.op("Concat", *pooled, axis=1)
+    for module in pooling.modules:
+        vectors = module.write(g, vectors)
+    g.output("embeddings", vectors, TensorProto.FLOAT, ["batch", pooling.width])
 
 
 def mean_of_tokens(g: OnnxGraph, states: str, input_ids: str, lengths: str) -> str:
@@ -187,11 +180,38 @@ def mean_of_tokens(g: OnnxGraph, states: str, input_ids: str, lengths: str) -> s
     if g.feed.packed:
         return g.op("MeanOfTexts", states, lengths, domain=PACKED)
     slot, real = _tokens(g, input_ids, lengths)
-    # As a product: ONNX Runtime's own sum over an axis is taken in another order in rows of another width.
-    row = g.op("Unsqueeze", real, g.constant([1], np.int64))
-    total = g.op("Squeeze", g.op("MatMul", row, g.op("Gather", states, slot)), g.constant([1], np.int64))
-    count = g.op("ReduceSum", real, g.constant([1], np.int64), keepdims=1)
-    return g.op("Div", total, g.op("Max", count, g.constant(1, np.float32)))
+    return g.op("Div", _sum(g, states, slot, real), _count(g, real))
+
+
+def mean_by_root(g: OnnxGraph, states: str, input_ids: str, lengths: str) -> str:
+    """[T, H] -> [B, H]: the sum over the tokens of each item by the square root of their number."""
+    if g.feed.packed:
+        count = g.op("Unsqueeze", g.op("Cast", lengths, to=TensorProto.FLOAT), g.constant([1], np.int64))
+        return g.op("Mul", g.op("MeanOfTexts", states, lengths, domain=PACKED), g.op("Sqrt", count))
+    slot, real = _tokens(g, input_ids, lengths)
+    return g.op("Div", _sum(g, states, slot, real), g.op("Sqrt", _count(g, real)))
+
+
+def weighted_mean(g: OnnxGraph, states: str, input_ids: str, lengths: str) -> str:
+    """[T, H] -> [B, H]: the mean over the tokens of each item, of which the n-th counts n times."""
+    if g.feed.packed:
+        return g.op("WeightedMeanOfTexts", states, lengths, domain=PACKED)
+    slot, real = _tokens(g, input_ids, lengths)
+    place = g.op("CumSum", real, g.constant(1, np.int64))
+    total, count, one = _sum(g, states, slot, g.op("Mul", place, real)), _count(g, real), g.constant(1, np.float32)
+    # 1 + 2 + ... + n, and not summed up: past 2^24 a sum depends on its order.
+    weight = g.op("Mul", g.op("Mul", count, g.op("Add", count, one)), g.constant(0.5, np.float32))
+    return g.op("Div", total, weight)
+
+
+def largest(g: OnnxGraph, states: str, input_ids: str, lengths: str) -> str:
+    """[T, H] -> [B, H]: the largest value of each item's tokens."""
+    if g.feed.packed:
+        return g.op("MaxOfTexts", states, lengths, domain=PACKED)
+    slot, real = _tokens(g, input_ids, lengths)
+    is_token = g.op("Cast", g.op("Unsqueeze", real, g.constant([2], np.int64)), to=TensorProto.BOOL)
+    rows = g.op("Where", is_token, g.op("Gather", states, slot), g.constant(LOWEST, np.float32))
+    return g.op("ReduceMax", rows, g.constant([1], np.int64), keepdims=0)
 
 
 def first_token(g: OnnxGraph, states: str, input_ids: str, lengths: str) -> str:
@@ -216,28 +236,13 @@ def last_token(g: OnnxGraph, states: str, input_ids: str, lengths: str) -> str:
 
 POOL: dict[str, Callable[[OnnxGraph, str, str, str], str]] = {
     "cls": first_token,
+    "max": largest,
     "mean": mean_of_tokens,
+    "mean_sqrt_len_tokens": mean_by_root,
+    "weightedmean": weighted_mean,
     "lasttoken": last_token,
 }
-
-
-def _dense(g: OnnxGraph, vectors: str, layer: Dense) -> str:
-    """For every row of [B, D]."""
-    shapes = {"weight": (layer.outputs, layer.inputs), **({"bias": (layer.outputs,)} if layer.bias else {})}
-    parts = (
-        g.weight(f"{layer.name}.{part}", layer.weights.tensor(f"linear.{part}", *shape))
-        for part, shape in shapes.items()
-    )
-    out = g.linear(vectors, *parts)
-    return out if (kind := ACTIVATIONS[layer.activation]) is None else g.op(kind, out)
-
-
-def normalise(g: OnnxGraph, vectors: str) -> str:
-    """x / max(|x|, 1e-12) for every row of [B, D], as torch.nn.functional.normalize defines it."""
-    # Not ReduceL2, which takes its axes otherwise in the newer opsets of adopted graphs.
-    squares = g.op("ReduceSum", g.op("Mul", vectors, vectors), g.constant([1], np.int64), keepdims=1)
-    length = g.op("Sqrt", squares)
-    return g.op("Div", vectors, g.op("Max", length, g.constant(1e-12, np.float32)))
+"""sentence-transformers' name for a mode -> what writes it."""
 
 
 def _tokens(g: OnnxGraph, input_ids: str, lengths: str) -> tuple[str, str]:
@@ -245,3 +250,16 @@ def _tokens(g: OnnxGraph, input_ids: str, lengths: str) -> tuple[str, str]:
     slot, inside = item_rows(g, lengths)
     is_token = g.op("GreaterOrEqual", g.op("Gather", input_ids, slot), g.constant(0, np.int32))
     return slot, g.op("Cast", g.op("And", inside, is_token), to=TensorProto.FLOAT)
+
+
+def _sum(g: OnnxGraph, states: str, slot: str, weights: str) -> str:
+    """[B, H]: each item's states, times `weights` [B, S]."""
+    # As a product: ONNX Runtime's own sum over an axis is taken in another order in rows of another width.
+    row = g.op("Unsqueeze", weights, g.constant([1], np.int64))
+    return g.op("Squeeze", g.op("MatMul", row, g.op("Gather", states, slot)), g.constant([1], np.int64))
+
+
+def _count(g: OnnxGraph, real: str) -> str:
+    """[B, 1]: how many tokens an item has, 1 where it has none."""
+    count = g.op("ReduceSum", real, g.constant([1], np.int64), keepdims=1)
+    return g.op("Max", count, g.constant(1, np.float32))

@@ -82,6 +82,16 @@ def _running_sum(x: Tensor, axis: int, exclusive: int = 0) -> Tensor:
     return x.cumsum(axis, dtype=x.dtype) - x * exclusive
 
 
+def _weighted_mean(x: Tensor, lengths: Tensor) -> Tensor:
+    """The mean of each text's rows, of which the n-th counts n times."""
+    ends = lengths.cumsum(0)
+    row = torch.arange(len(x), device=x.device)
+    start = (ends - lengths)[torch.searchsorted(ends, row, right=True).clamp(max=len(lengths) - 1)]
+    total = torch.segment_reduce(x * (row - start + 1)[:, None], "sum", lengths=lengths, unsafe=True)
+    count = lengths.to(x.dtype)[:, None]
+    return total / (count * (count + 1) * 0.5)
+
+
 OPERATORS: dict[str, Callable[..., Any]] = {
     "Add": operator.add,
     "Cast": lambda x, to: x.to(DTYPES[to]),
@@ -113,7 +123,9 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Sub": operator.sub,
     "Tanh": torch.tanh,
     "Unsqueeze": _unsqueeze,
+    f"{PACKED}.MaxOfTexts": lambda x, lengths: torch.segment_reduce(x, "max", lengths=lengths, unsafe=True),
     f"{PACKED}.MeanOfTexts": lambda x, lengths: torch.segment_reduce(x, "mean", lengths=lengths, unsafe=True),
+    f"{PACKED}.WeightedMeanOfTexts": _weighted_mean,
     # Not written by any graph: a part of linear layers that were joined.
     f"{PACKED}.Part": lambda x, start, width: x.narrow(-1, start, width),
 }

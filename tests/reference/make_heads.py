@@ -1,0 +1,115 @@
+"""Write heads.json and heads.npz: what sentence-transformers saves behind a transformer, and the vectors it gives.
+
+Each head stands behind the tiny checkpoint bert-cls in place of its own modules. heads.json has the files that say
+so, by their path in the checkpoint; heads.npz the tensors of its modules as NAME/FOLDER/TENSOR, and as NAME the
+vectors of the first texts of tiny/texts.json, each run alone in float32 on one thread. It needs requirements.txt:
+
+    python tests/reference/make_heads.py
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense, Transformer
+from sentence_transformers.sentence_transformer.modules import Dropout, LayerNorm, Normalize, Pooling
+from torch import nn
+
+HERE = Path(__file__).resolve().parent
+BASE = HERE / "tiny" / "bert-cls"
+TEXTS: list[str] = json.loads((HERE / "tiny" / "texts.json").read_text(encoding="utf-8"))[:12]
+HIDDEN = 48
+MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+SPELLED_OUT = {"word_embedding_dimension": HIDDEN} | {
+    f"pooling_mode_{flag}": True for flag in ("mean_tokens", "lasttoken", "cls_token", "max_tokens")
+}
+"""Several modes as older versions wrote them, in another order than their vectors'."""
+
+
+def pooled(*modes: Any) -> Pooling:
+    return Pooling(HIDDEN, modes or "mean")
+
+
+def dense(activation: nn.Module | None, inputs: int = HIDDEN, outputs: int = 40, **options: Any) -> Dense:
+    return Dense(inputs, outputs, activation_function=activation, **options)
+
+
+HEADS: dict[str, Callable[[], list[nn.Module]]] = {
+    **{mode: lambda mode=mode: [pooled(mode)] for mode in MODES},
+    "several": lambda: [pooled("weightedmean", "max", "cls")],
+    "several, by flags": lambda: [pooled()],
+    "unit tokens": lambda: [Normalize("token_embeddings"), pooled("mean", "max")],
+    "Identity": lambda: [pooled(), dense(None)],
+    "Tanh": lambda: [pooled(), dense(nn.Tanh(), bias=False)],
+    "ReLU": lambda: [pooled(), dense(nn.ReLU())],
+    "GELU": lambda: [pooled(), dense(nn.GELU())],
+    "Sigmoid": lambda: [pooled(), dense(nn.Sigmoid())],
+    "SiLU": lambda: [pooled(), dense(nn.SiLU())],
+    "residual": lambda: [pooled(), dense(nn.GELU(), outputs=HIDDEN, use_residual=True)],
+    "projected residual": lambda: [pooled(), dense(nn.Tanh(), use_residual=True, bias=False)],
+    "norm": lambda: [pooled(), LayerNorm(HIDDEN)],
+    "many": lambda: [
+        *(pooled("cls", "mean"), Normalize(), dense(nn.SiLU(), 2 * HIDDEN, 56), Dropout(0.5)),
+        *(LayerNorm(56), dense(nn.Tanh(), 56, 24), Normalize()),
+    ],
+    "cut": lambda: [pooled(), Normalize()],
+}
+CUT = {"cut": 20}
+"""What `truncate_dim` says."""
+
+
+def randomise(module: nn.Module, seed: int) -> nn.Module:
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in module.named_parameters():
+        values = torch.randn(parameter.shape, generator=generator)
+        scale = 1.5 / parameter.shape[1] ** 0.5 if parameter.ndim == 2 else 0.3
+        parameter.data.copy_(values * scale + (1.0 if name == "norm.weight" else 0.0))
+    return module
+
+
+def make(name: str, modules: list[nn.Module], folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Has the reference save a checkpoint and load it again: its files, and its tensors and vectors."""
+    after = [randomise(module, seed) for seed, module in enumerate(modules)]
+    whole = SentenceTransformer(modules=[Transformer(str(BASE)), *after], device="cpu", truncate_dim=CUT.get(name))
+    whole.save(str(folder), create_model_card=False)
+    if name == "several, by flags":
+        (folder / "1_Pooling" / "config.json").write_text(json.dumps(SPELLED_OUT))
+    listed = json.loads((folder / "modules.json").read_text())
+    paths = ["modules.json", *(f"{one['path']}/config.json" for one in listed if one["path"])]
+    if name in CUT:
+        paths.append("config_sentence_transformers.json")
+    files = {path: json.loads((folder / path).read_text()) for path in paths}
+    weights = {
+        f"{name}/{file.parent.name}/{tensor}": values
+        for file in sorted(folder.glob("*_*/model.safetensors"))
+        for tensor, values in load_file(file).items()
+    }
+    loaded = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    return files, weights | {name: np.stack([loaded.encode(text) for text in TEXTS])}
+
+
+def main() -> None:
+    """Writes both files beside this one."""
+    torch.set_num_threads(1)
+    files: dict[str, Any] = {}
+    arrays: dict[str, Any] = {}
+    for name, head in HEADS.items():
+        folder = Path(tempfile.mkdtemp())
+        files[name], found = make(name, head(), folder)
+        arrays |= found
+        shutil.rmtree(folder)
+    (HERE / "heads.json").write_text(json.dumps(files, indent=1, sort_keys=True) + "\n")
+    np.savez_compressed(HERE / "heads.npz", **arrays)
+
+
+if __name__ == "__main__":
+    main()
