@@ -127,8 +127,8 @@ class Architecture:
     """Class in `architectures` -> its head."""
     packed: bool = True
     """Whether its page is written for packed tokens, too."""
-    own_code: bool = False
-    """Whether its page writes what a published checkpoint's own code computes."""
+    own_code: frozenset[str] = frozenset()
+    """Modules of published checkpoints' own code that compute what its page writes."""
 
 
 BERTS_OWN = (
@@ -260,7 +260,7 @@ ARCHITECTURES = {
                 *("summary_type", "summary_use_proj"),
             ),
             unused=(*BUFFERS, *LANGUAGE_HEADS, *POOLER),
-            own_code=True,
+            own_code=frozenset({"configuration_hf_nomic_bert", "modeling_hf_nomic_bert"}),
         ),
         Architecture(
             "qwen2",
@@ -269,6 +269,7 @@ ARCHITECTURES = {
             fixtures=("qwen2",),
             prefixes=("model.",),
             unused=(*BUFFERS, *LANGUAGE_HEADS),
+            own_code=frozenset({"modeling_qwen"}),
         ),
         Architecture(
             "qwen3",

@@ -12,6 +12,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 from tokenizers.models import Unigram
+from tokenizers.processors import TemplateProcessing
 
 from build.errors import BuildError
 from build.files import is_listed, own_file
@@ -27,6 +28,7 @@ from build.vocabularies import (
     convert,
     difference,
     of_class,
+    token,
 )
 from build.weights import Weights
 
@@ -227,6 +229,12 @@ class Checkpoint:
         return said.integer("truncate_dim") if "truncate_dim" in said else None
 
     @cached_property
+    def is_ended_by_code(self) -> bool:
+        """Whether gte-Qwen2's own code puts a token behind each text, and `tokenizer.json` does not."""
+        said = self.tokenizer_config
+        return own_code(said) == {"tokenization_qwen"} and said.flag("add_eos_token", default=False)
+
+    @cached_property
     def tokenizer(self) -> Tokenizer:
         """`tokenizer.json`, or what is made of a vocabulary where there is none; BuildError for a broken one."""
         path = self.transformer / "tokenizer.json"
@@ -243,6 +251,11 @@ class Checkpoint:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         check_unknown(tokenizer, path)
+        if self.is_ended_by_code:
+            end = token(self.tokenizer_config, "eos_token").content
+            ends = [(end, tokenizer.token_to_id(end))]
+            tokenizer.post_processor = TemplateProcessing(f"$A {end}", f"$A {end} $B:1 {end}:1", ends)
+            self._is_remade = True
         return self._as_xlm_roberta(tokenizer, content) or tokenizer
 
     @cached_property
@@ -276,6 +289,14 @@ class Checkpoint:
         kind = self.tokenizer_class
         print(f"{content.path}: its words are read as {kind} of transformers 5 reads them", flush=True)
         return made
+
+
+def own_code(said: Settings) -> set[str]:
+    """The modules of a checkpoint's own code that its `auto_map` names, wherever they are kept."""
+    values = said.find("auto_map") or {}
+    lists = values.values() if isinstance(values, dict) else [values]
+    names = [name for value in lists for name in (value if isinstance(value, list) else [value]) if name]
+    return {str(name).rpartition("--")[2].partition(".")[0] for name in names}
 
 
 def _check_template(path: Path, after: Any) -> None:

@@ -12,7 +12,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from build import repository
 from build.architectures import ARCHITECTURES, HARMLESS, Architecture, Reranker
 from build.catalog import CatalogEntry, Hub, Wheel
-from build.checkpoint import Checkpoint
+from build.checkpoint import Checkpoint, own_code
 from build.errors import BuildError, NotPackedError
 from build.files import GRAPHS, SHARDS, WEIGHTS, is_listed
 from build.graphs.adopted import Adopted
@@ -188,7 +188,7 @@ def known_ids(checkpoint: Checkpoint, rows: int) -> int:
 def check_weights_are_plain(checkpoint: Checkpoint, architecture: Architecture) -> None:
     """Raises BuildError where the tensors are not the whole model, or are not what the page computes with."""
     config, folder = checkpoint.config, checkpoint.transformer
-    if config.find("auto_map") is not None and not architecture.own_code:
+    if not own_code(config) <= architecture.own_code:
         raise BuildError(
             f"{config.path} has auto_map: code of its own computes this checkpoint, which is never run, and the "
             f"graph of {architecture.model_type!r} is not written for it: build it from an exported graph"

@@ -103,13 +103,13 @@ def convert(folder: Path, checkpoint: Path, kind: str) -> Tokenizer:
     named = _named(said)
     words = {name: token.content for name, token in named.items()}
     listed = said.inner("added_tokens_decoder")
-    added = [_token(listed, i) for i in _in_order(listed)] if listed is not None else []
+    added = [token(listed, i) for i in _in_order(listed)] if listed is not None else []
     extra = said.words("extra_special_tokens", default=[])
     try:
         tokenizer = _word_piece_of(path, said, words) if kind == BERT else _unigram_of(path, said, words)
         tokens = [*added, *named.values(), *(AddedToken(content, special=True) for content in extra)]
-        for token in tokens:
-            token.special = token.special or token.content in words.values()
+        for one in tokens:
+            one.special = one.special or one.content in words.values()
         tokenizer.add_tokens(tokens)
         tokenizer.post_processor = _ends(tokenizer, kind, words)
     except BuildError:
@@ -231,25 +231,25 @@ def _in_order(listed: Settings) -> list[str]:
     return sorted(listed, key=int)
 
 
-def _token(said: Settings, name: str) -> AddedToken:
-    """A token, which is written as it is or as an object."""
+def token(said: Settings, name: str) -> AddedToken:
+    """A token, which is written as it is or as an object; BuildError where there is none."""
     if isinstance(content := said.find(name), str):
         return AddedToken(content, special=True)
-    if (token := said.inner(name)) is None:
+    if (flags := said.inner(name)) is None:
         raise BuildError(f"{said.path} has no token {name}")
-    special = token.flag("special", default=False)
+    special = flags.flag("special", default=False)
     return AddedToken(
-        token.word("content"),
+        flags.word("content"),
         special=special,
-        single_word=token.flag("single_word", default=False),
-        lstrip=token.flag("lstrip", default=False),
-        rstrip=token.flag("rstrip", default=False),
-        normalized=token.flag("normalized", default=not special),
+        single_word=flags.flag("single_word", default=False),
+        lstrip=flags.flag("lstrip", default=False),
+        rstrip=flags.flag("rstrip", default=False),
+        normalized=flags.flag("normalized", default=not special),
     )
 
 
 def _named(said: Settings) -> dict[str, AddedToken]:
-    return {name: _token(said, name) for name in NAMED if name in said}
+    return {name: token(said, name) for name in NAMED if name in said}
 
 
 def _word_piece_of(path: Path, said: Settings, words: dict[str, str]) -> Tokenizer:

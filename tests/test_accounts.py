@@ -18,6 +18,7 @@ import pytest
 from conftest import REFERENCE, TINY
 from safetensors.numpy import load_file, save_file
 from tiny import NAMES, task
+from tokenizers import Tokenizer
 
 from build.checkpoint import Checkpoint
 from build.errors import BuildError
@@ -195,6 +196,26 @@ def test_older_spellings_give_the_same_bytes(case: str, tmp_path: Path) -> None:
     older = copied(name, tmp_path / "older")
     change(older)
     assert graphs(older, tmp_path / "found") == expected
+
+
+def test_code_that_is_known_is_not_needed(tmp_path: Path) -> None:
+    """gte-Qwen2's, which sees the whole text without a word on it, and ends texts that tokenizer.json does not."""
+    expected = graphs(copied("qwen2", tmp_path / "newer"), tmp_path / "expected")
+    folder = copied("qwen2", tmp_path / "older")
+    edit(folder / "config.json", rope_of_4)
+    code = {"AutoModel": "modeling_qwen.Qwen2Model", "AutoModelForCausalLM": "modeling_qwen.Qwen2ForCausalLM"}
+    edit(folder / "config.json", lambda values: values.update(auto_map=code, is_causal=None))
+    names = ["some/where--tokenization_qwen.Qwen2Tokenizer", "some/where--tokenization_qwen.Qwen2TokenizerFast"]
+    said = {"auto_map": {"AutoTokenizer": names}, "add_eos_token": True, "eos_token": "<|endoftext|>"}
+    edit(folder / "tokenizer_config.json", lambda values: values.update(said))
+    edit(folder / "tokenizer.json", lambda values: values.update(post_processor=None))
+    found = graphs(folder, tmp_path / "found")
+    (words,) = [path for path in expected if path.endswith("tokenizer.json")]
+    tokenizers = [Tokenizer.from_str(one.pop(words).decode()) for one in (expected, found)]
+    assert found == expected
+    texts = json.loads((TINY / "texts.json").read_text())
+    ids = [[encoding.ids for encoding in one.encode_batch(texts)] for one in tokenizers]
+    assert ids[0] == ids[1]
 
 
 def files(name: str) -> Iterator[Path]:

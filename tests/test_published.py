@@ -27,7 +27,6 @@ MODELS: dict[str, dict[str, Any]] = json.loads((ROOT / "tests" / "reference" / "
 REFUSED = {
     "avsolatorio/NoInstruct-small-Embedding-v0": "lists Transformer, Pooling, Pooling, Normalize",
     "Hum-Works/lodestone-base-4096-v1": "has auto_map",
-    "NovaSearch/stella_en_1.5B_v5": "has auto_map",
     "infgrad/Jasper-Token-Compression-600M": "has auto_map",
     "jinaai/jina-embeddings-v2-base-en": "has auto_map",
     # A copy that was made small, but for its pooling.
@@ -38,7 +37,7 @@ REFUSED = {
 }
 """Models of types that we write, which are other models all the same -> what the sentence names."""
 
-UNQUOTED = {"camembert", "llama", "mistral", "qwen2"}
+UNQUOTED = {"camembert", "llama", "mistral"}
 """Types of which no copy of an embedding model's files was found."""
 
 TASKS = {"Qwen/Qwen3-Reranker-0.6B": "rerank"}

@@ -115,6 +115,7 @@ CONFIG, POOLING, TOKENIZER, WINDOW = (
     "tokenizer_config.json",
     "sentence_bert_config.json",
 )
+GTE_QWEN2 = {"AutoModel": "modeling_qwen.Qwen2Model"}
 CASES: Mapping[str, tuple[str, Change, str]] = {
     # Each of these gives other vectors in transformers.
     "sees what comes": ("gemma3", said(CONFIG, is_causal=False), "is_causal = false, which is not read"),
@@ -215,6 +216,35 @@ CASES: Mapping[str, tuple[str, Change, str]] = {
         "qwen2",
         each(qwen_words, said(TOKENIZER, tokenizer_class="Qwen2Tokenizer")),
         "tokenizer_class Qwen2Tokenizer, as which transformers 5 makes other tokens",
+    ),
+    "code of gte-qwen2 that is told to see what was": (
+        "qwen2",
+        said(CONFIG, auto_map=GTE_QWEN2, is_causal=True),
+        "is_causal = true; .* written for false only",
+    ),
+    "code of gte-qwen2, scaled": (
+        "qwen2",
+        said(
+            CONFIG,
+            auto_map=GTE_QWEN2,
+            rope_scaling={"type": "yarn", "factor": 2.0},
+        ),
+        "rope_scaling = .* written for null only",
+    ),
+    "code of another qwen": (
+        "qwen2",
+        said(CONFIG, auto_map=GTE_QWEN2 | {"AutoConfig": "mine.Config"}),
+        "has auto_map",
+    ),
+    "code of gte-qwen2 in another model": (
+        "qwen3-embedding",
+        said(CONFIG, auto_map=GTE_QWEN2),
+        "has auto_map",
+    ),
+    "code of gte-qwen2's tokenizer that ends no text": (
+        "qwen2",
+        said(TOKENIZER, auto_map={"AutoTokenizer": ["tokenization_qwen.Qwen2Tokenizer", None]}),
+        "has auto_map",
     ),
     "biases of llama": ("llama", said(CONFIG, attention_bias=True), "attention_bias = true"),
     "inner biases of llama": ("llama", said(CONFIG, mlp_bias=True), "mlp_bias = true"),

@@ -11,7 +11,7 @@ keys and values, Qwen3 (Qwen Team, 2025, arXiv:2505.09388) norms of the first tw
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice, repeat
 
@@ -79,8 +79,15 @@ def read_mistral(config: Settings) -> Decoder:
 
 
 def read_qwen2(config: Settings) -> Decoder:
-    """Qwen2's."""
-    return _read_qwen(config, windows=_windows(config), has_biases=True)
+    """Qwen2's; gte-Qwen2's own code passes over what is said of these, and every token sees the whole text."""
+    has_code = config.find("auto_map") is not None
+    if has_code:
+        config.require("is_causal", False)
+        config.require("use_sliding_window", False)
+        config.require("rope_scaling", None)
+        config.require("rope_parameters", None)
+    read = _read_qwen(config, windows=_windows(config), has_biases=True)
+    return replace(read, is_causal=False) if has_code else read
 
 
 def read_qwen3(config: Settings) -> Decoder:
