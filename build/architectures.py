@@ -20,6 +20,7 @@ from build.graphs.scoring import (
     Logit,
     bert_logit,
     distilbert_logit,
+    last_token_logit,
     modernbert_logit,
     roberta_logit,
     yes_no_logit,
@@ -275,10 +276,13 @@ ARCHITECTURES = {
             "qwen3",
             read_qwen3,
             write_decoder,
-            fixtures=("qwen3-embedding", "qwen3-reranker"),
+            fixtures=("qwen3-classifier", "qwen3-embedding", "qwen3-reranker"),
             prefixes=("model.",),
             unused=(*BUFFERS, *LANGUAGE_HEADS),
-            rerankers={"Qwen3ForCausalLM": Reranker(yes_no_logit, QWEN3_RERANKER)},
+            rerankers={
+                "Qwen3ForCausalLM": Reranker(yes_no_logit, QWEN3_RERANKER),
+                "Qwen3ForSequenceClassification": Reranker(last_token_logit, QWEN3_RERANKER),
+            },
         ),
         Architecture(
             "roberta",

@@ -298,11 +298,12 @@ def check_one_score(checkpoint: Checkpoint, family: Family, reranker: Reranker) 
     """Raises BuildError where a pair gets another number of scores than one, or its prompt has no room."""
     if "" in checkpoint.prompts:
         raise BuildError(f"{checkpoint.folder} has a prompt before each pair, which is not written for rerankers")
+    is_classifier = checkpoint.architecture.endswith("ForSequenceClassification")
+    if is_classifier and (count := labels(checkpoint.config)) != 1:
+        raise BuildError(
+            f"{checkpoint.config.path} gives {count} labels, as a classifier; a reranker gives one score"
+        )
     if reranker.template is None:
-        if (count := labels(checkpoint.config)) != 1:
-            raise BuildError(
-                f"{checkpoint.config.path} gives {count} labels, as a classifier; a reranker gives one score"
-            )
         return
     ends = [checkpoint.tokenizer.encode(reranker.template[end], add_special_tokens=False) for end in ENDS]
     if (taken := sum(len(end.ids) for end in ends)) >= family.max_tokens:

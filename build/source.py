@@ -56,6 +56,10 @@ def describe(source: Path | Hub, name: str, task: str | None = None) -> CatalogE
     return CatalogEntry(name, title, (task or task_of(Checkpoint(folder)),), source, files)
 
 
+ASKED = "Qwen3ForSequenceClassification"
+"""What Qwen3-Reranker is converted to, and other classifiers are of."""
+
+
 def task_of(checkpoint: Checkpoint) -> str:
     """What a checkpoint is for, by its own files: `embed` or `rerank`; raises BuildError where they do not say."""
     # Embedding models are saved from the same classes, but with the modules behind them.
@@ -65,7 +69,14 @@ def task_of(checkpoint: Checkpoint) -> str:
             "the language model is used for: say --task rerank if it answers yes or no as Qwen3-Reranker does, or "
             "--task embed with --pooling"
         )
-    return "rerank" if checkpoint.architecture.endswith("ForSequenceClassification") else "embed"
+    if not checkpoint.architecture.endswith("ForSequenceClassification"):
+        return "embed"
+    if checkpoint.architecture == ASKED:
+        raise BuildError(
+            f"{checkpoint.config.path} is of {ASKED}, and nothing says in what words it is asked: say "
+            "--task rerank if in those of Qwen3-Reranker"
+        )
+    return "rerank"
 
 
 def hashes(folder: Path) -> dict[str, str]:

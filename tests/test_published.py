@@ -147,6 +147,8 @@ def test_a_language_model_is_told_what_it_is_for(tmp_path: Path) -> None:
     model = checkpoint("Qwen/Qwen3-Reranker-0.6B", tmp_path)
     with pytest.raises(BuildError, match="say --task rerank if it answers yes or no"):
         describe(model.folder, "published")
+    with pytest.raises(BuildError, match="say --task rerank if in those of Qwen3-Reranker"):
+        describe(TINY / "qwen3-classifier", "published")
 
 
 SIZES = {

@@ -246,6 +246,11 @@ CASES: Mapping[str, tuple[str, Change, str]] = {
         said(TOKENIZER, auto_map={"AutoTokenizer": ["tokenization_qwen.Qwen2Tokenizer", None]}),
         "has auto_map",
     ),
+    "a classifier of two labels": (
+        "qwen3-classifier",
+        said(CONFIG, id2label={"0": "no", "1": "yes"}),
+        "gives 2 labels, as a classifier",
+    ),
     "biases of llama": ("llama", said(CONFIG, attention_bias=True), "attention_bias = true"),
     "inner biases of llama": ("llama", said(CONFIG, mlp_bias=True), "mlp_bias = true"),
     "biases": ("qwen3-embedding", said(CONFIG, attention_bias=True), "attention_bias = true"),

@@ -85,6 +85,11 @@ def modernbert_logit(head: Head) -> str:
     return head.p.linear(normed, "classifier", 1, hidden)
 
 
+def last_token_logit(head: Head) -> str:
+    """A decoder's classifier of one label over the last token, which has seen all others: w h."""
+    return head.p.linear(head.last(), "score", 1, head.encoder.hidden_size, bias=False)
+
+
 def _two_layers(head: Head, first: str, second: str, activation: str = "Tanh") -> str:
     hidden = head.encoder.hidden_size
     inner = head.p.g.op(activation, head.p.linear(head.first(), first, hidden, hidden))

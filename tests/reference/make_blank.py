@@ -66,16 +66,17 @@ QUERY = "How do plants make sugar?"
 
 @torch.inference_mode()
 def qwen_logits(folder: Path, documents: list[str]) -> list[float]:
-    """As the sample for transformers on the model card of Qwen3-Reranker scores pairs."""
-    model = hf.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    """As the sample for transformers on the model card of Qwen3-Reranker scores pairs, or by a classifier."""
+    kind = getattr(hf, json.loads((folder / "config.json").read_text())["architectures"][0])
+    model = kind.from_pretrained(folder, dtype=torch.float32)
     tokenizer = hf.AutoTokenizer.from_pretrained(folder)
     yes, no = tokenizer.convert_tokens_to_ids(["yes", "no"])
     ends = [tokenizer.encode(text, add_special_tokens=False) for text in (PREFIX, SUFFIX)]
     logits = []
     for document in documents:
         ids = ends[0] + tokenizer(BODY.format(TASK, QUERY, document))["input_ids"] + ends[1]
-        last = model(torch.tensor([ids])).logits[0, -1]
-        logits.append(float(last[yes] - last[no]))
+        found = model(torch.tensor([ids])).logits[0]
+        logits.append(float(found[-1, yes] - found[-1, no] if found.ndim == 2 else found[0]))
     return logits
 
 
@@ -97,7 +98,8 @@ def main() -> None:
         arrays[name] = np.concatenate(
             [scorer.predict([(QUERY, one)], activation_fn=identity) for one in documents]
         )
-    arrays["qwen3-reranker"] = np.array(qwen_logits(TINY / "qwen3-reranker", documents), np.float32)
+    for name in ("qwen3-classifier", "qwen3-reranker"):
+        arrays[name] = np.array(qwen_logits(TINY / name, documents), np.float32)
     facts = {"texts": TEXTS, "query": QUERY, "versions": {name: version(name) for name in PACKAGES}}
     (HERE / "blank.json").write_text(json.dumps(facts, indent=2) + "\n")
     np.savez(HERE / "blank.npz", **arrays)

@@ -51,6 +51,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from torch.nn import functional
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("torch", "transformers", "sentence-transformers", "tokenizers", "safetensors", "numpy")
@@ -390,10 +391,11 @@ def cross_encoder(name: str, network: Any, tokenizer: Any) -> None:
 
 @torch.inference_mode()
 def qwen_reranker(name: str, network: Any, tokenizer: Any) -> None:
-    """Scored as the sample for transformers on the model card of Qwen3-Reranker does."""
+    """Scored as the sample for transformers on the model card of Qwen3-Reranker does, or by a classifier."""
     shutil.rmtree(HERE / name, ignore_errors=True)
     save(HERE / name, network, tokenizer)
-    model = hf.AutoModelForCausalLM.from_pretrained(HERE / name, dtype=torch.float32)
+    kind: Any = type(network)
+    model = kind.from_pretrained(HERE / name, dtype=torch.float32)
     tokenizer = hf.AutoTokenizer.from_pretrained(HERE / name)
     prefix, suffix = (tokenizer.encode(text, add_special_tokens=False) for text in (PREFIX, SUFFIX))
     room = RERANKER_WINDOW - len(prefix) - len(suffix)
@@ -405,11 +407,13 @@ def qwen_reranker(name: str, network: Any, tokenizer: Any) -> None:
     yes, no = tokenizer.convert_tokens_to_ids(["yes", "no"])
 
     def answers(model: Any) -> Any:
-        return torch.stack([model(torch.tensor([ids])).logits[0, -1, [yes, no]] for ids in fed])
+        """The logits of "yes" and "no"; a classifier's only one stands for how far they are apart."""
+        found = [model(torch.tensor([ids])).logits[0] for ids in fed]
+        return torch.stack([one[-1, [yes, no]] if one.ndim == 2 else functional.pad(one, (0, 1)) for one in found])
 
     last = answers(model)
     arrays |= {"logits": (last[:, 0] - last[:, 1]).numpy(), "scores": last.softmax(dim=1)[:, 0].numpy()}
-    short = hf.AutoModelForCausalLM.from_pretrained(HERE / name, dtype=torch.bfloat16)
+    short = kind.from_pretrained(HERE / name, dtype=torch.bfloat16)
     scores = answers(short).float().softmax(dim=1)[:, 0].numpy()
     write_expected(name, arrays, largest_difference(scores, arrays["scores"]))
 
@@ -521,6 +525,14 @@ def qwen3_reranker(name: str) -> None:
     qwen_reranker(name, randomise(model, 7), qwen(RERANKER_WINDOW))
 
 
+def qwen3_classifier(name: str) -> None:
+    """With a padding token, as conversions of Qwen3-Reranker have it."""
+    words = qwen(RERANKER_WINDOW)
+    sizes = decoder_sizes(words) | {"head_dim": 16, "max_position_embeddings": RERANKER_WINDOW}
+    model: Any = hf.Qwen3ForSequenceClassification(hf.Qwen3Config(**sizes, **ONE))
+    qwen_reranker(name, randomise(model, 24).to(torch.bfloat16), words)
+
+
 def decoder_sizes(words: Any) -> dict[str, Any]:
     ends = {f"{end}_token_id": getattr(words, f"{end}_token_id") for end in ("bos", "eos", "pad")}
     sizes = {**SIZES, **ends, "vocab_size": rows(words), "num_hidden_layers": 2, "num_key_value_heads": 2}
@@ -600,6 +612,7 @@ MAKERS: dict[str, Callable[[str], None]] = {
     "mpnet": mpnet,
     "nomic-bert": nomic_bert,
     "qwen2": qwen2,
+    "qwen3-classifier": qwen3_classifier,
     "qwen3-embedding": qwen3_embedding,
     "qwen3-reranker": qwen3_reranker,
     "roberta": roberta,
