@@ -16,6 +16,7 @@ from tokenizers.processors import TemplateProcessing
 
 from build.errors import BuildError
 from build.files import is_listed, own_file
+from build.quantised import Quantised
 from build.settings import Settings, read_json
 from build.vocabularies import (
     ADDED_TOKENS,
@@ -72,9 +73,15 @@ class Checkpoint:
             self._settings[path] = Settings(path, read_json(own_file(path, self.folder)))
         return self._settings[path]
 
-    def weights(self, folder: Path, prefixes: Sequence[str] = (), harmless: Sequence[str] = ()) -> Weights:
+    def weights(
+        self,
+        folder: Path,
+        prefixes: Sequence[str] = (),
+        harmless: Sequence[str] = (),
+        quantised: Quantised | None = None,
+    ) -> Weights:
         """The tensors in one folder of the checkpoint."""
-        weights = Weights(folder, self.folder, prefixes, harmless)
+        weights = Weights(folder, self.folder, prefixes, harmless, quantised)
         self._weights.append(weights)
         return weights
 

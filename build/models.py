@@ -20,6 +20,7 @@ from build.graphs.dimensions import Dimensions, any_dimensions, labels
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.pooling import Pooling, write_pooling
 from build.graphs.scoring import write_cosine_scoring, write_scoring
+from build.quantised import Quantised
 from build.repository import Family
 from build.settings import check_nothing_is_left
 from build.target import RUNTIMES, Target
@@ -94,17 +95,33 @@ def written_models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) 
             f"{target.runtime}: build it for {others_than_packed()}"
         )
     check_weights_are_plain(checkpoint, architecture)
+    quantised = Quantised.of(checkpoint.config)
     encoder = architecture.read(checkpoint.config)
     checkpoint.config.skip((*HARMLESS, *architecture.harmless))
-    weights = checkpoint.weights(checkpoint.transformer, architecture.prefixes, architecture.unused)
+    weights = checkpoint.weights(checkpoint.transformer, architecture.prefixes, architecture.unused, quantised)
     is_pair = "embed" not in entry.tasks and checkpoint.architecture in architecture.rerankers
     if is_pair and encoder.token_types > 1 and checkpoint.feeds_token_types:
         encoder = replace(encoder, segment_offset=encoder.vocab_size)
-    family = family_of(entry, checkpoint, target, encoder, {"precision": target.precision})
+    facts = {"precision": target.precision}
+    if quantised is not None:
+        facts["dequantised"] = quantised.name
+        print(f"{entry.name}: {dequantised(quantised, target.precision)}", flush=True)
+    family = family_of(entry, checkpoint, target, encoder, facts)
     states = graph(repository.encoder(family), target, lambda g: architecture.write(g, encoder, weights))
     if "embed" in entry.tasks:
         return embedding_models(entry, checkpoint, family, states)
     return reranking_models(checkpoint, family, states, encoder, weights)
+
+
+def dequantised(quantised: Quantised, precision: str) -> str:
+    """What is computed in place of a model's own arithmetic."""
+    weights = f"its weights are kept in {quantised.name} and computed with in {precision}"
+    if not quantised.rounds_activations:
+        return weights
+    return (
+        f"{weights}, as transformers' dequantize does it; kernels of {quantised.name} round what the weights are "
+        "multiplied by as well, so their results are a little different"
+    )
 
 
 def adopted_models(
@@ -193,10 +210,10 @@ def check_weights_are_plain(checkpoint: Checkpoint, architecture: Architecture) 
             f"{config.path} has auto_map: code of its own computes this checkpoint, which is never run, and the "
             f"graph of {architecture.model_type!r} is not written for it: build it from an exported graph"
         )
-    for key in ("quantization_config", "quantization", "compression_config"):
+    for key in ("quantization", "compression_config"):
         if key in config:
             raise BuildError(
-                f"{config.path} has {key}: quantised weights (GPTQ, AWQ, bitsandbytes, fp8, MLX) are not read; "
+                f"{config.path} has {key}: quantised weights of MLX or of an old compressed-tensors are not read; "
                 "take the checkpoint that they were made from, or an exported graph with --onnx"
             )
     if is_listed(folder / "adapter_config.json"):

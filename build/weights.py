@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -9,12 +10,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from build.errors import BuildError
 from build.files import SHARDS, WEIGHTS, is_listed, own_file
+from build.quantised import FP8, INT8, KEY, Quantised
 from build.settings import Settings, read_json
 
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -26,16 +29,22 @@ class Weights:
     """The safetensors files of one folder, which remember the tensors that were read of them."""
 
     def __init__(
-        self, folder: Path, checkpoint: Path, prefixes: Sequence[str] = (), harmless: Sequence[str] = ()
+        self,
+        folder: Path,
+        checkpoint: Path,
+        prefixes: Sequence[str] = (),
+        harmless: Sequence[str] = (),
+        quantised: Quantised | None = None,
     ) -> None:
         """Of a folder in that of the `checkpoint`, or that itself.
 
         `prefixes` are what heads put before their encoder's names; `harmless`, patterns of names, not read.
         """
         self.folder = folder
+        self._quantised = quantised
         self._checkpoint = checkpoint
         self._prefixes = ("", *prefixes)
-        self._harmless = harmless
+        self._harmless = (*harmless, *(quantised.unused if quantised is not None else ()))
         self._read: set[str] = set()
 
     @cached_property
@@ -72,22 +81,12 @@ class Weights:
         than a floating-point one, and when not all of its values are finite.
         """
         stored = self._stored(name)
-        self._read.add(stored)
         path = self._files[stored]
-        # Opened for one tensor at a time: an open file keeps every page in memory that was read from it.
-        with _opened(path) as file:
-            part = file.get_slice(stored)
-            if tuple(part.get_shape()) != shape:
-                raise BuildError(
-                    f"{path} has {stored} of shape {list(part.get_shape())}, but the configuration asks for "
-                    f"{list(shape)}"
-                )
-            if (dtype := part.get_dtype()) not in FLOATS:
-                raise BuildError(
-                    f"{path} has {stored} as {dtype}: quantised weights are not read; take the checkpoint that "
-                    "they were made from, or an exported graph with --onnx"
-                )
-            values = np.asarray(file.get_tensor(stored), np.float32)
+        kept = self._quantised
+        values, dtype = self._array(stored, FLOATS if kept is None else (*FLOATS, kept.dtype), shape)
+        if kept is not None and dtype == kept.dtype:
+            values = self._dequantised(stored, values, kept)
+        values = np.asarray(values, np.float32)
         if not np.isfinite(values.sum(dtype=np.float64)):  # a sum that nothing finite can take past its type
             raise BuildError(f"{path} has values in {stored} that are not finite: download it again")
         return values
@@ -98,6 +97,39 @@ class Weights:
             plain = next((name.removeprefix(one) for one in self._prefixes if one and name.startswith(one)), name)
             if name not in self._read and not any(fnmatch(plain, pattern) for pattern in self._harmless):
                 yield name, f"{self._files[name]} has tensor {name}, which is not read and may change the result"
+
+    def _dequantised(self, stored: str, values: npt.NDArray[Any], kept: Quantised) -> npt.NDArray[np.float32]:
+        """A matrix by the scales beside it."""
+        beside = [kept.scale] if kept.is_symmetric else [kept.scale, "_zero_point"]
+        for name in (stored + one for one in beside):
+            if name not in self._files:
+                raise BuildError(f"{self._files[stored]} has {stored} as {kept.dtype}, but no {name}")
+        scales, _ = self._array(stored + kept.scale, FLOATS)
+        zeros = None if kept.is_symmetric else self._array(f"{stored}_zero_point", (INT8,))[0]
+        return kept.dequantised(stored, values, scales, zeros)
+
+    def _array(
+        self, stored: str, dtypes: Sequence[str], shape: tuple[int, ...] | None = None
+    ) -> tuple[npt.NDArray[Any], str]:
+        """A tensor as it is, and what safetensors calls its type; BuildError for another type or `shape`."""
+        self._read.add(stored)
+        path = self._files[stored]
+        # Opened for one tensor at a time: an open file keeps every page in memory that was read from it.
+        with _opened(path) as file:
+            part = file.get_slice(stored)
+            there, dtype = tuple(part.get_shape()), str(part.get_dtype())
+            if shape is not None and there != shape:
+                raise BuildError(
+                    f"{path} has {stored} of shape {list(there)}, but the configuration asks for {list(shape)}"
+                )
+            if dtype not in dtypes:
+                raise BuildError(
+                    f"{path} has {stored} as {dtype}, and config.json has no {KEY} that says so: take the "
+                    "checkpoint that it was made from, or an exported graph with --onnx"
+                )
+            if dtype == FP8:
+                return _bytes(path, stored).view(ml_dtypes.float8_e4m3fn).reshape(there), dtype
+            return file.get_tensor(stored), dtype
 
     def _stored(self, name: str) -> str:
         """The name in the file of the tensor `name`, with or without a prefix."""
@@ -129,6 +161,15 @@ def _weights_file(folder: Path, name: str) -> Path:
             f"only{instead}"
         )
     return path
+
+
+def _bytes(path: Path, stored: str) -> npt.NDArray[np.uint8]:
+    """Of a tensor in a file that safetensors has found to be whole; its NumPy has no type of that name."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        first, last = json.loads(file.read(size))[stored]["data_offsets"]
+        file.seek(8 + size + first)
+        return np.frombuffer(file.read(last - first), np.uint8)
 
 
 @contextmanager

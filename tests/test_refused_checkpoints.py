@@ -392,17 +392,16 @@ CASES: Mapping[str, tuple[str, Change, str]] = {
         lambda folder: edit(folder / "modules.json", lambda listed: listed[1].update(path="../x")),
         "outside the checkpoint",
     ),
-    "GPTQ": ("qwen3-embedding", said(CONFIG, quantization_config={"quant_method": "gptq"}), "quantised weights"),
     "MLX": ("qwen3-embedding", said(CONFIG, quantization={"group_size": 64, "bits": 4}), "quantised weights"),
     "float8": (
         "bert-cls",
         weights(embeddings__LayerNorm__weight=lambda old: old.astype(ml_dtypes.float8_e4m3fn)),
-        "as F8_E4M3: quantised weights",
+        "as F8_E4M3, and config.json has no quantization_config that says so",
     ),
     "integers": (
         "bert-cls",
         weights(embeddings__LayerNorm__weight=lambda old: old.astype(np.int8)),
-        "as I8: quantised weights",
+        "as I8, and config.json has no quantization_config",
     ),
     "an adapter": (
         "qwen3-embedding",
