@@ -8,7 +8,14 @@ from functools import partial
 from typing import Any
 
 from build.graphs.bert import Bert, write_bert
-from build.graphs.decoder import read_llama, read_mistral, read_qwen2, read_qwen3, write_decoder
+from build.graphs.decoder import (
+    read_llama,
+    read_llama_bidirectional,
+    read_mistral,
+    read_qwen2,
+    read_qwen3,
+    write_decoder,
+)
 from build.graphs.dimensions import Dimensions
 from build.graphs.distilbert import read_distilbert, write_distilbert
 from build.graphs.gemma3 import Gemma3, write_gemma3
@@ -208,6 +215,17 @@ ARCHITECTURES = {
             # How the training was laid out over machines.
             harmless=("pretraining_tp",),
             unused=(*BUFFERS, *LANGUAGE_HEADS),
+        ),
+        Architecture(
+            "llama_bidirec",
+            read_llama_bidirectional,
+            write_decoder,
+            # The type is that of the code: transformers has no class for it.
+            fixtures=(),
+            prefixes=("model.",),
+            harmless=("pretraining_tp",),
+            unused=(*BUFFERS, *LANGUAGE_HEADS),
+            own_code=frozenset({"llama_bidirectional_model"}),
         ),
         Architecture(
             "mistral",

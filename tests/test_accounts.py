@@ -218,6 +218,18 @@ def test_code_that_is_known_is_not_needed(tmp_path: Path) -> None:
     assert ids[0] == ids[1]
 
 
+def test_a_type_of_known_code_is_a_llama(tmp_path: Path) -> None:
+    """NVIDIA's, of which transformers has no class."""
+    expected = graphs(copied("llama", tmp_path / "newer"), tmp_path / "expected")
+    folder = copied("llama", tmp_path / "older")
+    names = {"AutoModel": "Model", "AutoConfig": "Config"}
+    code = {kind: f"llama_bidirectional_model.LlamaBidirectional{name}" for kind, name in names.items()}
+    own = {"model_type": "llama_bidirec", "architectures": ["LlamaBidirectionalModel"], "auto_map": code}
+    own |= {"is_causal": None, "pooling": "avg", "temperature": 0.02}
+    edit(folder / "config.json", lambda values: values.update(own))
+    assert graphs(folder, tmp_path / "found") == expected
+
+
 def files(name: str) -> Iterator[Path]:
     for path in sorted((TINY / name).rglob("*.json")):
         inner = path.relative_to(TINY / name)

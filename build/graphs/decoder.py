@@ -63,6 +63,8 @@ class Decoder(Dimensions):
 
 
 LAYERS = 32
+POOLINGS = {"avg": "mean", "cls": "cls", "last": "lasttoken"}
+"""What NVIDIA's code calls them -> what `build.graphs.pooling` does."""
 
 
 def read_llama(config: Settings) -> Decoder:
@@ -70,6 +72,14 @@ def read_llama(config: Settings) -> Decoder:
     config.require("mlp_bias", False)
     config.require("attention_bias", False)
     return _read(config, vocab_size=32000, positions=2048, inner=11008)
+
+
+def read_llama_bidirectional(config: Settings) -> Decoder:
+    """Of NVIDIA's own code, whose every token sees the whole text, and which pools what its classifier reads."""
+    config.require("is_causal", False)
+    config.require("pooling", *POOLINGS)
+    pooling = POOLINGS[config.word("pooling", default="avg")]
+    return replace(read_llama(config), is_causal=False, head_pooling=pooling)
 
 
 def read_mistral(config: Settings) -> Decoder:
