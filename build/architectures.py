@@ -32,6 +32,7 @@ from build.graphs.scoring import (
     roberta_logit,
     yes_no_logit,
 )
+from build.graphs.sparse import MaskedHead
 from build.settings import Settings
 from build.templates import QWEN3_RERANKER
 from build.weights import Weights
@@ -133,6 +134,8 @@ class Architecture:
     """Patterns of tensors, without a prefix, that the reference does not use either."""
     rerankers: dict[str, Reranker] = field(default_factory=dict)
     """Class in `architectures` -> its head."""
+    masked: dict[str, MaskedHead] = field(default_factory=dict)
+    """Class in `architectures` -> the head of a masked language model, which gives sparse vectors."""
     packed: bool = True
     """Whether its page is written for packed tokens, too."""
     own_code: frozenset[str] = frozenset()
@@ -168,6 +171,14 @@ ARCHITECTURES = {
             harmless=BERTS_OWN,
             unused=(*BUFFERS, *LANGUAGE_HEADS, *POOLER),
             rerankers={"BertForSequenceClassification": Reranker(bert_logit)},
+            masked={
+                "BertForMaskedLM": MaskedHead(
+                    dense="cls.predictions.transform.dense",
+                    norm="cls.predictions.transform.LayerNorm",
+                    decoder="cls.predictions.decoder",
+                    bias="cls.predictions.bias",
+                )
+            },
         ),
         Architecture(
             "camembert",
@@ -191,6 +202,14 @@ ARCHITECTURES = {
             ),
             unused=(*BUFFERS, "vocab_transform.*", "vocab_layer_norm.*", "vocab_projector.*"),
             rerankers={"DistilBertForSequenceClassification": Reranker(distilbert_logit)},
+            masked={
+                "DistilBertForMaskedLM": MaskedHead(
+                    dense="vocab_transform",
+                    norm="vocab_layer_norm",
+                    decoder="vocab_projector",
+                    bias="vocab_projector.bias",
+                )
+            },
         ),
         Architecture(
             "gemma3_text",

@@ -54,7 +54,7 @@ AGREEMENT = {"": 0.999, "static": 0.98, "dynamic": 0.9}
 """The ensemble's `quantisation` -> the least cosine of a text's result alone and beside others."""
 
 NO_TOKEN = -1
-RESULTS = ("embeddings", "score")
+RESULTS = ("embeddings", "score", "values")
 TEXT = "Every graph is run once before it is served, with 12 words of this sentence over and over again. "
 
 
@@ -258,7 +258,11 @@ def _run(
             raise BuildError(f"{cannot} with texts of {tokens}: {_cause(error)}") from None
         for output in config.output:
             values = given[output.name]
-            rows = len(batch) if output.dims[:1] != [NO_TOKEN] else sum(map(len, batch))
+            rows = len(batch)
+            if output.name == "last_hidden_state":
+                rows = sum(map(len, batch))
+            elif output.dims[0] == NO_TOKEN:  # as many for each text as that with most has
+                rows *= values.shape[1]
             size = rows * math.prod(dim for dim in output.dims if dim > 0)
             if values.size != size:
                 raise BuildError(
@@ -310,13 +314,23 @@ def _compare(family: str, found: Sequence[Mapping[str, Array]], least: float) ->
     for name in RESULTS:
         if name not in together:
             continue
-        for alone, beside in ((first[name][0], together[name][0]), (middle[name][0], together[name][2])):
+        for one, i in ((first, 0), (middle, 2)):
+            alone, beside = one[name][0], together[name][i]
+            if name == "values":
+                alone, beside = _opened(one["indices"][0], alone), _opened(together["indices"][i], beside)
             likeness = 1 - abs(alone[0] - beside[0]) if name == "score" else _cosine(alone, beside)
             if likeness < least:
                 raise BuildError(
                     f"{family} gives a text other {name} beside longer texts than alone: alike by {likeness:.4f}, "
                     f"where {least} is the least"
                 )
+
+
+def _opened(indices: Array, values: Array) -> Array:
+    """A sparse vector as one of all places that a vocabulary may have."""
+    dense = np.zeros(1 << 20, np.float32)
+    dense[indices[indices >= 0]] = values[indices >= 0]
+    return dense
 
 
 def _cosine(a: Array, b: Array) -> float:

@@ -41,6 +41,10 @@ WINDOWS = tuple(
 )
 """Where sentence-transformers keeps what it says of the transformer; the first that is there holds."""
 LIBRARY = "sentence_transformers."
+SPLADE = "SpladePooling"
+"""The kind of module that makes sparse vectors."""
+TRANSFORMERS = ("Transformer", "MLMTransformer")
+"""Kinds of modules that run the transformer; older sparse models have one of their own for their head."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,7 @@ class Checkpoint:
     def transformer(self) -> Path:
         """The folder of the transformer: the checkpoint's own, or one in it, as `0_Transformer`."""
         first = self.modules[0] if self.modules else None
-        return self.folder / first.path if first is not None and first.kind == "Transformer" else self.folder
+        return self.folder / first.path if first is not None and first.kind in TRANSFORMERS else self.folder
 
     @cached_property
     def config(self) -> Settings:
@@ -217,7 +221,8 @@ class Checkpoint:
         said = self.settings(path)
         # How scores are shown, of which the logit is served as it is.
         said.skip(["__version__", "similarity_fn_name", "activation_fn", "requirements"])
-        said.require("model_type", "SentenceTransformer", "CrossEncoder")
+        said.require("model_type", "SentenceTransformer", "CrossEncoder", "SparseEncoder")
+        said.require("max_active_dims", None)
         own = {}
         if (prompts := said.inner("prompts")) is not None:
             own = {name: prompts.word(name) for name in prompts}

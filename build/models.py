@@ -20,6 +20,7 @@ from build.graphs.dimensions import Dimensions, any_dimensions, labels
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.pooling import Pooling, write_pooling
 from build.graphs.scoring import write_cosine_scoring, write_scoring
+from build.graphs.sparse import Splade, is_tied, write_splade
 from build.quantised import Quantised
 from build.repository import Family
 from build.settings import check_nothing_is_left
@@ -77,7 +78,12 @@ def models_of(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> li
             f"{entry.name} is built from its weights, which have no output to choose: add --onnx FILE"
         )
     if "embed" not in entry.tasks and (entry.pooling, entry.normalise) != (None, None):
-        raise BuildError(f"{entry.name} is a reranker, which is not pooled: leave --pooling and --normalise out")
+        what = "sparse" if "embed_sparse" in entry.tasks else "a reranker"
+        raise BuildError(
+            f"{entry.name} is {what}, so its tokens' vectors are not pooled: leave --pooling and --normalise out"
+        )
+    if "embed_sparse" in entry.tasks:
+        check_ragged_results(entry, target, exported)
     if exported is None:
         parts = written_models(entry, checkpoint, target)
     else:
@@ -110,6 +116,8 @@ def written_models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) 
     states = graph(repository.encoder(family), target, lambda g: architecture.write(g, encoder, weights))
     if "embed" in entry.tasks:
         return embedding_models(entry, checkpoint, family, states)
+    if "embed_sparse" in entry.tasks:
+        return sparse_models(checkpoint, family, states, encoder, weights)
     return reranking_models(checkpoint, family, states, encoder, weights)
 
 
@@ -151,9 +159,13 @@ def adopted_models(
     return embedding_models(entry, checkpoint, family, states)
 
 
-def others_than_packed() -> str:
-    """The runtimes that run a graph of rows."""
-    others = [name for name, runtime in RUNTIMES.items() if not runtime.packed]
+def others_than_packed(with_width: bool = True) -> str:
+    """The runtimes that run a graph of rows; without those that must know shapes beforehand, if asked."""
+    others = [
+        name
+        for name, runtime in RUNTIMES.items()
+        if not runtime.packed and (with_width or not runtime.needs_width)
+    ]
     return f"{', '.join(others[:-1])} or {others[-1]}"
 
 
@@ -270,6 +282,48 @@ def embedding_models(entry: CatalogEntry, checkpoint: Checkpoint, family: Family
         ensembles.append(Model(repository.bi_encoder_ensemble(family)))
         steps.append(graph(scoring, head, lambda g: write_cosine_scoring(g, dimensions)))
     return ensembles + steps
+
+
+def check_ragged_results(entry: CatalogEntry, target: Target, exported: str | None) -> None:
+    """Raises BuildError where nothing gives a text as many numbers as it happens to have."""
+    if exported is not None:
+        raise BuildError(
+            f"{entry.name} would be adopted from {exported}, and sparse vectors are written from weights only: "
+            "take a checkpoint that has model.safetensors"
+        )
+    if target.feed.packed or target.feed.needs_width:
+        raise NotPackedError(
+            f"{entry.name} gives as many values as a text happens to have, which is not written for "
+            f"{target.runtime}: build it for {others_than_packed(with_width=False)}"
+        )
+
+
+def sparse_models(
+    checkpoint: Checkpoint, family: Family, states: Model, encoder: Dimensions, weights: Weights
+) -> list[Model]:
+    """The family of a masked language model that weighs the words of its vocabulary."""
+    architecture = ARCHITECTURES[checkpoint.model_type]
+    head = architecture.masked.get(checkpoint.architecture)
+    if head is None:
+        known = [name for one in ARCHITECTURES.values() for name in one.masked]
+        raise BuildError(
+            f"{checkpoint.config.path} is of {checkpoint.architecture or 'no class'}; sparse vectors are written "
+            f"for {', '.join(known)}"
+        )
+    splade, tied = Splade.of(checkpoint, encoder.vocab_size), is_tied(checkpoint.config)
+    facts = {"pooling": "splade", "dimensions": str(encoder.vocab_size)}
+    family = replace(family, facts={**family.facts, **facts})
+    pooling = graph(
+        repository.sparse_pooling(family),
+        family.target.head,
+        lambda g: write_splade(g, encoder, weights, head, splade, tied),
+    )
+    return [
+        Model(repository.sparse_ensemble(family)),
+        tokenizer(repository.tokenizer(family, checkpoint.prompts), checkpoint),
+        states,
+        pooling,
+    ]
 
 
 def reranking_models(

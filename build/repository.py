@@ -78,6 +78,7 @@ TRUNCATED = Tensor("truncated", TYPE_BOOL)
 TOKENS = Tensor("tokens", TYPE_UINT8, (-1,))
 SCORE = Tensor("score", TYPE_FP32)
 LOGIT = Tensor("logit", TYPE_FP32)
+SPARSE = (Tensor("indices", TYPE_INT32, (-1,)), Tensor("values", TYPE_FP32, (-1,)))
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,14 @@ def pooling(family: Family, dimensions: int) -> ModelConfig:
     return _graph_model(family, "pooling", [_states(family), INPUT_IDS], outputs)
 
 
+def sparse_pooling(family: Family) -> ModelConfig:
+    """`<family>-pooling` of a sparse model: ragged last_hidden_state and input_ids -> indices, values [-1].
+
+    The head of a language model is as heavy as layers of its encoder, so it gets the encoder's arithmetic.
+    """
+    return _graph_model(family, "pooling", [_states(family), INPUT_IDS], SPARSE, "auto", "auto")
+
+
 def scoring(family: Family) -> ModelConfig:
     """`<family>-scoring`: ragged last_hidden_state and input_ids -> score, logit."""
     return _graph_model(family, "scoring", [_states(family), INPUT_IDS], [SCORE, LOGIT])
@@ -167,10 +176,20 @@ def cosine_scoring(family: Family, dimensions: int) -> ModelConfig:
 
 def embed_ensemble(family: Family, dimensions: int) -> ModelConfig:
     """`<family>`: text -> embeddings, token_count, truncated."""
-    outputs = [Tensor("embeddings", TYPE_FP32, (dimensions,)), TOKEN_COUNT, TRUNCATED]
-    config = _ensemble(family, family.name, [TEXT, PROMPT_NAME], outputs)
+    return _text_ensemble(family, [Tensor("embeddings", TYPE_FP32, (dimensions,))])
+
+
+def sparse_ensemble(family: Family) -> ModelConfig:
+    """`<family>` of a sparse model: text -> indices, values, token_count, truncated."""
+    return _text_ensemble(family, SPARSE)
+
+
+def _text_ensemble(family: Family, results: Sequence[Tensor]) -> ModelConfig:
+    """`<family>`: text -> the `results` of tokenizer, encoder and pooling, token_count, truncated."""
+    config = _ensemble(family, family.name, [TEXT, PROMPT_NAME], [*results, TOKEN_COUNT, TRUNCATED])
+    names = [tensor.name for tensor in results]
     steps = config.ensemble_scheduling.step
-    steps.extend(_embedding_steps(family, text="text", prefix="", prompt_name="prompt_name"))
+    steps.extend(_pooling_steps(family, "text", names, prompt_name="prompt_name"))
     return config
 
 
@@ -220,7 +239,7 @@ def bi_encoder_ensemble(family: Family) -> ModelConfig:
     config = _ensemble(family, f"{family.name}-rerank", [QUERY, PASSAGE], [SCORE, LOGIT, TOKEN_COUNT, TRUNCATED])
     steps = config.ensemble_scheduling.step
     for side in ("query", "passage"):
-        steps.extend(_embedding_steps(family, text=side, prefix=f"{side}_"))
+        steps.extend(_pooling_steps(family, side, ["embeddings"], prefix=f"{side}_"))
     scoring = [
         f"{side}_{name}" for name in ("embeddings", "token_count", "truncated") for side in ("query", "passage")
     ]
@@ -234,24 +253,21 @@ def bi_encoder_ensemble(family: Family) -> ModelConfig:
     return config
 
 
-def _embedding_steps(
-    family: Family, text: str, prefix: str, prompt_name: str | None = None
+def _pooling_steps(
+    family: Family, text: str, results: Sequence[str], prefix: str = "", prompt_name: str | None = None
 ) -> list[ModelEnsembling.Step]:
     """Tokenizer, encoder and pooling over the ensemble tensor `text`; results are named with `prefix`."""
-    ids, states, embeddings = (f"{prefix}{name}" for name in ("input_ids", "last_hidden_state", "embeddings"))
+    ids, states = (f"{prefix}{name}" for name in ("input_ids", "last_hidden_state"))
+    given = {name: f"{prefix}{name}" for name in results}
     tokenized = {"input_ids": ids} | {n: f"{prefix}{n}" for n in ("token_count", "truncated")}
     prompt = {"prompt_name": prompt_name} if prompt_name else {}
     tokenizer = _step(f"{family.name}-tokenizer", {"text": text} | prompt, tokenized)
     if family.target.feed.packed:
-        return [tokenizer, _step(f"{family.name}-encoder", {"input_ids": ids}, {"embeddings": embeddings})]
+        return [tokenizer, _step(f"{family.name}-encoder", {"input_ids": ids}, given)]
     return [
         tokenizer,
         _step(f"{family.name}-encoder", {"input_ids": ids}, {"last_hidden_state": states}),
-        _step(
-            f"{family.name}-pooling",
-            {"last_hidden_state": states, "input_ids": ids},
-            {"embeddings": embeddings},
-        ),
+        _step(f"{family.name}-pooling", {"last_hidden_state": states, "input_ids": ids}, given),
     ]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from build import hub
 from build.catalog import CatalogEntry, Hub, Wheel
-from build.checkpoint import Checkpoint
+from build.checkpoint import SPLADE, Checkpoint
 from build.errors import BuildError
 from build.files import is_listed, own_file, sha256
 from build.vocabularies import VOCABULARIES
@@ -61,7 +61,9 @@ ASKED = "Qwen3ForSequenceClassification"
 
 
 def task_of(checkpoint: Checkpoint) -> str:
-    """What a checkpoint is for, by its own files: `embed` or `rerank`; raises BuildError where they do not say."""
+    """What a checkpoint is for, by its own files, one of TASKS; raises BuildError where they do not say."""
+    if SPLADE in [module.kind for module in checkpoint.modules]:
+        return "embed_sparse"
     # Embedding models are saved from the same classes, but with the modules behind them.
     if checkpoint.architecture.endswith("ForCausalLM") and not checkpoint.modules:
         raise BuildError(

@@ -227,7 +227,7 @@ def _check_window(checkpoint: Checkpoint) -> None:
     window = checkpoint.window
     if window is None:
         return
-    window.require("transformer_task", "feature-extraction", "sequence-classification")
+    window.require("transformer_task", "feature-extraction", "sequence-classification", "fill-mask")
     window.require("module_output_name", "token_embeddings", "scores")
     window.require(
         "modality_config",

@@ -68,6 +68,10 @@ class Weights:
             names[f"{stem}{dot}{LEGACY.get(last, last)}"] = stored
         return names
 
+    def __contains__(self, name: str) -> bool:
+        """Whether there is a tensor of this name, with or without a prefix."""
+        return any(prefix + name in self._names for prefix in self._prefixes)
+
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, read from the head of its file; raises BuildError when there is none."""
         stored = self._stored(name)

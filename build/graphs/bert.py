@@ -66,6 +66,7 @@ class Bert(Dimensions):
             width=split_evenly(config, hidden_size, heads),
             inner=config.integer("intermediate_size", default=3072),
             epsilon=config.number("layer_norm_eps", default=1e-12),
+            head_epsilon=config.number("layer_norm_eps", default=1e-12),
         )
 
     @classmethod

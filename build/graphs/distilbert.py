@@ -36,6 +36,7 @@ def read_distilbert(config: Settings) -> Bert:
         width=split_evenly(config, hidden_size, heads),
         inner=config.integer("hidden_dim", default=3072),
         epsilon=1e-12,  # in the reference's code, and no key of its own
+        head_epsilon=1e-12,
     )
 
 

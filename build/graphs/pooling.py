@@ -179,7 +179,7 @@ def mean_of_tokens(g: OnnxGraph, states: str, input_ids: str, lengths: str) -> s
     """[T, H] -> [B, H]: the mean over the tokens of each item, special tokens included."""
     if g.feed.packed:
         return g.op("MeanOfTexts", states, lengths, domain=PACKED)
-    slot, real = _tokens(g, input_ids, lengths)
+    slot, real = token_rows(g, input_ids, lengths)
     return g.op("Div", _sum(g, states, slot, real), _count(g, real))
 
 
@@ -188,7 +188,7 @@ def mean_by_root(g: OnnxGraph, states: str, input_ids: str, lengths: str) -> str
     if g.feed.packed:
         count = g.op("Unsqueeze", g.op("Cast", lengths, to=TensorProto.FLOAT), g.constant([1], np.int64))
         return g.op("Mul", g.op("MeanOfTexts", states, lengths, domain=PACKED), g.op("Sqrt", count))
-    slot, real = _tokens(g, input_ids, lengths)
+    slot, real = token_rows(g, input_ids, lengths)
     return g.op("Div", _sum(g, states, slot, real), g.op("Sqrt", _count(g, real)))
 
 
@@ -196,7 +196,7 @@ def weighted_mean(g: OnnxGraph, states: str, input_ids: str, lengths: str) -> st
     """[T, H] -> [B, H]: the mean over the tokens of each item, of which the n-th counts n times."""
     if g.feed.packed:
         return g.op("WeightedMeanOfTexts", states, lengths, domain=PACKED)
-    slot, real = _tokens(g, input_ids, lengths)
+    slot, real = token_rows(g, input_ids, lengths)
     place = g.op("CumSum", real, g.constant(1, np.int64))
     total, count, one = _sum(g, states, slot, g.op("Mul", place, real)), _count(g, real), g.constant(1, np.float32)
     # 1 + 2 + ... + n, and not summed up: past 2^24 a sum depends on its order.
@@ -208,7 +208,7 @@ def largest(g: OnnxGraph, states: str, input_ids: str, lengths: str) -> str:
     """[T, H] -> [B, H]: the largest value of each item's tokens."""
     if g.feed.packed:
         return g.op("MaxOfTexts", states, lengths, domain=PACKED)
-    slot, real = _tokens(g, input_ids, lengths)
+    slot, real = token_rows(g, input_ids, lengths)
     is_token = g.op("Cast", g.op("Unsqueeze", real, g.constant([2], np.int64)), to=TensorProto.BOOL)
     rows = g.op("Where", is_token, g.op("Gather", states, slot), g.constant(LOWEST, np.float32))
     return g.op("ReduceMax", rows, g.constant([1], np.int64), keepdims=0)
@@ -218,7 +218,7 @@ def first_token(g: OnnxGraph, states: str, input_ids: str, lengths: str) -> str:
     """[T, H] -> [B, H]: the vector of each item's first token."""
     if g.feed.packed:
         return g.op("Gather", states, g.op("CumSum", lengths, g.constant(0, np.int64), exclusive=1))
-    slot, _ = _tokens(g, input_ids, lengths)
+    slot, _ = token_rows(g, input_ids, lengths)
     return g.op("Gather", states, g.op("Gather", slot, g.constant(0, np.int64), axis=1))
 
 
@@ -227,7 +227,7 @@ def last_token(g: OnnxGraph, states: str, input_ids: str, lengths: str) -> str:
     if g.feed.packed:
         ends = g.op("CumSum", lengths, g.constant(0, np.int64))
         return g.op("Gather", states, g.op("Sub", ends, g.constant(1, np.int32)))
-    slot, real = _tokens(g, input_ids, lengths)
+    slot, real = token_rows(g, input_ids, lengths)
     count = g.op("Cast", g.op("ReduceSum", real, g.constant([1], np.int64), keepdims=1), to=TensorProto.INT64)
     place = g.op("Sub", count, g.constant(1, np.int64))
     last = g.op("GatherElements", slot, g.op("Max", place, g.constant(0, np.int64)), axis=1)
@@ -245,7 +245,7 @@ POOL: dict[str, Callable[[OnnxGraph, str, str, str], str]] = {
 """sentence-transformers' name for a mode -> what writes it."""
 
 
-def _tokens(g: OnnxGraph, input_ids: str, lengths: str) -> tuple[str, str]:
+def token_rows(g: OnnxGraph, input_ids: str, lengths: str) -> tuple[str, str]:
     """Slots of every item [B, S] INT64, and 1 where one holds a token [B, S] FP32."""
     slot, inside = item_rows(g, lengths)
     is_token = g.op("GreaterOrEqual", g.op("Gather", input_ids, slot), g.constant(0, np.int32))

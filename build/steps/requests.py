@@ -160,7 +160,7 @@ class Batch:
         return items
 
     def _response(self, rows: Sequence[Mapping[str, Array]]) -> Any:
-        """One request's rows as tensors, scattered outputs filled with zeros to the longest row."""
+        """One request's rows as tensors, filled up to the longest row: with zeros, and integers with -1."""
         return pb_utils.InferenceResponse(
             [pb_utils.Tensor(name, _stack([row[name] for row in rows])) for name in self._model.outputs]
         )
@@ -177,9 +177,8 @@ def targets(entries: Sequence[Mapping[str, Any]], kind: str) -> dict[str, str]:
 def _stack(rows: list[Array]) -> Array:
     if len(rows) == 1:
         return rows[0][None]
-    if rows[0].ndim == 1:
-        return np.stack(rows)
-    stacked = np.zeros((len(rows), max(map(len, rows)), *rows[0].shape[1:]), rows[0].dtype)
+    filling = NO_TOKEN if rows[0].dtype.kind == "i" else 0
+    stacked = np.full((len(rows), max(map(len, rows)), *rows[0].shape[1:]), filling, rows[0].dtype)
     for target, row in zip(stacked, rows, strict=True):
         target[: len(row)] = row
     return stacked

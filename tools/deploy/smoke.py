@@ -33,9 +33,14 @@ def smoke(embed: str, rerank: str) -> list[str]:
         if model["task"] == "embed":
             _check_embeddings(f"{embed}/embed", name, model["dimensions"])
             lines.append(f"{name}: {len(TEXTS)} texts, {model['dimensions']} dimensions, in order")
-        else:
+        elif model["task"] == "rerank":
             best = _check_scores(f"{rerank}/rerank", name)
             lines.append(f"{name}: {len(TEXTS)} documents scored, best {best:.3f}")
+        else:
+            weights = ask(f"{embed}/{model['task']}", {"inputs": TEXTS, "model": name})
+            if len(weights) != len(TEXTS) or not all(weights):
+                raise DeployError(f"{name} gave nothing for one of {len(TEXTS)} texts")
+            lines.append(f"{name}: {len(TEXTS)} texts, of any number of values")
     failing = ask(f"{embed}/health?partial=1")["failing"]
     return lines + [f"{name} is not served: {problem}" for name, problem in failing.items()]
 

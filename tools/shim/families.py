@@ -17,7 +17,10 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 from build.config import read_config
 from build.errors import BuildError
 
-Task = Literal["embed", "rerank"]
+Task = Literal["embed", "embed_sparse", "rerank"]
+
+GIVES: dict[str, Task] = {"embeddings": "embed", "indices": "embed_sparse", "score": "rerank"}
+"""Output of an ensemble -> what it is for."""
 
 PROCESS = 40 << 20
 """Bytes that the process of a step takes beside its weights, about."""
@@ -53,10 +56,8 @@ class Family:
 
 def task_of(config: ModelConfig) -> Task | None:
     """What an ensemble is for; None for a model that is none of ours."""
-    outputs = {output.name for output in config.output}
-    if config.platform != "ensemble" or not outputs & {"embeddings", "score"}:
-        return None
-    return "embed" if "embeddings" in outputs else "rerank"
+    tasks = [GIVES[output.name] for output in config.output if output.name in GIVES]
+    return tasks[0] if config.platform == "ensemble" and tasks else None
 
 
 def steps_of(config: ModelConfig) -> tuple[str, ...]:

@@ -119,6 +119,16 @@ class Gateway:
         cut = unit_length(result.tensors["embeddings"][:, :dimensions])
         return replace(result, tensors={**result.tensors, "embeddings": cut})
 
+    async def embed_sparse(
+        self, texts: list[str], model_name: str | None = None, *, prompt: str | None = None, truncate: bool = True
+    ) -> Result:
+        """`indices` and `values` of `texts` behind a prompt: the vocabulary's words that have a weight.
+
+        Rows are of unlike lengths, objects [B, 1].
+        """
+        model = await self.upstream.model("embed_sparse", model_name)
+        return await self._infer(model, text_inputs(model, texts, prompt), truncate)
+
     async def rerank(
         self,
         query: str | list[str],

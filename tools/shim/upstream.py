@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -94,7 +94,7 @@ class ServedModel:
     task: Task
     max_batch_size: int
     dimensions: int | None
-    """Of an embedding; None for a reranker."""
+    """Of an embedding, of all places of a sparse one; None for a reranker."""
     max_tokens: int
     """Longest text, special tokens included; what is longer is cut."""
     steps: tuple[str, ...]
@@ -286,7 +286,7 @@ class Upstream:
                 raise InferenceServerException(f"{name} gave {output} that are not finite numbers")
             if array.dtype == np.uint8:  # text, one a row, of unlike widths in unlike requests
                 tensors[output] = np.array([[row.tobytes()] for row in array], np.object_)
-        return tensors
+        return tensors | unpadded(tensors)
 
     async def problems(self) -> dict[str, str | None]:
         """Every served model with None when it answers, else why it does not.
@@ -347,9 +347,12 @@ class Upstream:
         config = await self._config(name)
         steps, task = steps_of(config), task_of(config)
         if task is None:
-            raise BuildError(f"{name} is no ensemble that embeds or reranks")
+            raise BuildError(f"{name} is no ensemble that does any of {', '.join(get_args(Task))}")
         parameters = (await self._config(steps[0])).parameters
+        facts = {key: value.string_value for key, value in config.parameters.items()}
         dimensions = {output.name: list(output.dims) for output in config.output}.get("embeddings")
+        if dimensions is None and "dimensions" in facts:
+            dimensions = [int(facts["dimensions"])]
         return ServedModel(
             name=name,
             task=task,
@@ -359,7 +362,7 @@ class Upstream:
             steps=steps,
             prompts=_named(json.loads(parameters["prompts"].string_value)) if "prompts" in parameters else {},
             takes_instruction="instruction" in [one.name for one in config.input],
-            facts={key: value.string_value for key, value in config.parameters.items()},
+            facts=facts,
         )
 
     async def _config(self, name: str) -> Any:
@@ -374,7 +377,26 @@ def _named(prompts: dict[str, str]) -> dict[str, str]:
     return {name: prompt for name, prompt in prompts.items() if name}
 
 
+def unpadded(tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """The tensors whose rows are filled up to the longest of a request, as objects [B, 1] without the filling."""
+    if "indices" not in tensors:
+        return {}
+    real = tensors["indices"] >= 0
+    return {name: of_rows([row[own] for row, own in zip(tensors[name], real, strict=True)]) for name in SPARSE}
+
+
+def of_rows(rows: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """Arrays of any shapes as objects [B, 1]."""
+    objects = np.empty((len(rows), 1), np.object_)
+    for i, row in enumerate(rows):
+        objects[i, 0] = row
+    return objects
+
+
+SPARSE = ("indices", "values")
+
 PROBES: dict[Task, dict[str, list[str]]] = {
     "embed": {"text": ["ready?"]},
+    "embed_sparse": {"text": ["ready?"]},
     "rerank": {"query": ["ready?"], "passage": ["ready."]},
 }

@@ -24,6 +24,14 @@ and for a reranker token_ids, token_counts and truncated of the pairs, and:
     logits           float32 [pairs], for qwen3-reranker the logit of "yes" less that of "no"
     scores           float32 [pairs], the sigmoid of logits, and so for qwen3-reranker the softmax's share of "yes"
 
+A sparse model has token_ids, token_counts and truncated of the texts, and what is not zero in their vectors:
+
+    indices          int32, text after text, ascending in each
+    values           float32, one for each of indices
+    value_counts     int32 [texts], how many of indices belong to each text
+
+and the same under names that start with blank_ for the texts of ../blank.json.
+
 expected.json also has `bf16`, for whether a bound for bfloat16 means something: how far the reference itself is
 from these when its weights and activations are bfloat16, as the lowest cosine or the largest difference of scores.
 """
@@ -41,15 +49,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import transformers as hf
 from numpy.typing import NDArray
-from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers import CrossEncoder, SentenceTransformer, SparseEncoder
 from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+from sentence_transformers.sparse_encoder.modules import SpladePooling
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from torch.nn import functional
 
@@ -57,6 +66,7 @@ HERE = Path(__file__).resolve().parent
 PACKAGES = ("torch", "transformers", "sentence-transformers", "tokenizers", "safetensors", "numpy")
 TEXTS: list[str] = json.loads((HERE / "texts.json").read_text(encoding="utf-8"))
 PAIRS: list[tuple[str, str]] = [(q, p) for q, p in json.loads((HERE / "pairs.json").read_text(encoding="utf-8"))]
+BLANK: list[str] = json.loads((HERE.parent / "blank.json").read_text(encoding="utf-8"))["texts"]
 WINDOW = 64
 RERANKER_WINDOW = 192
 WIDE = 144
@@ -389,6 +399,34 @@ def cross_encoder(name: str, network: Any, tokenizer: Any) -> None:
     write_expected(name, arrays, largest_difference(scores, arrays["scores"]))
 
 
+def sparse_encoder(name: str, network: Any, tokenizer: Any, strategy: Literal["max", "sum"]) -> None:
+    """With biases that leave few tokens above zero, as training does."""
+    folder = str(HERE / name)
+    shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory() as plain:
+        network.get_output_embeddings().bias.data -= 3
+        save(plain, network, tokenizer)
+        masked = Transformer(plain, transformer_task="fill-mask", model_kwargs={"dtype": "auto"})
+        modules = [masked, SpladePooling(strategy)]
+        SparseEncoder(modules=modules, device="cpu").save(folder, create_model_card=False)
+    model = SparseEncoder(folder, **LOAD)
+    fed = [model.preprocess([text])["input_ids"][0].tolist() for text in TEXTS]
+    arrays = tokens(name, TEXTS, fed, WINDOW)
+
+    def vectors(encoder: Any, texts: list[str]) -> Any:
+        found = [encoder.encode(text, convert_to_sparse_tensor=False) for text in texts]
+        return torch.stack(found).float().numpy()
+
+    for start, texts in (("", TEXTS), ("blank_", BLANK)):
+        dense = vectors(model, texts)
+        row, column = dense.nonzero()
+        arrays[f"{start}indices"] = column.astype(np.int32)
+        arrays[f"{start}values"] = dense[row, column]
+        arrays[f"{start}value_counts"] = np.bincount(row, minlength=len(texts)).astype(np.int32)
+    short = SparseEncoder(folder, **BF16)
+    write_expected(name, arrays, lowest_cosine(vectors(short, TEXTS), vectors(model, TEXTS)))
+
+
 @torch.inference_mode()
 def qwen_reranker(name: str, network: Any, tokenizer: Any) -> None:
     """Scored as the sample for transformers on the model card of Qwen3-Reranker does, or by a classifier."""
@@ -597,13 +635,27 @@ def modernbert_reranker(name: str) -> None:
     cross_encoder(name, randomise(classifier, 12, norm=0.5), words)
 
 
+def bert_splade(name: str) -> None:
+    words = wordpiece()
+    model: Any = hf.BertForMaskedLM(hf.BertConfig(**bert_sizes(words)))
+    sparse_encoder(name, randomise(model, 18), words, "max")
+
+
+def distilbert_splade(name: str) -> None:
+    words = distilberts()
+    model: Any = hf.DistilBertForMaskedLM(hf.DistilBertConfig(**distilbert_sizes(words)))
+    sparse_encoder(name, randomise(model, 19), words, "sum")
+
+
 MAKERS: dict[str, Callable[[str], None]] = {
     "bert-cls": bert_cls,
     "bert-cross-encoder": bert_cross_encoder,
+    "bert-splade": bert_splade,
     "camembert": camembert,
     "cross-encoder": roberta_cross_encoder,
     "distilbert": distilbert,
     "distilbert-cross-encoder": distilbert_cross_encoder,
+    "distilbert-splade": distilbert_splade,
     "gemma3": gemma3,
     "llama": llama,
     "mistral": mistral,

@@ -9,6 +9,7 @@ from tools.shim.body import Positive, Text, Vector
 from tools.shim.dialects.encodings import Encoding, encoded
 from tools.shim.dialects.lengths import check_tokens, normalised
 from tools.shim.errors import GatewayError, bad_request
+from tools.shim.families import Task
 from tools.shim.gateway import Gateway
 from tools.shim.residency import Residence, Residency
 from tools.shim.routes import Get, Post, Reply
@@ -118,7 +119,7 @@ class Model(TypedDict):
     object: Literal["model"]
     created: int
     owned_by: str
-    task: Literal["embed", "rerank"]
+    task: Task
     dimensions: int | None
     minimum_dimensions: int | None
     max_tokens: int

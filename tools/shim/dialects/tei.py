@@ -1,8 +1,9 @@
-"""Text Embeddings Inference: `/embed` with `inputs`, `/rerank` with `texts`, `/` for both, `/similarity`.
+"""Text Embeddings Inference: `/embed` with `inputs`, `/rerank` with `texts`, `/` for both, `/embed_sparse`.
 
-Also `/tokenize` and `/info`.
+Also `/similarity`, `/tokenize` and `/info`.
 
-It has no field for a model: the first of each task answers. As with its own `--auto-truncate`, which is on unless
+It has no field for a model, so the first of each task answers, but where nobody else speaks a route: `model` is an
+addition there. As with its own `--auto-truncate`, which is on unless
 told otherwise, texts are cut to the window where a call does not say.
 """
 
@@ -49,6 +50,29 @@ class EmbedCall(Lenient):
     def check(content: dict[str, Any]) -> None:
         """Refuses token ids in their own words."""
         refuse_token_ids(content, "inputs")
+
+
+@dataclass(frozen=True)
+class SparseCall(Lenient):
+    """Texts to embed behind the prompt called `prompt_name`; without a model, by the first that is sparse."""
+
+    inputs: Text | list[Text]
+    truncate: bool | None = None
+    truncation_direction: Side | None = None
+    prompt_name: str | None = None
+    model: str | None = None
+
+    @staticmethod
+    def check(content: dict[str, Any]) -> None:
+        """Refuses token ids in their own words."""
+        refuse_token_ids(content, "inputs")
+
+
+class Weight(TypedDict):
+    """One place of a sparse vector, and what is there."""
+
+    index: int
+    value: float
 
 
 @dataclass(frozen=True)
@@ -116,7 +140,7 @@ class SimilarityCall(Lenient):
 
 
 class Info(TypedDict):
-    """The model that answers `/embed`, or `/rerank` where none embeds."""
+    """The model that answers `/embed`, or `/embed_sparse` where none does, or `/rerank`."""
 
     model_id: str
     model_sha: str | None
@@ -142,6 +166,20 @@ async def embed(gateway: Gateway, call: EmbedCall) -> Reply:
         truncate=call.truncate is not False,
     )
     return Reply(normalised(result, call.normalize is not False, "normalize"), result)
+
+
+async def embed_sparse(gateway: Gateway, call: SparseCall) -> Reply:
+    """Embeds texts as what is not zero of their vectors, by index."""
+    check_direction(call.truncation_direction)
+    result = await gateway.embed_sparse(
+        as_list(call.inputs), call.model, prompt=call.prompt_name, truncate=call.truncate is not False
+    )
+    rows = zip(result.tensors["indices"][:, 0], result.tensors["values"][:, 0], strict=True)
+    weights = [
+        [{"index": i, "value": value} for i, value in zip(indices.tolist(), values, strict=True)]
+        for indices, values in rows
+    ]
+    return Reply(weights, result)
 
 
 async def similarity(gateway: Gateway, call: SimilarityCall) -> Reply:
@@ -184,10 +222,10 @@ async def info(gateway: Gateway) -> Reply:
     """Describes the model."""
     served = await gateway.upstream.models()
     model = min(served, key=lambda model: model.task)
-    if model.task == "embed":
-        kind: dict[str, Any] = {"embedding": {"pooling": model.facts.get("pooling")}}
+    if model.task == "rerank":
+        kind: dict[str, Any] = {"reranker": {"id2label": {"0": "score"}, "label2id": {"score": 0}}}
     else:
-        kind = {"reranker": {"id2label": {"0": "score"}, "label2id": {"score": 0}}}
+        kind = {"embedding": {"pooling": model.facts.get("pooling")}}
     content: Info = {
         "model_id": model.facts.get("source", model.name),
         "model_sha": model.facts.get("revision"),
@@ -228,6 +266,7 @@ def error(error: GatewayError) -> tuple[int, object]:
 ROUTES: list[Post | Get] = [
     *(Post(path, EmbedCall, embed, list[Vector], key="inputs", error=error) for path in ("/embed", "/")),
     *(Post(path, RerankCall, rerank, list[Rank], key="texts", error=error) for path in ("/rerank", "/")),
+    Post("/embed_sparse", SparseCall, embed_sparse, list[list[Weight]], key="inputs", error=error),
     Post("/similarity", SimilarityCall, similarity, list[float], error=error),
     Post("/tokenize", TokenizeCall, tokenize, list[list[Token]], error=error),
     Get("/info", info, Info, error=error),

@@ -1,0 +1,158 @@
+"""Sparse vectors: what a masked language model would put in each place of a text, as weights of its vocabulary.
+
+Input   last_hidden_state FP32 [T * H], input_ids INT32 [T], lengths INT32 [B] (see `build.graphs.pooling`)
+Output  indices INT32 [B, N], ascending in each row; values FP32 [B, N]: what is not zero of a vector of the
+        vocabulary's size V. N is that of the row with most, and others are filled up with -1 and 0
+
+SPLADE (Formal et al., 2021, arXiv:2107.05720 and arXiv:2109.10086): log(1 + max(logits, 0)) of the language
+model's head, its maximum or sum over a text's tokens, special ones included. No [B, V] leaves the graph.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from onnx import TensorProto
+
+from build.checkpoint import SPLADE, Checkpoint
+from build.errors import BuildError
+from build.graphs.blocks import gelu
+from build.graphs.dimensions import Dimensions
+from build.graphs.onnx_graph import OnnxGraph
+from build.graphs.parameters import Parameters
+from build.graphs.pooling import token_rows
+from build.graphs.ragged import state_inputs
+from build.settings import Settings
+from build.weights import Weights
+
+LOGARITHMS = {"relu": 1, "log1p_relu": 2}
+"""`activation_function` -> how often log(1 + x) is taken."""
+
+
+@dataclass(frozen=True)
+class MaskedHead:
+    """What the parts of a masked language model's head are called; a tied one takes the table of words."""
+
+    dense: str
+    norm: str
+    decoder: str
+    bias: str
+    words: str = "embeddings.word_embeddings.weight"
+
+
+@dataclass(frozen=True)
+class Splade:
+    """How the logits of a text's tokens become one vector."""
+
+    strategy: str = "max"
+    logarithms: int = 1
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, vocabulary: int) -> Splade:
+        """Reads the module, or takes SPLADE's own where there are none; BuildError on what is not written."""
+        if not checkpoint.modules:
+            return cls()
+        kinds = [module.kind for module in checkpoint.modules]
+        if kinds[1:] != [SPLADE]:
+            raise BuildError(
+                f"{checkpoint.folder / 'modules.json'} lists {', '.join(kinds)}; sparse vectors are written for "
+                f"Transformer, {SPLADE}"
+            )
+        config = checkpoint.settings(checkpoint.folder / checkpoint.modules[1].path / "config.json")
+        width = config.integer("embedding_dimension", "word_embedding_dimension", default=vocabulary)
+        if width != vocabulary:
+            raise BuildError(f"{config.path} pools {width} logits, but the language model gives {vocabulary}")
+        config.skip(["chunk_size"])  # how much is computed at a time
+        strategy = config.word("pooling_strategy", default="max")
+        activation = config.word("activation_function", default="relu")
+        if strategy not in ("max", "sum") or activation not in LOGARITHMS:
+            raise BuildError(
+                f"{config.path} asks for {strategy} of {activation}; it is written for max or sum of "
+                f"{' or '.join(LOGARITHMS)}"
+            )
+        return cls(strategy, LOGARITHMS[activation])
+
+
+def is_tied(config: Settings) -> bool:
+    """Whether a language model's head takes the table of words."""
+    return config.flag("tie_word_embeddings", default=True)
+
+
+def write_splade(
+    g: OnnxGraph, encoder: Dimensions, weights: Weights, head: MaskedHead, splade: Splade, tied: bool
+) -> None:
+    """Writes the language model's head, the pooling over tokens and what is left of it."""
+    states, input_ids, lengths = state_inputs(g, encoder.hidden_size)
+    hidden, size = encoder.hidden_size, encoder.vocab_size
+    p = Parameters(g, weights)
+    inner = gelu(g, p.linear(states, head.dense, hidden, hidden))
+    x = p.layer_norm(inner, head.norm, hidden, encoder.head_epsilon)
+
+    slot, real = token_rows(g, input_ids, lengths)
+    rows = g.op("Flatten", g.op("Gather", x, slot), axis=2)
+    table = g.weight("decoder.weight", _table(weights, head, size, hidden, tied))
+    logits = g.linear(rows, table, g.weight("decoder.bias", weights.tensor(head.bias, size)))
+    shape = g.op("Concat", g.op("Shape", slot), g.constant([size], np.int64), axis=0)
+    logits = g.op("Reshape", logits, shape)
+
+    if splade.strategy == "max":
+        # The logarithm keeps the order, so that it is taken of one row of logits for each text.
+        weight = g.op("Unsqueeze", real, g.constant([2], np.int64))
+        scores = g.op(
+            "ReduceMax", g.op("Relu", g.op("Mul", logits, weight)), g.constant([1], np.int64), keepdims=0
+        )
+        scores = _logarithms(g, scores, splade.logarithms)
+    else:
+        # As a product: ONNX Runtime's own sum over an axis is taken in another order in rows of another width.
+        each = _logarithms(g, g.op("Relu", logits), splade.logarithms)
+        weight = g.op("Unsqueeze", real, g.constant([1], np.int64))
+        scores = g.op("Squeeze", g.op("MatMul", weight, each), g.constant([1], np.int64))
+    write_sparse(g, scores, size)
+
+
+def write_sparse(g: OnnxGraph, scores: str, size: int) -> None:
+    """Declares the outputs `indices` and `values`: what is above zero of `scores` [B, `size`]."""
+    one, first = g.constant(1, np.int64), g.constant(0, np.int64)
+    every = g.constant([-1], np.int64)
+    flat = g.op("Reshape", scores, every)
+    found = g.op("Greater", scores, g.constant(0, np.float32))
+    places = g.op("Reshape", g.op("NonZero", g.op("Reshape", found, every)), every)
+    counts = g.op("ReduceSum", g.op("Cast", found, to=TensorProto.INT64), g.constant([1], np.int64), keepdims=1)
+    starts = g.op("CumSum", counts, first, exclusive=1)
+    column = g.op("Range", first, g.op("Max", g.op("ReduceMax", counts, keepdims=0), one), one)
+    # Past a row's end is the place behind them all, where -1 and 0 stand.
+    end = g.op("Squeeze", g.op("Shape", places))
+    place = g.op("Where", g.op("Less", column, counts), g.op("Add", starts, column), end)
+    ids = g.op("Mod", places, g.constant(size, np.int64))
+    indices = g.op("Concat", g.op("Cast", ids, to=TensorProto.INT32), g.constant([-1], np.int32), axis=0)
+    values = g.op("Concat", g.op("Gather", flat, places), g.constant([0], np.float32), axis=0)
+    g.output("indices", g.op("Gather", indices, place), TensorProto.INT32, ["batch", "most"])
+    g.output("values", g.op("Gather", values, place), TensorProto.FLOAT, ["batch", "most"])
+
+
+def _logarithms(g: OnnxGraph, x: str, times: int) -> str:
+    """log(1 + x), exact where 1 + x is rounded to 1 or near it (Kahan; Goldberg, 1991, theorem 4)."""
+    one = g.constant(1, np.float32)
+    for _ in range(times):
+        u = g.op("Add", x, one)
+        rest = g.op("Sub", u, one)
+        is_lost = g.op("Equal", rest, g.constant(0, np.float32))
+        exact = g.op("Div", g.op("Mul", g.op("Log", u), x), g.op("Where", is_lost, one, rest))
+        x = g.op("Where", is_lost, x, exact)
+    return x
+
+
+def _table(weights: Weights, head: MaskedHead, size: int, hidden: int, tied: bool) -> npt.NDArray[np.float32]:
+    """The rows that a state is multiplied by; BuildError where two that are said to be one differ."""
+    own = f"{head.decoder}.weight"
+    if not tied:
+        return weights.tensor(own, size, hidden)
+    table = weights.tensor(head.words, size, hidden)
+    if own in weights and not np.array_equal(weights.tensor(own, size, hidden), table):
+        raise BuildError(
+            f"the weights in {weights.folder} have {own} beside another {head.words}, but config.json ties them: "
+            "say tie_word_embeddings = false there if the head has a table of its own"
+        )
+    return table
