@@ -227,8 +227,8 @@ DAMAGES = {
         "no tensor 'layers.3.input_layernorm.weight'",
     ),
     "scaled positions": (
-        change("config.json", rope_parameters={"rope_type": "yarn"}),
-        'rope_parameters.rope_type = "yarn"',
+        change("config.json", rope_parameters={"rope_type": "longrope"}),
+        'rope_parameters.rope_type = "longrope"',
     ),
 }
 
