@@ -61,9 +61,8 @@ def run(*options: str, path: str = "", visible: str = "") -> subprocess.Complete
 
 def test_operations_are_counted() -> None:
     """By hand: texts of one and of three tokens, two layers."""
-    small = replace(
-        dimensions(TINY / "qwen3-embedding"), hidden_size=4, heads=2, key_value_heads=1, width=3, inner=5, layers=2
-    )
+    sizes = {"hidden_size": 4, "heads": 2, "key_value_heads": 1, "width": 3, "inner": 5}
+    small = replace(dimensions(TINY / "qwen3-embedding"), **sizes, windows=(None, None))
     projections = 4 * 6 + 4 * 3 + 4 * 3 + 6 * 4
     gates = 3 * (4 * 5)
     attended = 1 + (1 + 2 + 3)
