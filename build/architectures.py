@@ -78,7 +78,7 @@ HARMLESS = (
         "label2id",
         "prefix",
     ),
-    # How cross-encoders show their logit, which is served as it is and as its sigmoid.
+    # How cross-encoders make a score of their logit, read where there is one.
     *("sentence_transformers", "sbert_ce_default_activation_function"),
     # How language models write.
     *(

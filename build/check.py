@@ -54,7 +54,7 @@ AGREEMENT = {"": 0.999, "static": 0.98, "dynamic": 0.9}
 """The ensemble's `quantisation` -> the least cosine of a text's result alone and beside others."""
 
 NO_TOKEN = -1
-RESULTS = ("embeddings", "score", "values")
+RESULTS = ("embeddings", "logit", "values")
 TEXT = "Every graph is run once before it is served, with 12 words of this sentence over and over again. "
 
 
@@ -318,7 +318,7 @@ def _compare(family: str, found: Sequence[Mapping[str, Array]], least: float) ->
             alone, beside = one[name][0], together[name][i]
             if name == "values":
                 alone, beside = _opened(one["indices"][0], alone), _opened(together["indices"][i], beside)
-            likeness = 1 - abs(alone[0] - beside[0]) if name == "score" else _cosine(alone, beside)
+            likeness = 1 - abs(_share(alone) - _share(beside)) if name == "logit" else _cosine(alone, beside)
             if likeness < least:
                 raise BuildError(
                     f"{family} gives a text other {name} beside longer texts than alone: alike by {likeness:.4f}, "
@@ -331,6 +331,11 @@ def _opened(indices: Array, values: Array) -> Array:
     dense = np.zeros(1 << 20, np.float32)
     dense[indices[indices >= 0]] = values[indices >= 0]
     return dense
+
+
+def _share(logit: Array) -> float:
+    """Of 0..1."""
+    return float(1 / (1 + np.exp(-logit[0])))
 
 
 def _cosine(a: Array, b: Array) -> float:

@@ -210,16 +210,24 @@ class Checkpoint:
         return asked or longest
 
     @cached_property
+    def library(self) -> Settings:
+        """`config_sentence_transformers.json`, without a key where it is missing."""
+        path = self.folder / PROMPTS
+        return self.settings(path) if is_listed(path) else Settings(path, {})
+
+    @property
+    def is_cross_encoder(self) -> bool:
+        """Whether sentence-transformers' CrossEncoder takes all modules, and not the transformer alone."""
+        return bool(self.modules) and self.library.find("model_type") == "CrossEncoder"
+
+    @cached_property
     def prompts(self) -> dict[str, str]:
         """Prompt name -> what is put before the text: the checkpoint's own, and two that every model has.
 
         The one named "" is for calls that name none.
         """
-        path = self.folder / PROMPTS
-        if not is_listed(path):
-            return {"query": "", "document": ""}
-        said = self.settings(path)
-        # How scores are shown, of which the logit is served as it is.
+        path, said = self.folder / PROMPTS, self.library
+        # What scores are made with is read where there are some.
         said.skip(["__version__", "similarity_fn_name", "activation_fn", "requirements"])
         said.require("model_type", "SentenceTransformer", "CrossEncoder", "SparseEncoder")
         said.require("max_active_dims", None)
@@ -236,9 +244,7 @@ class Checkpoint:
     @cached_property
     def truncate_dim(self) -> int | None:
         """To how many dimensions the reference cuts what the modules give; None for not at all."""
-        path = self.folder / PROMPTS
-        said = self.settings(path) if is_listed(path) else Settings(path, {})
-        return said.integer("truncate_dim") if "truncate_dim" in said else None
+        return self.library.integer("truncate_dim") if "truncate_dim" in self.library else None
 
     @cached_property
     def is_ended_by_code(self) -> bool:

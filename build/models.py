@@ -19,7 +19,7 @@ from build.graphs.adopted import Adopted
 from build.graphs.dimensions import Dimensions, any_dimensions, labels
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.pooling import Pooling, write_pooling
-from build.graphs.scoring import write_cosine_scoring, write_scoring
+from build.graphs.scoring import logit_score, score_activation, write_cosine_scoring, write_scoring
 from build.graphs.sparse import Splade, is_tied, write_splade
 from build.quantised import Quantised
 from build.repository import Family
@@ -35,6 +35,9 @@ REQUESTS, MEMORY = SOURCES / "steps" / "requests.py", SOURCES / "steps" / "memor
 ONNX_RUNNER_STEP = SOURCES / "steps" / "onnx_runner.py"
 TORCH_RUNNER_STEP = SOURCES / "steps" / "torch_runner.py"
 TORCH = (SOURCES / "steps" / "torch_graph.py", SOURCES / "steps" / "packed_encoder.py")
+
+LANGUAGE_MODELS = tuple(f"{kind}ForCausalLM" for kind in ("Llama", "Mistral", "Qwen2", "Qwen3"))
+"""Classes that LogitScore may follow."""
 
 ENDS = ("prefix", "suffix")
 """Parts of a reranker's template that are never cut."""
@@ -330,13 +333,9 @@ def reranking_models(
     checkpoint: Checkpoint, family: Family, states: Model, encoder: Dimensions, weights: Weights
 ) -> list[Model]:
     """The family of a cross-encoder, or of a language model that is asked whether a passage answers."""
-    reranker = ARCHITECTURES[checkpoint.model_type].rerankers.get(checkpoint.architecture)
-    if reranker is None:
-        known = [name for one in ARCHITECTURES.values() for name in one.rerankers]
-        raise BuildError(
-            f"{checkpoint.config.path} is of {checkpoint.architecture or 'no class'}; scores are written for "
-            f"{', '.join(known)}"
-        )
+    reranker = reranker_of(checkpoint)
+    activation = score_activation(checkpoint)
+    family = replace(family, facts={**family.facts, "activation": activation})
     check_one_score(checkpoint, family, reranker)
     if reranker.template is None:
         config = repository.pair_tokenizer(family)
@@ -352,10 +351,30 @@ def reranking_models(
             graph(
                 repository.scoring(family),
                 family.target.head,
-                lambda g: write_scoring(g, encoder, weights, tokens, reranker.logit),
+                lambda g: write_scoring(g, encoder, weights, tokens, reranker.logit, activation),
             ),
         ),
     ]
+
+
+def reranker_of(checkpoint: Checkpoint) -> Reranker:
+    """What makes a score of the encoder's states; raises BuildError where that is not written."""
+    kinds = [module.kind for module in checkpoint.modules] if checkpoint.is_cross_encoder else []
+    if kinds == ["Transformer", "LogitScore"] and checkpoint.architecture in LANGUAGE_MODELS:
+        return Reranker(logit_score(checkpoint, checkpoint.modules[1].path))
+    if kinds not in ([], ["Transformer"]):
+        raise BuildError(
+            f"{checkpoint.folder / 'modules.json'} lists {', '.join(kinds)}; scores are written for a Transformer "
+            f"that classifies, or one of {', '.join(LANGUAGE_MODELS)} and LogitScore"
+        )
+    reranker = ARCHITECTURES[checkpoint.model_type].rerankers.get(checkpoint.architecture)
+    if reranker is None:
+        known = [name for one in ARCHITECTURES.values() for name in one.rerankers]
+        raise BuildError(
+            f"{checkpoint.config.path} is of {checkpoint.architecture or 'no class'}; scores are written for "
+            f"{', '.join(known)}"
+        )
+    return reranker
 
 
 def with_head(encoder: Model, both: ModelConfig, head: Model) -> list[Model]:
@@ -367,8 +386,7 @@ def with_head(encoder: Model, both: ModelConfig, head: Model) -> list[Model]:
 
 def check_one_score(checkpoint: Checkpoint, family: Family, reranker: Reranker) -> None:
     """Raises BuildError where a pair gets another number of scores than one, or its prompt has no room."""
-    if "" in checkpoint.prompts:
-        raise BuildError(f"{checkpoint.folder} has a prompt before each pair, which is not written for rerankers")
+    check_no_prompt(checkpoint)
     is_classifier = checkpoint.architecture.endswith("ForSequenceClassification")
     if is_classifier and (count := labels(checkpoint.config)) != 1:
         raise BuildError(
@@ -384,6 +402,12 @@ def check_one_score(checkpoint: Checkpoint, family: Family, reranker: Reranker) 
         )
 
 
+def check_no_prompt(checkpoint: Checkpoint) -> None:
+    """Raises BuildError where the reference puts words before each pair."""
+    if "" in checkpoint.prompts:
+        raise BuildError(f"{checkpoint.folder} has a prompt before each pair, which is not written for rerankers")
+
+
 def headless_models(entry: CatalogEntry, checkpoint: Checkpoint, family: Family, adopted: Adopted) -> list[Model]:
     """The family of a graph that pools or scores by itself: nothing follows the encoder."""
     dimensions = None
@@ -393,6 +417,8 @@ def headless_models(entry: CatalogEntry, checkpoint: Checkpoint, family: Family,
             family = replace(family, facts={**family.facts, "unit_length": "true"})
         words = repository.tokenizer(family, checkpoint.prompts | entry.prompts)
     else:
+        check_no_prompt(checkpoint)
+        family = replace(family, facts={**family.facts, "activation": adopted.activation})
         words = repository.pair_tokenizer(family)
     encoder = repository.headless_encoder(family, dimensions)
     return [

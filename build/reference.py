@@ -68,16 +68,16 @@ def scorer(checkpoint: str, max_tokens: int) -> Scorer:
     """The reranker in the folder or of the Hub's name `checkpoint`, of whichever kind its configuration says."""
     config = _load(_package("transformers").AutoConfig.from_pretrained, checkpoint)
     architecture = str((config.architectures or ["?"])[0])
-    if architecture.endswith("ForCausalLM"):
+    modules = _package("sentence_transformers").util.load_file_path(checkpoint, "modules.json")
+    if architecture.endswith("ForCausalLM") and modules is None:
         return _asked(checkpoint, max_tokens)
-    if architecture.endswith("ForSequenceClassification"):
+    if architecture.endswith(("ForSequenceClassification", "ForCausalLM")):
         return _cross_encoder(checkpoint)
     return _bi_encoder(checkpoint)
 
 
 def _cross_encoder(checkpoint: str) -> Scorer:
     model = _load(_package("sentence_transformers").CrossEncoder, checkpoint, **LOAD)
-    sigmoid = _package("torch").nn.Sigmoid()
 
     def score(pairs: Sequence[Pair]) -> Expected:
         features = [model.preprocess([pair]) for pair in pairs]
@@ -85,7 +85,7 @@ def _cross_encoder(checkpoint: str) -> Scorer:
             [feature[name][0].tolist() for feature in features] if name in features[0] else None
             for name in ("input_ids", "token_type_ids")
         )
-        values = model.predict(list(pairs), activation_fn=sigmoid, batch_size=BATCH, show_progress_bar=False)
+        values = model.predict(list(pairs), batch_size=BATCH, show_progress_bar=False)
         return Expected(np.asarray(values, np.float32), ids, types)
 
     return score

@@ -227,8 +227,12 @@ def _check_window(checkpoint: Checkpoint) -> None:
     window = checkpoint.window
     if window is None:
         return
-    window.require("transformer_task", "feature-extraction", "sequence-classification", "fill-mask")
-    window.require("module_output_name", "token_embeddings", "scores")
+    if any(module.kind == "LogitScore" for module in checkpoint.modules):
+        window.require("transformer_task", "text-generation")
+        window.require("module_output_name", "causal_logits")
+    else:
+        window.require("transformer_task", "feature-extraction", "sequence-classification", "fill-mask")
+        window.require("module_output_name", "token_embeddings", "scores")
     window.require(
         "modality_config",
         {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},

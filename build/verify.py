@@ -2,7 +2,8 @@
 
 The family is asked over Triton's gRPC, as its users get it, so whatever executes it is what is verified. The
 reference is sentence-transformers, or transformers where a language model is asked for "yes" or "no"; it needs an
-environment of its own. Embeddings agree by their cosine and length, scores by their difference, token ids exactly.
+environment of its own. Embeddings agree by their cosine and length, scores by their
+difference in 0..1, token ids exactly.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class Row:
     truncated: bool
     agreement: float
     """The cosine of two embeddings, or the share of one's length in the other's where these differ by more than
-    LENGTHS allows; or 1 less the difference of two scores."""
+    LENGTHS allows; or 1 less the difference of two scores, in 0..1."""
     served: float
     """The norm of the family's embedding, or its score."""
     reference: float
@@ -183,7 +184,10 @@ def compare_scores(served: Served, score: Scorer, pairs: Sequence[Pair]) -> list
         ]
         expected = Expected(expected.values, raised)
     scores = answer["score"][:, 0]
-    agreement = 1 - np.abs(scores.astype(np.float64) - expected.values)
+    both = [values.astype(np.float64) for values in (scores, expected.values)]
+    if both[1].min() < 0 or both[1].max() > 1:  # logits, of which a difference says little
+        both = [1 / (1 + np.exp(-values)) for values in both]
+    agreement = 1 - np.abs(both[0] - both[1])
     texts = ["\n".join(pair) for pair in pairs]
     return _rows(
         "pairs", texts, answer, np.nan_to_num(agreement, nan=-1), [scores, expected.values], ids, expected

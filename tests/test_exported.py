@@ -170,6 +170,7 @@ def test_a_task_that_the_files_do_not_say(tmp_path: Path, capsys: pytest.Capture
     """The second text's segment still reaches the graph."""
     folder = checkpoint(RERANKER, tmp_path)
     edit_json(folder / "config.json", architectures=["BertModel"])
+    (folder / "modules.json").unlink()
     assert "or say --task rerank if the model is a reranker" in refused(folder, capsys)
     build(folder, tmp_path / "repository", "--task", "rerank")
     for texts, batch in requests(token_ids(RERANKER)):

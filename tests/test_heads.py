@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import REFERENCE, TINY, cosines
+from conftest import REFERENCE, TINY, cosines, rows
 from engines import Array, OnnxRuntime, OpenVino, feeds, requests, states_fed, token_ids
 from safetensors.numpy import load_file, save_file
-from test_accounts import edit, graphs
+from test_accounts import Change, edit, graphs
 from test_graphs import needs_opset_24
 
 from build.checkpoint import Checkpoint
@@ -24,6 +24,8 @@ from build.source import describe
 from build.target import Target
 
 BASE = "bert-cls"
+SCORED: dict[str, Any] = json.loads((REFERENCE / "scores.json").read_text())
+SCORES = np.load(REFERENCE / "scores.npz")
 FILES: dict[str, dict[str, Any]] = json.loads((REFERENCE / "heads.json").read_text())
 EXPECTED = np.load(REFERENCE / "heads.npz")
 IDS = token_ids(BASE)[: len(EXPECTED["mean"])]
@@ -149,3 +151,111 @@ def test_asked_dimensions_take_the_place_of_the_checkpoints(scratch: Path, tmp_p
     vector, expected = head(**call)["embeddings"], EXPECTED["mean"][texts][:, :30]
     assert cosines(vector, expected).min() >= 0.999999
     assert abs(np.linalg.norm(vector) - 1) < 1e-5
+
+
+def reranker(name: str, folder: Path) -> Path:
+    """A tiny reranker with other files."""
+    base = SCORED[name]["checkpoint"]
+    folder = shutil.copytree(TINY / base, folder / base, ignore=shutil.ignore_patterns("expected.*"))
+    for path, content in SCORED[name]["files"].items():
+        (folder / path).parent.mkdir(exist_ok=True)
+        (folder / path).write_text(json.dumps(content))
+    return folder
+
+
+def pair_ids(name: str) -> list[list[int]]:
+    if f"{name}/token_ids" in SCORES:
+        return rows(SCORES[f"{name}/token_ids"], SCORES[f"{name}/token_counts"])
+    return token_ids(SCORED[name]["checkpoint"])[: len(SCORES[name])]
+
+
+@pytest.mark.parametrize(("engine", "runtime"), ENGINES)
+@pytest.mark.parametrize("name", SCORED)
+def test_scores_are_the_checkpoints_own_cross_encoders(
+    name: str, engine: type[OpenVino] | type[OnnxRuntime], runtime: str, tmp_path: Path
+) -> None:
+    folder = reranker(name, tmp_path)
+    entry = describe(folder, "reranker")
+    assert entry.tasks == ("rerank",)
+    paths = {}
+    for model in models_of(entry, Checkpoint(folder), Target(runtime)):
+        write_model(model, tmp_path / model.config.name)
+        paths[model.config.name] = tmp_path / model.config.name / "1" / "model.onnx"
+    encoder, head = engine(paths["reranker-encoder"]), engine(paths["reranker-scoring"])
+    for pairs, batch in requests(pair_ids(name)):
+        calls = feeds(runtime, batch)
+        found = [
+            head(last_hidden_state=states_fed(runtime, encoder(**call)["last_hidden_state"]), **call)
+            for call in calls
+        ]
+        scores = np.concatenate([one["score"][:, 0] for one in found])
+        np.testing.assert_allclose(scores, SCORES[name][pairs], atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["one token over another", "one token"])
+def test_a_language_models_pairs_are_read_as_the_reference_reads_them(name: str, tmp_path: Path) -> None:
+    """One behind the other, without a template."""
+    folder = reranker(name, tmp_path)
+    config = models_of(describe(folder, "reranker"), Checkpoint(folder), Target())[0].config
+    assert [one.name for one in config.input] == ["query", "passage"]
+    tokenizer = Checkpoint(folder).tokenizer
+    pairs = json.loads((TINY / "pairs.json").read_text())[: len(SCORES[name])]
+    tokenizer.enable_truncation(192)
+    assert [encoding.ids for encoding in tokenizer.encode_batch(pairs)] == pair_ids(name)
+
+
+REFUSED: dict[str, tuple[str, str, Change, str]] = {
+    "another activation": (
+        "Identity",
+        "config.json",
+        lambda values: values["sentence_transformers"].update(activation_fn="torch.nn.modules.activation.Softmax"),
+        r"with torch\.nn\.modules\.activation\.Softmax; scores are written for torch.nn's Identity",
+    ),
+    "another key of the library": (
+        "Identity",
+        "config.json",
+        lambda values: values["sentence_transformers"].update(scale=2),
+        r"config\.json has sentence_transformers\.scale = 2, which is not read",
+    ),
+    "another key of the module": (
+        "one token",
+        "1_LogitScore/config.json",
+        lambda values: values.update(scale=2),
+        "has scale = 2, which is not read",
+    ),
+    "other logits": (
+        "one token",
+        "1_LogitScore/config.json",
+        lambda values: values.update(module_input_name="scores"),
+        "module_input_name = .scores.",
+    ),
+    "a token past the last": (
+        "one token",
+        "1_LogitScore/config.json",
+        lambda values: values.update(true_token_id=640),
+        "the score is of token 640, but the language model knows 640",
+    ),
+    "a chat template": (
+        "one token",
+        "sentence_bert_config.json",
+        lambda values: values["modality_config"].update(message={"method": "forward"}),
+        "modality_config",
+    ),
+    "more modules": (
+        "Identity, beside modules",
+        "modules.json",
+        lambda modules: modules.append(
+            {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}
+        ),
+        "lists Transformer, Pooling; scores are written for a Transformer that classifies",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_other_scores_are_refused_by_name(case: str, tmp_path: Path) -> None:
+    name, path, change, words = REFUSED[case]
+    folder = reranker(name, tmp_path)
+    edit(folder / path, change)
+    with pytest.raises(BuildError, match=words):
+        graphs(folder, tmp_path / "found")

@@ -4,7 +4,7 @@ Input   input_ids INT32 [T], lengths INT32 [B] (see `build.graphs.ragged`)
 Output  one of
         last_hidden_state FP32 [T, H], zeros in slots without a token: our pooling follows
         embeddings FP32 [B, D]: the graph pools by itself
-        score, logit FP32 [B, 1], score = 1 / (1 + exp(-logit)): the graph has a classifier of one label
+        score, logit FP32 [B, 1], score = activation(logit): the graph has a classifier of one label
 
 In front, the tokens are opened into the rows [B, S] that exporters ask for, padded on the right, and turned into
 each of the graph's own inputs, INT32 or INT64 as it declares them:
@@ -51,6 +51,7 @@ from build.graphs.modules import normalise
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.pooling import Pooling
 from build.graphs.ragged import STEP, Ragged, last_hidden_state, opened, ragged_inputs
+from build.graphs.scoring import score_activation, write_scores
 from build.onnx_file import data_files, external_tensors, nodes, read_onnx, subgraphs, tensors
 
 PREFIX = "adopted/"
@@ -75,6 +76,8 @@ class Adopted:
     """H of hidden states and of embeddings, where it can be known."""
     normalise: bool = False
     """Whether embeddings leave with unit length, which a cut would take from them."""
+    activation: str = "Sigmoid"
+    """What makes scores of logits."""
     precision: str = "fp32"
     """What most of its floating-point weights are: `fp32`, `fp16` or `bf16`."""
     quantisation: str = ""
@@ -108,7 +111,7 @@ class Adopted:
                 raise BuildError(f"{path} gives {output} of {count} labels; a reranker has one")
             if any(value.name == "token_type_ids" for value in model.graph.input) and checkpoint.feeds_token_types:
                 encoder = replace(encoder, segment_offset=encoder.vocab_size)
-            return adopted(encoder, output=output, gives="score", width=1)
+            return adopted(encoder, output=output, gives="score", width=1, activation=score_activation(checkpoint))
 
         tokens, pooled = first(TOKENS, 3), first(POOLED, 2)
         has_modules = bool(checkpoint.modules)
@@ -166,8 +169,7 @@ class Adopted:
                 values = normalise(g, values)
             g.output("embeddings", values, TensorProto.FLOAT, ["batch", dimensions])
         else:
-            g.output("score", g.op("Sigmoid", values), TensorProto.FLOAT, ["batch", 1])
-            g.output("logit", values, TensorProto.FLOAT, ["batch", 1])
+            write_scores(g, values, self.activation)
 
     def _moved(self, g: OnnxGraph, model: onnx.ModelProto, weights: Iterable[TensorProto]) -> list[TensorProto]:
         """Copies files of weights whole, and large weights of the model file into ours; returns the others."""

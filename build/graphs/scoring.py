@@ -10,9 +10,11 @@ import numpy as np
 from onnx import TensorProto
 from tokenizers import Tokenizer
 
+from build.checkpoint import Checkpoint
 from build.errors import BuildError
 from build.graphs.blocks import gelu
 from build.graphs.dimensions import Dimensions
+from build.graphs.modules import ACTIVATIONS
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.parameters import Parameters
 from build.graphs.pooling import POOL, first_token, last_token
@@ -51,15 +53,48 @@ Logit: TypeAlias = Callable[[Head], str]
 """-> [B, 1]."""
 
 
-def write_scoring(g: OnnxGraph, encoder: Dimensions, weights: Weights, tokenizer: Tokenizer, logit: Logit) -> None:
+def score_activation(checkpoint: Checkpoint) -> str:
+    """What sentence-transformers' CrossEncoder makes a score of a logit with, one of ACTIVATIONS.
+
+    Raises BuildError for one that is not written. What names no class of torch it does not run, nor do we.
+    """
+    config = checkpoint.config
+    said = [config.find("sbert_ce_default_activation_function")]
+    if (own := config.inner("sentence_transformers")) is not None:
+        own.skip(["version"])
+        if "activation_fn" in own:
+            said = [own.find("activation_fn")]
+    if checkpoint.is_cross_encoder:
+        said.insert(0, checkpoint.library.find("activation_fn"))
+    for name in map(str, said):
+        library, _, kind = name.rpartition(".")
+        if not name.startswith("torch."):
+            continue
+        if not f"{library}.".startswith("torch.nn.") or kind not in ACTIVATIONS:
+            raise BuildError(
+                f"{checkpoint.folder} makes scores of logits with {name}; scores are written for torch.nn's "
+                f"{', '.join(ACTIVATIONS)}"
+            )
+        return kind
+    return "Sigmoid"
+
+
+def write_scoring(
+    g: OnnxGraph, encoder: Dimensions, weights: Weights, tokenizer: Tokenizer, logit: Logit, activation: str
+) -> None:
     """Scores each pair by one logit over its tokens.
 
     Input   last_hidden_state FP32 [T * H], input_ids INT32 [T], lengths INT32 [B] (see `build.graphs.pooling`)
-    Output  logit FP32 [B, 1]; score FP32 [B, 1] = 1 / (1 + exp(-logit)), 0..1
+    Output  logit FP32 [B, 1]; score FP32 [B, 1] = activation(logit), of ACTIVATIONS
     """
     value = logit(Head(Parameters(g, weights), encoder, tokenizer, *state_inputs(g, encoder.hidden_size)))
-    g.output("score", g.op("Sigmoid", value), TensorProto.FLOAT, ["batch", 1])
-    g.output("logit", value, TensorProto.FLOAT, ["batch", 1])
+    write_scores(g, value, activation)
+
+
+def write_scores(g: OnnxGraph, logit: str, activation: str) -> None:
+    """Both outputs of `logit` [B, 1]."""
+    g.output("score", ACTIVATIONS[activation](g, logit), TensorProto.FLOAT, ["batch", 1])
+    g.output("logit", logit, TensorProto.FLOAT, ["batch", 1])
 
 
 def bert_logit(head: Head) -> str:
@@ -101,13 +136,30 @@ def yes_no_logit(head: Head) -> str:
 
     The softmax over these two is the sigmoid of their difference, so two rows of the head are all that is kept.
     """
-    ids = [head.tokenizer.token_to_id(word) for word in ("yes", "no")]
-    if None in ids:
+    yes, no = (head.tokenizer.token_to_id(word) for word in ("yes", "no"))
+    if yes is None or no is None:
         raise BuildError("tokenizer.json has no single token for 'yes' and 'no', which the model is asked for")
+    return _logit_of(head, yes, no)
+
+
+def logit_score(checkpoint: Checkpoint, path: str) -> Logit:
+    """What sentence-transformers' LogitScore in the folder `path` asks for: one token's logit, less another's."""
+    config = checkpoint.settings(checkpoint.folder / path / "config.json")
+    config.require("module_input_name", "causal_logits")
+    true = config.integer("true_token_id", least=0)
+    false = config.integer("false_token_id", least=0) if "false_token_id" in config else None
+    return lambda head: _logit_of(head, true, false)
+
+
+def _logit_of(head: Head, true: int, false: int | None) -> str:
+    """A language model's logit of a token after the last one, less that of another."""
+    size = head.encoder.vocab_size
+    if (last := max(true, false or 0)) >= size:
+        raise BuildError(f"the score is of token {last}, but the language model knows {size}")
     name = "embed_tokens.weight" if head.encoder.tied else "lm_head.weight"
-    rows = head.p.weights.tensor(name, head.encoder.vocab_size, head.encoder.hidden_size)
-    difference = head.p.g.weight("yes_minus_no", (rows[ids[0]] - rows[ids[1]])[None])
-    return head.p.g.linear(head.last(), difference)
+    rows = head.p.weights.tensor(name, size, head.encoder.hidden_size)
+    row = rows[true] if false is None else rows[true] - rows[false]
+    return head.p.g.linear(head.last(), head.p.g.weight("yes_minus_no", row[None]))
 
 
 def write_cosine_scoring(g: OnnxGraph, dimensions: int) -> None:

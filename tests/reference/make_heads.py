@@ -1,8 +1,12 @@
-"""Write heads.json and heads.npz: what sentence-transformers saves behind a transformer, and the vectors it gives.
+"""Write heads.json and heads.npz: what sentence-transformers saves behind a transformer, and what it then gives.
 
 Each head stands behind the tiny checkpoint bert-cls in place of its own modules. heads.json has the files that say
 so, by their path in the checkpoint; heads.npz the tensors of its modules as NAME/FOLDER/TENSOR, and as NAME the
-vectors of the first texts of tiny/texts.json, each run alone in float32 on one thread. It needs requirements.txt:
+vectors of the first texts of tiny/texts.json, each run alone in float32 on one thread.
+
+scores.json and scores.npz are the same of rerankers: files of a tiny checkpoint, changed, and as NAME what
+CrossEncoder.predict then gives for the first pairs of tiny/pairs.json; of language models also NAME/token_ids and
+NAME/token_counts. It needs requirements.txt:
 
     python tests/reference/make_heads.py
 """
@@ -19,14 +23,16 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.numpy import load_file
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Dense, Transformer
+from sentence_transformers.cross_encoder.modules import LogitScore
 from sentence_transformers.sentence_transformer.modules import Dropout, LayerNorm, Normalize, Pooling
 from torch import nn
 
 HERE = Path(__file__).resolve().parent
 BASE = HERE / "tiny" / "bert-cls"
 TEXTS: list[str] = json.loads((HERE / "tiny" / "texts.json").read_text(encoding="utf-8"))[:12]
+PAIRS: list[list[str]] = json.loads((HERE / "tiny" / "pairs.json").read_text(encoding="utf-8"))[:12]
 HIDDEN = 48
 MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 SPELLED_OUT = {"word_embedding_dimension": HIDDEN} | {
@@ -97,8 +103,80 @@ def make(name: str, modules: list[nn.Module], folder: Path) -> tuple[dict[str, A
     return files, weights | {name: np.stack([loaded.encode(text) for text in TEXTS])}
 
 
+IDENTITY, SIGMOID, TANH = (
+    f"torch.nn.modules.{name}" for name in ("linear.Identity", "activation.Sigmoid", "activation.Tanh")
+)
+CLASSIFIERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "nothing said": ("cross-encoder", "config.json", {}),
+    "Identity": ("cross-encoder", "config.json", {"sentence_transformers": {"activation_fn": IDENTITY}}),
+    "Tanh": ("cross-encoder", "config.json", {"sentence_transformers": {"activation_fn": TANH}}),
+    "Identity, of old": ("cross-encoder", "config.json", {"sbert_ce_default_activation_function": IDENTITY}),
+    "two words": (
+        "cross-encoder",
+        "config.json",
+        {
+            "sentence_transformers": {"activation_fn": SIGMOID, "version": "4.1.0"},
+            "sbert_ce_default_activation_function": IDENTITY,
+        },
+    ),
+    "no class of torch": (
+        "cross-encoder",
+        "config.json",
+        {"sentence_transformers": {"activation_fn": "str"}, "sbert_ce_default_activation_function": IDENTITY},
+    ),
+    "Identity, beside modules": (
+        "bert-cross-encoder",
+        "config_sentence_transformers.json",
+        {"activation_fn": IDENTITY},
+    ),
+    "no class of torch, beside modules": (
+        "bert-cross-encoder",
+        "config_sentence_transformers.json",
+        {"activation_fn": "custom.Identity"},
+    ),
+}
+"""Name -> checkpoint, its file, and what that says more."""
+ASKED = {
+    "one token over another": LogitScore(true_token_id=300, false_token_id=271),
+    "one token": LogitScore(true_token_id=300),
+}
+
+
+def classifier(base: str, path: str, more: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """Files that change, and scores."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = shutil.copytree(HERE / "tiny" / base, Path(scratch) / base)
+        content = json.loads((folder / path).read_text()) | more
+        (folder / path).write_text(json.dumps(content))
+        return {path: content}, scores(folder)
+
+
+def asked(score: LogitScore) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Files of a language model that gives scores, them and its tokens."""
+    with tempfile.TemporaryDirectory() as folder:
+        base = str(HERE / "tiny" / "qwen3-reranker")
+        model = Transformer(base, transformer_task="text-generation", model_kwargs={"dtype": torch.float32})
+        CrossEncoder(modules=[model, score], device="cpu").save(folder, create_model_card=False)
+        paths = ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json")
+        files = {
+            path: json.loads((Path(folder) / path).read_text()) for path in (*paths, "1_LogitScore/config.json")
+        }
+        fed = [model.preprocess([pair])["input_ids"][0].tolist() for pair in PAIRS]
+        return files, {
+            "": scores(Path(folder)),
+            "/token_ids": np.array([i for ids in fed for i in ids], np.int32),
+            "/token_counts": np.array([len(ids) for ids in fed], np.int32),
+        }
+
+
+def scores(folder: Path) -> Any:
+    """Of each pair alone."""
+    model = CrossEncoder(str(folder), device="cpu", local_files_only=True, model_kwargs={"dtype": torch.float32})
+    return np.concatenate([model.predict([pair]) for pair in PAIRS])
+
+
 def main() -> None:
-    """Writes both files beside this one."""
+    """Writes the files beside this one."""
     torch.set_num_threads(1)
     files: dict[str, Any] = {}
     arrays: dict[str, Any] = {}
@@ -107,8 +185,21 @@ def main() -> None:
         files[name], found = make(name, head(), folder)
         arrays |= found
         shutil.rmtree(folder)
-    (HERE / "heads.json").write_text(json.dumps(files, indent=1, sort_keys=True) + "\n")
-    np.savez_compressed(HERE / "heads.npz", **arrays)
+    write("heads", files, arrays)
+    files, arrays = {}, {}
+    for name, (base, path, more) in CLASSIFIERS.items():
+        changed, arrays[name] = classifier(base, path, more)
+        files[name] = {"checkpoint": base, "files": changed}
+    for name, score in ASKED.items():
+        changed, found = asked(score)
+        arrays |= {name + key: values for key, values in found.items()}
+        files[name] = {"checkpoint": "qwen3-reranker", "files": changed}
+    write("scores", files, arrays)
+
+
+def write(name: str, files: dict[str, Any], arrays: dict[str, Any]) -> None:
+    (HERE / f"{name}.json").write_text(json.dumps(files, indent=1, sort_keys=True) + "\n")
+    np.savez_compressed(HERE / f"{name}.npz", **arrays)
 
 
 if __name__ == "__main__":

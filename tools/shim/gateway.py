@@ -54,13 +54,20 @@ class Result:
 
     @property
     def scores(self) -> npt.NDArray[np.float32]:
-        """Of each document, 0 to 1."""
+        """Of each document, as the checkpoint shows them: 0 to 1, or its logits."""
         return self.tensors["score"][:, 0]
 
     @property
     def logits(self) -> npt.NDArray[np.float32]:
-        """Of each document, before the score's sigmoid."""
+        """Of each document, before an activation has made scores of them."""
         return self.tensors["logit"][:, 0]
+
+    @property
+    def shares(self) -> npt.NDArray[np.float32]:
+        """Of each document, 0 to 1, whatever the checkpoint shows."""
+        if self.model.facts.get("activation", "Sigmoid") == "Sigmoid":
+            return self.scores
+        return np.asarray(1 / (1 + np.exp(-self.logits)), np.float32)
 
     @property
     def order(self) -> npt.NDArray[np.intp]:

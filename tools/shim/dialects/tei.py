@@ -199,7 +199,7 @@ async def rerank(gateway: Gateway, call: RerankCall) -> Reply:
     """Orders texts."""
     check_direction(call.truncation_direction)
     result = await gateway.rerank(call.query, call.texts, truncate=call.truncate is not False)
-    scores = result.logits if call.raw_scores else result.scores
+    scores = result.logits if call.raw_scores else result.shares
     ranks: list[dict[str, Any]] = [
         {"index": int(i), "score": float(scores[i])} for i in result.order[: call.top_n]
     ]

@@ -133,9 +133,10 @@ function showSimilarities({ embeddings }, { texts }, result) {
 }
 
 function showRanking({ scores, order }, { documents }, result) {
+  const range = { min: Math.min(0, ...scores), max: Math.max(1, ...scores) };
   const items = order.map((i) => {
     const item = element("li", `${scores[i].toFixed(4)} ${documents[i]}`);
-    item.append(element("meter", "", { value: scores[i], "aria-label": `Score of: ${documents[i]}` }));
+    item.append(element("meter", "", { ...range, value: scores[i], "aria-label": `Score of: ${documents[i]}` }));
     return item;
   });
   find(".ranking", result).replaceChildren(...items);
