@@ -64,7 +64,7 @@ def task_of(checkpoint: Checkpoint) -> str:
     """What a checkpoint is for, by its own files, one of TASKS; raises BuildError where they do not say."""
     if SPLADE in [module.kind for module in checkpoint.modules]:
         return "embed_sparse"
-    if checkpoint.is_cross_encoder:
+    if checkpoint.is_cross_encoder and checkpoint.architecture != ASKED:
         return "rerank"
     # Embedding models are saved from the same classes, but with the modules behind them.
     if checkpoint.architecture.endswith("ForCausalLM") and not checkpoint.modules:
