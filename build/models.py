@@ -116,6 +116,7 @@ def written_models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) 
         facts["dequantised"] = quantised.name
         print(f"{entry.name}: {dequantised(quantised, target.precision)}", flush=True)
     family = family_of(entry, checkpoint, target, encoder, facts)
+    encoder = replace(encoder, longest=family.max_tokens)
     states = graph(repository.encoder(family), target, lambda g: architecture.write(g, encoder, weights))
     if "embed" in entry.tasks:
         return embedding_models(entry, checkpoint, family, states)

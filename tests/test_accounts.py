@@ -198,6 +198,17 @@ def test_older_spellings_give_the_same_bytes(case: str, tmp_path: Path) -> None:
     assert graphs(older, tmp_path / "found") == expected
 
 
+def test_a_window_that_no_text_is_longer_than_is_none(tmp_path: Path) -> None:
+    """As e5-mistral's: attention without a mask of its own is what engines are fast at."""
+    found = []
+    for window in (None, 64, 63):
+        folder = copied("mistral", tmp_path / str(window))
+        said = {"sliding_window": window, "max_position_embeddings": 128}
+        edit(folder / "config.json", lambda values, said=said: values.update(said))
+        found.append(graphs(folder, tmp_path / "found" / str(window)))
+    assert found[0] == found[1] != found[2]
+
+
 def test_code_that_is_known_is_not_needed(tmp_path: Path) -> None:
     """gte-Qwen2's, which sees the whole text without a word on it, and ends texts that tokenizer.json does not."""
     expected = graphs(copied("qwen2", tmp_path / "newer"), tmp_path / "expected")

@@ -144,8 +144,7 @@ def _read(
         vocab_size=config.integer("vocab_size", default=vocab_size),
         positions=positions,
         tied=config.flag("tie_word_embeddings", default=False),
-        # Where nothing is as far away as a window reaches, there is none.
-        windows=tuple(one if one and one < positions else None for one in islice(windows, layers)),
+        windows=tuple(islice(windows, layers)),
         # Told that it is not, transformers 5 lets every token see those behind it; 4 does not.
         is_causal=config.flag("is_causal", default=True),
         heads=heads,
@@ -167,7 +166,10 @@ def write_decoder(g: OnnxGraph, decoder: Decoder, weights: Weights) -> None:
     p, hidden, width, epsilon = Parameters(g, weights), decoder.hidden_size, decoder.width, decoder.epsilon
     heads, groups = decoder.heads, decoder.key_value_heads
     r = ragged(g, *ragged_inputs(g))
-    masks = {window: _mask(g, r, decoder.is_causal, window) for window in dict.fromkeys(decoder.windows)}
+    # Where no text is longer than a window, it hides nothing.
+    longest = decoder.longest or decoder.positions
+    windows = [window if window and window < longest else None for window in decoder.windows]
+    masks = {window: _mask(g, r, decoder.is_causal, window) for window in dict.fromkeys(windows)}
     angles = rotary_angles(g, r, decoder.rotation)
 
     def project(x: str, name: str, count: int) -> str:
@@ -177,7 +179,7 @@ def write_decoder(g: OnnxGraph, decoder: Decoder, weights: Weights) -> None:
         return p.rms_norm(x, name, width, epsilon) if decoder.has_norms else x
 
     x = g.op("Gather", p.table("embed_tokens", decoder.vocab_size, hidden), r.token_ids)
-    for i, window in enumerate(decoder.windows):
+    for i, window in enumerate(windows):
         layer = f"layers.{i}"
         h = p.rms_norm(x, f"{layer}.input_layernorm", hidden, epsilon)
         q, k, v = (

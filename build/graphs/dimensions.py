@@ -24,6 +24,8 @@ class Dimensions:
     """Rows of the table of words."""
     positions: int
     """How many tokens the encoder has positions for."""
+    longest: int = 0
+    """How many tokens a text that is served may have, 0 where that is not known."""
     token_types: int = 1
     """Segments that it tells apart; of 0 it has no table."""
     first_position: int = 0
