@@ -54,7 +54,7 @@ class Load:
         for thread in self._threads:
             thread.join()
         if kind is None:
-            assert not self.wrong
+            assert not self.wrong, self.wrong[:3]
             assert set(self.counts) <= set(self._statuses), self.counts
 
     def answers(self, count: int = 40) -> float:

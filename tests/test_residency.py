@@ -26,7 +26,7 @@ from tiny import EMBEDDERS, build_tiny
 
 from build import make
 from tools.access import secret_file
-from tools.shim.families import HINT
+from tools.shim.families import HINT, families, fingerprint, hint, keep_hint
 from tools.shim.rules import RESIDENCE
 from tools.triton import WATCH_SECONDS
 
@@ -167,7 +167,7 @@ def test_one_that_can_never_fit(tmp_path: Path, repository: Path, family: int) -
 def test_one_that_can_never_fit_is_not_waited_for(tmp_path: Path, repository: Path, family: int) -> None:
     """Though it is to be there from the start: others are loaded, and stay."""
     own = Path(shutil.copytree(repository, tmp_path / "repository"))
-    (own / name(1) / HINT).write_text(json.dumps({"bytes": 100 * family}))
+    took(own, name(1), 100 * family)
     stack = served(tmp_path / "stack", own, 3 * family, "--preload", name(0), name(1)).start()
     try:
         assert is_right(embed(stack, name(2)), name(2))
@@ -177,8 +177,57 @@ def test_one_that_can_never_fit_is_not_waited_for(tmp_path: Path, repository: Pa
         health = stack.get("embed", "/health")
         assert health.status == 503
         assert name(1) in health.json()["error"]
+        build_tiny([EMBEDDERS[1]], "--name", name(1), "--repository", str(own), "--max-tokens", "40")
+        assert is_right(embed(stack, name(1)), name(1))  # another build, of which nothing is known
+        assert stack.get("embed", "/health").status == 200
     finally:
         assert stack.stop() == 0
+
+
+def took(repository: Path, model: str, size: int) -> None:
+    """Writes that a family took so many bytes when it was last served."""
+    (family,) = families(repository, [model])
+    keep_hint(repository, family, fingerprint(repository, family), size)
+
+
+def test_what_another_build_took_is_not_asked(tmp_path: Path, repository: Path) -> None:
+    own = Path(shutil.copytree(repository, tmp_path / "repository"))
+    (family,) = families(own, [name(1)])
+    keep_hint(own, family, "another", 7)
+    assert hint(own, family) is None
+    took(own, name(1), 7)
+    assert hint(own, family) == 7
+
+
+def test_what_is_pinned_or_preloaded_is_served(tmp_path: Path, repository: Path) -> None:
+    """Though --models does not name it."""
+    words = ["--repository", str(repository), "--models", name(0), "--pin", name(1), "--preload", name(2)]
+    stack = Stack(tmp_path / "stack", words, {"ENCODER_PRECISION": "fp32"}).start()
+    try:
+        rows = models(stack)
+        assert {key: row["pinned"] for key, row in rows.items()} == {name(0): False, name(1): True, name(2): False}
+        assert set(states(stack)) == {name(1), name(2)}
+    finally:
+        assert stack.stop() == 0
+
+
+def test_models_of_the_start_go_when_nobody_calls_them(tmp_path: Path, repository: Path, family: int) -> None:
+    options = ["--preload", name(0), name(1), "--keep-alive", "2"]
+    stack = served(tmp_path / "stack", repository, 3 * family, *options).start()
+    try:
+        until(lambda: not states(stack), 20)
+        assert stack.get("embed", "/health").status == 200
+        assert is_right(embed(stack, name(1)), name(1))
+    finally:
+        assert stack.stop() == 0
+
+
+def test_a_page_of_a_name_that_leads_here_steers_nothing(three: Stack) -> None:
+    """Whoever owns a name may have it lead to this machine, and its pages then call as of their own origin."""
+    (port, path) = three.ports["embed"], f"/models/{name(0)}/unload"
+    for host, status in (("rebound.example", 403), ("localhost", 200), ("127.0.0.1", 200), ("[::1]", 200)):
+        own = {"Host": f"{host}:{port}", "Origin": f"http://{host}:{port}"}
+        assert three.post("embed", path, b"", own).status == status, host
 
 
 def test_an_operator_loads_unloads_and_pins(three: Stack) -> None:
@@ -249,23 +298,37 @@ def test_unloaded_under_load(three: Stack) -> None:
 
 
 def test_a_process_that_dies_while_its_model_is_loaded(three: Stack) -> None:
+    """Its calls are told so, others are unharmed, and the next load is tried soon."""
+    answer = kill_while_loading(three, 4 * WATCH_SECONDS)
+    assert (answer.status, answer.json()["type"]) == (503, "not_ready")
+    assert f"process '{name(8)}-encoder_0_0' is not healthy" in answer.json()["error"]
+    until(lambda: embed(three, name(8)).status == 200, 60)
+
+
+def test_a_process_that_dies_when_it_has_just_been_started(three: Stack) -> None:
     """Triton waits for it for ever: its calls are told so, and others are unharmed, even while they are loaded."""
+    answer = kill_while_loading(three, 0)
+    for said in (answer, embed(three, name(8))):
+        assert (said.status, said.json()["type"]) == (503, "not_ready")
+        assert "a process of it died while it was loaded" in said.json()["error"]
+        assert "start it again" in said.json()["error"]
+
+
+def kill_while_loading(three: Stack, seconds: float) -> Answer:
+    """The answer to a call whose model loses its encoder's process so long after that was started."""
     source = Path(three.options[1]) / f"{name(8)}-encoder" / "1" / "model.py"
     slow = re.sub(r"(def initialize\(.*\n)", r"\1        import time; time.sleep(4)\n", source.read_text())
     source.write_text(slow)
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(embed, three, name(8))
         until(lambda: any(f"{name(8)}-encoder_0" in word for p in three.tree() for word in words(p)))
-        time.sleep(4 * WATCH_SECONDS)
+        time.sleep(seconds)
         three.step(f"{name(8)}-encoder").kill()
         answer = call.result()
-    for said in (answer, embed(three, name(8))):
-        assert (said.status, said.json()["type"]) == (503, "not_ready")
-        assert "a process of it died while it was loaded" in said.json()["error"]
-        assert "start it again" in said.json()["error"]
     assert three.process.poll() is None
     assert is_right(embed(three, name(0)), name(0))
     assert is_right(embed(three, name(1)), name(1))
+    return answer
 
 
 def words(process: psutil.Process) -> list[str]:
@@ -287,6 +350,9 @@ def test_a_broken_family_harms_no_other(three: Stack) -> None:
     assert "model.onnx cannot be run" in models(three)[name(9)]["cause"]
     assert is_right(embed(three, name(0)), name(0))
     assert three.get("embed", "/health").status == 200
+    (log,) = three.work_folder.glob("triton-*.log")
+    log.unlink()  # which says why; it goes on without
+    until(lambda: "failed to load" in embed(three, name(9)).json()["error"], 30)
     graph.write_bytes(whole)
     until(lambda: embed(three, name(9)).status == 200, 30)
     assert models(three)[name(9)]["cause"] is None

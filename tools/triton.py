@@ -47,8 +47,10 @@ SEGMENT_PREFIX = "triton-embeddings"
 READY_SECONDS = 300
 WATCH_SECONDS = 0.25
 """Between two looks for models that were loaded since."""
-SETTLING_SECONDS = 0.5
-"""After which what took the place of a process is there."""
+SETTLING_SECONDS = 0.05
+"""Between two looks at whether a process that ended is missed: until then Triton answers its calls with errors."""
+STARTING_SECONDS = 1.0
+"""After which the process of a model that is being loaded is there."""
 ASKING = aiohttp.ClientTimeout(5)
 """What Triton may take to say which models it has."""
 DYING_SECONDS = 5.0
@@ -184,6 +186,7 @@ class EmbeddedTriton:
                     (exited, stubs.lost), timeout=WATCH_SECONDS, return_when=asyncio.FIRST_COMPLETED
                 )
                 stubs.look()
+                self.lost -= stubs.models
                 self._close_segments()
                 if stubs.lost.done() and not exited.done() and not await self._is_missed(stubs):
                     stubs.go_on()
@@ -222,23 +225,21 @@ class EmbeddedTriton:
         if death.stopped:
             return True
         for _ in range(2):
-            await asyncio.sleep(SETTLING_SECONDS)
             try:
                 states = await self._states()
             except (aiohttp.ClientError, asyncio.TimeoutError):
                 return True
             stubs.look()  # after Triton was asked: what is ready has its stub before
+            gone = {name for name in self._python_models() if name not in stubs.models}
             if death.instance:
-                is_gone = death.instance not in stubs.instances
-                if is_gone and states.get(death.model) == "LOADING":
-                    self.lost.add(death.model)
-                missed = is_gone and states.get(death.model) == "READY"
-            else:
-                missed = any(
-                    states.get(name) == "READY" and name not in stubs.models for name in self._python_models()
-                )
-            if not missed:
+                gone = set() if death.instance in stubs.instances else {death.model}
+            if loading := {name for name in gone if states.get(name) == "LOADING"}:
+                await asyncio.sleep(STARTING_SECONDS)
+                stubs.look()
+                self.lost |= loading - stubs.models
+            if not any(states.get(name) == "READY" for name in gone):
                 return False
+            await asyncio.sleep(SETTLING_SECONDS)
         return True
 
     async def _states(self) -> dict[str, str]:

@@ -90,10 +90,10 @@ class Control:
         try:
             async with self._session.get(self._metrics) as answer:
                 text = await answer.text()
-        except (aiohttp.ClientError, asyncio.TimeoutError):
+            lines = "\n".join(line for line in text.splitlines() if MEMORY in line)
+            samples = [sample for family in text_string_to_metric_families(lines) for sample in family.samples]
+        except (aiohttp.ClientError, asyncio.TimeoutError, ValueError):
             return {}
-        lines = "\n".join(line for line in text.splitlines() if MEMORY in line)
-        samples = [sample for family in text_string_to_metric_families(lines) for sample in family.samples]
         return {(sample.labels["model"], sample.labels["memory"]): int(sample.value) for sample in samples}
 
     def _headers(self) -> dict[str, str]:

@@ -6,8 +6,11 @@ page's origin read it. See the Fetch standard, "HTTP-CORS protocol".
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
 from http import HTTPStatus
+from urllib.parse import urlsplit
 
 from aiohttp import hdrs, web
 
@@ -37,9 +40,20 @@ def preflight(request: web.Request) -> web.Response:
 def check_origin(request: web.Request, origins: Collection[str]) -> None:
     """Raises GatewayError 403 for a page that may not call, whose POST a browser sends all the same."""
     origin = request.headers.get(hdrs.ORIGIN)
-    own = {f"{scheme}://{request.host}" for scheme in ("http", "https")}
+    own = {f"{scheme}://{request.host}" for scheme in ("http", "https") if is_ours(request.host)}
     if origin is not None and ANY not in origins and origin not in {*origins, *own}:
         raise forbidden(f"pages of {quoted(origin)} may not do this: allow them with --allow-origin")
+
+
+def is_ours(host: str) -> bool:
+    """Whether a request's Host, with or without a port, can only mean this server: anybody's name may lead to it.
+
+    A page of such a name would be of the same origin as its own calls (DNS rebinding).
+    """
+    with suppress(ValueError):
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or bool(ipaddress.ip_address(name))
+    return False
 
 
 def allow(origins: Collection[str]) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:

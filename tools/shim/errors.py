@@ -169,10 +169,15 @@ def _from_triton(error: InferenceServerException) -> GatewayError:
             return timed_out()
         case "UNAVAILABLE" | "NOT_FOUND" | "CANCELLED":
             return not_ready(f"Triton cannot answer now: {message}")
-        case "INTERNAL" if DEAD_STEP in message:
+        case "INTERNAL" if is_dead_step(error):
             return not_ready(f"Triton cannot answer until it is started again: {message}")
     unnamed = SHARED_MEMORY.sub(r"\1", message)
     return GatewayError(HTTPStatus.BAD_GATEWAY, "upstream", f"Triton failed: {unnamed}")
+
+
+def is_dead_step(error: InferenceServerException) -> bool:
+    """Whether Triton says that the process of a step has died, which it says until it is started again."""
+    return DEAD_STEP in (error.message() or "")
 
 
 def forget(error: BaseException) -> None:

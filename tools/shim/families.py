@@ -5,6 +5,7 @@ Ensembles that share a step are one family: a step is there for all of them or f
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Collection, Sequence
 from contextlib import suppress
@@ -112,7 +113,7 @@ def _family(repository: Path, names: Sequence[str], steps: Collection[str]) -> F
 def fingerprint(repository: Path, family: Family) -> str:
     """What the family on disk is: another one once it is built anew; "" while a build puts it in place."""
     with suppress(OSError):
-        return (repository / family.name / RECORD).read_text()
+        return hashlib.sha256((repository / family.name / RECORD).read_bytes()).hexdigest()
     return ""
 
 
@@ -120,11 +121,12 @@ def hint(repository: Path, family: Family) -> int | None:
     """Bytes that this build of the family took when it was last served; None where that is not known."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         said = json.loads((repository / family.name / HINT).read_text())
-        return int(said["bytes"])
+        if said["build"] == fingerprint(repository, family):
+            return int(said["bytes"])
     return None
 
 
-def keep_hint(repository: Path, family: Family, size: int) -> None:
-    """Writes what the family takes beside it, where the repository can be written; a build removes it."""
+def keep_hint(repository: Path, family: Family, build: str, size: int) -> None:
+    """Writes what a build of the family takes beside it, where the repository can be written."""
     with suppress(OSError):
-        (repository / family.name / HINT).write_text(json.dumps({"bytes": size}) + "\n")
+        (repository / family.name / HINT).write_text(json.dumps({"build": build, "bytes": size}) + "\n")

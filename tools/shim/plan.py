@@ -50,7 +50,8 @@ class Plan:
             of_tasks = ([name for name in there if task_in(repository, name) == task] for task in get_args(Task))
             preload = first or [names[0] for names in of_tasks if names]
             models = list(dict.fromkeys((*preload, *there)))
-        check_models(repository, [*models, *preload])
+        models = list(dict.fromkeys((*models, *preload)))
+        check_models(repository, models)
         found = families(repository, models)
         if options.models is None:
             models = [name for family in found for name in family.ensembles]

@@ -18,7 +18,7 @@ from tritonclient.utils import InferenceServerException
 
 from tools.shim.control import Control, states_of
 from tools.shim.errors import GatewayError, not_ready, overloaded, too_big
-from tools.shim.families import Family, fingerprint, hint, keep_hint
+from tools.shim.families import Family, families, fingerprint, hint, keep_hint
 from tools.shim.rules import LOW, Drain, Keep, Load, Resident, State, Unload, Wait, fits, idle, next_step, taken
 
 LOOK_SECONDS = 2.0
@@ -38,6 +38,9 @@ FAILED_SECONDS = (2.0, 60.0)
 
 LOAD_SECONDS = 900.0
 """That a load may take."""
+
+DEATH_SECONDS = 5.0
+"""In which Triton notices that a process has died while its model is loaded, unless it was very young."""
 
 STUCK = (
     "a process of it died while it was loaded, or it took forever, and this Triton does not get over that: start "
@@ -62,6 +65,8 @@ log = logging.getLogger(__name__)
 class Kept(Resident):
     """A family with what the loader knows of it besides."""
 
+    build: str = ""
+    """Of which `size` and `peak` are."""
     peak: int = 0
     """The most bytes that it took."""
     waiters: dict[asyncio.Future[None], float] = field(default_factory=dict)
@@ -141,6 +146,7 @@ class Residency:
     ) -> Kept:
         known = hint(self.repository, family)
         one = Kept(family, known or family.estimate, known is not None)
+        one.build = fingerprint(self.repository, family)
         one.pinned = not {*pinned}.isdisjoint(family.ensembles)
         one.preload = one.pinned or not {*preload}.isdisjoint(family.ensembles)
         one.cause = next((causes[name] for name in family.ensembles if name in causes), "")
@@ -221,7 +227,7 @@ class Residency:
         one = self._of[ensemble]
         gone, until = one.evictions["asked"], time.monotonic() + seconds - EARLY_SECONDS
         one.wanted, one.unwanted = False, one.state != "absent"
-        self._changed.set()
+        self._count(one)
         while one.state != "absent" and one.evictions["asked"] == gone:
             if time.monotonic() > until:
                 raise not_ready(f"{ensemble} still has {one.calls} calls under way and goes after them", 1)
@@ -259,6 +265,7 @@ class Residency:
         if self._away:
             raise not_ready(f"Triton cannot answer now: {self._away}")
         if one.state == "absent":
+            self._renew(one)
             if now < one.retry:
                 raise self._failed(one)
             if not fits(one, self.families, self.budget):
@@ -276,6 +283,7 @@ class Residency:
         self._count(one)
         try:
             await asyncio.wait((future,), timeout=patience)
+            one.wanted |= not future.done()  # who comes again will find it
         except asyncio.CancelledError:
             if future.done() and future.exception() is None:
                 one.calls -= 1  # it came as its caller went
@@ -284,18 +292,33 @@ class Residency:
             del one.waiters[future]
             self._count(one)
         if not future.done():
-            one.wanted = True  # who comes again will find it
             raise self._late(one)
         future.result()
 
     def _count(self, one: Kept) -> None:
         """Has the rules see who waits now."""
         one.waiting, one.deadline = len(one.waiters), min(one.waiters.values(), default=math.inf)
+        if not one.waiters and not one.wanted:
+            one.asked = math.inf
         self._changed.set()
+
+    def _renew(self, one: Kept) -> str:
+        """Forgets what is known of an older build of a family that is not there; returns which one it is now."""
+        build = fingerprint(self.repository, one.family)
+        if build and build != one.build:
+            one.build = build
+            with suppress(ValueError):  # what it shares steps with has changed: the next start sees that
+                (one.family,) = families(self.repository, one.family.ensembles)
+            known = hint(self.repository, one.family)
+            one.size, one.peak, one.is_measured = known or one.family.estimate, 0, known is not None
+            if one.retry < math.inf:
+                one.retry, one.failures, one.cause = -math.inf, 0, ""
+        return build
 
     def _grant(self, one: Kept) -> None:
         """Lets all in who wait for a family that is there."""
-        one.wanted, one.asked, one.cause, one.failures = False, math.inf, "", 0
+        one.wanted, one.asked = False, math.inf
+        one.retry, one.failures, one.cause = -math.inf, 0, ""
         for future in one.waiters:
             if not future.done():
                 one.calls += 1
@@ -303,9 +326,9 @@ class Residency:
 
     def _give_up(self, one: Kept) -> None:
         """Turns all away who wait for a family that cannot be loaded."""
-        print(f"{one.family.name} cannot be loaded: {one.cause}", flush=True)
         one.state, one.unwanted = "absent", False
         self._turn_away(one, self._failed)
+        print(f"{one.family.name} cannot be loaded: {one.cause}", flush=True)
 
     def _turn_away(self, one: Kept, why: Callable[[Kept], GatewayError]) -> None:
         """Ends the wait for a family that will not come."""
@@ -371,8 +394,11 @@ class Residency:
                 self._grant(one)
             case Wait(seconds):
                 left = min(seconds, self._looked + LOOK_SECONDS - now)
-                with suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), max(0.01, left))
+                changed = asyncio.create_task(self._changed.wait())
+                try:  # not wait_for, which may keep a cancellation to itself before Python 3.12
+                    await asyncio.wait((changed,), timeout=max(0.01, left))
+                finally:
+                    changed.cancel()
 
     def _turn_away_what_never_fits(self) -> None:
         """As `_wait` does, of what has been measured since, or beside what has been pinned since."""
@@ -398,37 +424,51 @@ class Residency:
             one.retry, one.cause = math.inf, str(error)
             self._give_up(one)
             return
-        except InferenceServerException as error:
+        except Exception as error:
             one.failures += 1
             first, most = FAILED_SECONDS
             one.retry = time.monotonic() + min(most, first * 2 ** (one.failures - 1))
-            one.cause = str(error.message()).partition("\n\nAt:")[0].strip()
-            if self._explain is not None:
-                one.cause = self._explain(one.family.name) or one.cause
+            one.cause = self._why(one, error)
             self._give_up(one)
             return
-        one.loaded = one.used = time.monotonic()
-        one.expires = one.used + self._keep_alive
+        self._arrive(one)
         one.load_seconds, one.loads = one.loaded - started, one.loads + 1
         one.loading += one.load_seconds
-        one.state = "loaded"
         with suppress(InferenceServerException):
             await self.look()
-        print(f"{one.family.name}: loaded in {one.load_seconds:.1f} s, takes {_shown(one.size)}", flush=True)
         self._grant(one)
+        print(f"{one.family.name}: loaded in {one.load_seconds:.1f} s, takes {_shown(one.size)}", flush=True)
+
+    def _arrive(self, one: Kept) -> None:
+        """Notes that a family is there, from now on."""
+        one.state = "loaded"
+        one.loaded = one.used = time.monotonic()
+        one.expires = one.used + self._keep_alive
+
+    def _why(self, one: Kept, error: Exception) -> str:
+        """What a load failed for."""
+        if not isinstance(error, InferenceServerException):
+            log.error("%s cannot be loaded", one.family.name, exc_info=error)
+            return f"the gateway failed; see its log: {error}"
+        said = str(error.message()).partition("\n\nAt:")[0].strip()
+        with suppress(OSError):  # the log may be gone
+            return (self._explain and self._explain(one.family.name)) or said
+        return said
 
     async def _bring(self, one: Kept) -> None:
         """Has Triton load a family whole, as one build wrote it; raises InferenceServerException."""
         models = (*one.family.ensembles, *one.family.steps)
         for _ in range(ATTEMPTS):
             until = time.monotonic() + LOAD_SECONDS
-            before = fingerprint(self.repository, one.family)
+            before = self._renew(one)
             if states_of(await self._control.states(), models) & {"READY", "LOADING", "UNLOADING"}:
                 await self._control.unload(models)
             load = asyncio.create_task(self._control.load(one.family.ensembles))
+            died = math.inf
             try:
                 while not (await asyncio.wait((load,), timeout=0.5))[0]:
-                    if self._lost(one) or time.monotonic() > until:
+                    died = min(died, time.monotonic()) if self._lost(one) else math.inf
+                    if time.monotonic() > min(until, died + DEATH_SECONDS):
                         raise StuckError(STUCK)
                 load.result()
             except InferenceServerException:
@@ -451,7 +491,7 @@ class Residency:
             return
         if one.is_measured:
             one.size = one.peak
-            keep_hint(self.repository, one.family, one.peak)
+            keep_hint(self.repository, one.family, one.build, one.peak)
         one.state, one.unwanted = "absent", False
         one.evictions[reason] += 1
         print(f"{one.family.name}: unloaded ({reason.replace('_', ' ')})", flush=True)
@@ -471,8 +511,11 @@ class Residency:
             memory = await self._control.memory()
             for one in self.families:
                 is_there = states_of(states, one.family.ensembles) == {"READY"}
+                if one.retry == math.inf and "LOADING" not in states_of(states, one.family.steps):
+                    one.retry = -math.inf  # Triton has got over it, or is another one
                 if one.state == "absent" and is_there:
-                    one.state, one.loaded, one.used = "loaded", self._looked, self._looked
+                    self._renew(one)
+                    self._arrive(one)
                     self._grant(one)
                 elif one.state in ("loaded", "draining") and not is_there:
                     one.state, one.unwanted = "absent", False

@@ -27,7 +27,7 @@ from build.errors import BuildError
 from tools.direct import channel_options
 from tools.shim import tracing
 from tools.shim.control import is_missing
-from tools.shim.errors import GatewayError, not_ready, quoted, unknown_model
+from tools.shim.errors import GatewayError, is_dead_step, not_ready, quoted, unknown_model
 from tools.shim.families import Task, steps_of, task_of
 from tools.shim.residency import Residency
 
@@ -45,6 +45,9 @@ PATIENCE_SECONDS = 2.0
 
 SILENT_SECONDS = 8.0
 """How long a model's steps may answer nobody, while a probe waits, before it counts as hanging."""
+
+DEAD_SECONDS = 0.5
+"""After which a request is sent once more whose Triton lost a process, as `SERVICE_CONFIG` does with others."""
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 """Of this machine, whose processes share its monotonic clock."""
@@ -240,8 +243,15 @@ class Upstream:
         async with self.residency.use(name, seconds, keep_alive) as waited:
             yield waited
 
-    async def reload(self, name: str, error: InferenceServerException, seconds: float) -> bool:
-        """Whether a request that ended in `error` is to be sent again: its model was gone, and has been loaded."""
+    async def is_worth_again(self, name: str, error: InferenceServerException, seconds: float) -> bool:
+        """Whether a request that ended in `error` is to be sent once more, when this returns, within `seconds`.
+
+        So it is where its model was gone, and has been loaded, and where a process of its Triton has died: that
+        Triton is being ended for it, and by then another one or the next takes its place.
+        """
+        if is_dead_step(error) and seconds > DEAD_SECONDS:
+            await asyncio.sleep(DEAD_SECONDS)
+            return True
         if self.residency is None or not is_missing(error):
             return False
         await self.residency.reload(name, seconds)
@@ -317,6 +327,8 @@ class Upstream:
             if heard > sent:
                 return None
             await asyncio.wait((probe,), timeout=min(left, 0.1))
+        if self.residency is not None and not self.residency.is_loaded(name):
+            return None  # it was unloaded meanwhile
         return probe.result()
 
     async def _probe(self, name: str) -> str | None:
@@ -325,7 +337,7 @@ class Upstream:
             if name not in self._models:
                 self._models[name] = await self._describe(name)
             await self.infer(name, PROBES[self._models[name].task], PROBE_SECONDS)
-        except InferenceServerException as error:
+        except (InferenceServerException, BuildError) as error:
             self._failed.add(name)
             return self._cause(name, error)
         return None
