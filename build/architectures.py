@@ -29,12 +29,13 @@ from build.graphs.scoring import (
     distilbert_logit,
     last_token_logit,
     modernbert_logit,
+    pooled_logit,
     roberta_logit,
     yes_no_logit,
 )
 from build.graphs.sparse import MaskedHead
 from build.settings import Settings
-from build.templates import QWEN3_RERANKER
+from build.templates import NEMOTRON_RERANKER, QWEN3_RERANKER
 from build.weights import Weights
 
 HARMLESS = (
@@ -114,6 +115,11 @@ class Reranker:
     logit: Logit
     template: dict[str, str] | None = None
     """The text around query and passage, where they are not read as a pair."""
+
+    @property
+    def is_instructed(self) -> bool:
+        """Whether a call may say what it is that a passage is judged by."""
+        return self.template is not None and "instruction" in self.template
 
 
 @dataclass(frozen=True)
@@ -239,11 +245,11 @@ ARCHITECTURES = {
             "llama_bidirec",
             read_llama_bidirectional,
             write_decoder,
-            # The type is that of the code: transformers has no class for it.
-            fixtures=(),
+            fixtures=("nemotron-reranker",),
             prefixes=("model.",),
             harmless=("pretraining_tp",),
             unused=(*BUFFERS, *LANGUAGE_HEADS),
+            rerankers={"LlamaBidirectionalForSequenceClassification": Reranker(pooled_logit, NEMOTRON_RERANKER)},
             own_code=frozenset({"llama_bidirectional_model"}),
         ),
         Architecture(

@@ -344,7 +344,7 @@ def reranking_models(
         config = repository.template_tokenizer(family, reranker.template)
     tokens = checkpoint.tokenizer
     return [
-        Model(repository.rerank_ensemble(family, reranker.template is not None)),
+        Model(repository.rerank_ensemble(family, reranker.is_instructed)),
         tokenizer(config, checkpoint),
         *with_head(
             states,
@@ -395,7 +395,7 @@ def check_one_score(checkpoint: Checkpoint, family: Family, reranker: Reranker) 
         )
     if reranker.template is None:
         return
-    ends = [checkpoint.tokenizer.encode(reranker.template[end], add_special_tokens=False) for end in ENDS]
+    ends = [checkpoint.tokenizer.encode(reranker.template.get(end, ""), add_special_tokens=False) for end in ENDS]
     if (taken := sum(len(end.ids) for end in ends)) >= family.max_tokens:
         raise BuildError(
             f"{family.max_tokens} tokens leave no room for a query: the words around it are {taken} tokens; "

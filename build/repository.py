@@ -119,8 +119,9 @@ def pair_tokenizer(family: Family) -> ModelConfig:
 
 
 def template_tokenizer(family: Family, template: Mapping[str, str]) -> ModelConfig:
-    """`<family>-tokenizer` of a reranker that is asked: query, passage, instruction -> input_ids, ..."""
-    return _tokenizer(family, [QUERY, PASSAGE, INSTRUCTION], {"template": json.dumps(dict(template))})
+    """`<family>-tokenizer` of a reranker that is asked: query, passage, perhaps instruction -> input_ids, ..."""
+    inputs = [QUERY, PASSAGE, *([INSTRUCTION] if "instruction" in template else [])]
+    return _tokenizer(family, inputs, {"template": json.dumps(dict(template))})
 
 
 def encoder(family: Family) -> ModelConfig:
@@ -193,9 +194,9 @@ def _text_ensemble(family: Family, results: Sequence[Tensor]) -> ModelConfig:
     return config
 
 
-def rerank_ensemble(family: Family, template: bool) -> ModelConfig:
-    """`<family>`: query, passage, with a template also instruction -> score, logit, token_count, truncated."""
-    inputs = [QUERY, PASSAGE, INSTRUCTION] if template else [QUERY, PASSAGE]
+def rerank_ensemble(family: Family, is_instructed: bool) -> ModelConfig:
+    """`<family>`: query, passage, perhaps instruction -> score, logit, token_count, truncated."""
+    inputs = [QUERY, PASSAGE, INSTRUCTION] if is_instructed else [QUERY, PASSAGE]
     outputs = [SCORE, LOGIT, TOKEN_COUNT, TRUNCATED]
     config = _ensemble(family, family.name, inputs, outputs)
 

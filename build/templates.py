@@ -12,3 +12,6 @@ QWEN3_RERANKER = {
     "instruction": "Given a web search query, retrieve relevant passages that answer the query",
 }
 """Qwen3-Reranker's model card; truncation leaves prefix and suffix whole."""
+
+NEMOTRON_RERANKER = {"body": "question:{query} \n \n passage:{passage}"}
+"""What NVIDIA's guide to fine-tuning rerankers asks; there is no instruction."""

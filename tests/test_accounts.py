@@ -278,6 +278,7 @@ DEFAULTS = json.loads((REFERENCE / "defaults.json").read_text())
 FOLLOWING = {
     "gemma3_text": ("layer_types",),
     "llama": ("head_dim", "num_key_value_heads"),
+    "llama_bidirec": ("head_dim", "num_key_value_heads"),
     "mistral": ("head_dim",),
     "modernbert": ("layer_types",),
     "nomic_bert": ("head_dim",),

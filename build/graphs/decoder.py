@@ -79,7 +79,8 @@ def read_llama_bidirectional(config: Settings) -> Decoder:
     config.require("is_causal", False)
     config.require("pooling", *POOLINGS)
     pooling = POOLINGS[config.word("pooling", default="avg")]
-    return replace(read_llama(config), is_causal=False, head_pooling=pooling)
+    temperature = config.number("temperature", default=1.0)
+    return replace(read_llama(config), is_causal=False, head_pooling=pooling, head_temperature=temperature)
 
 
 def read_mistral(config: Settings) -> Decoder:

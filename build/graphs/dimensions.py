@@ -40,6 +40,8 @@ class Dimensions:
     """What a classifier reads of the tokens' states, by its name in `build.graphs.pooling`."""
     head_epsilon: float = 0
     """Of the norm in a classifier's head that has one."""
+    head_temperature: float = 1
+    """What a classifier's logit is divided by."""
 
 
 def any_dimensions(config: Settings) -> Dimensions:

@@ -125,6 +125,12 @@ def last_token_logit(head: Head) -> str:
     return head.p.linear(head.last(), "score", 1, head.encoder.hidden_size, bias=False)
 
 
+def pooled_logit(head: Head) -> str:
+    """A classifier of one label over the pooled tokens of a decoder, by its temperature: w h / t."""
+    weight = head.p.weights.tensor("score.weight", 1, head.encoder.hidden_size) / head.encoder.head_temperature
+    return head.p.g.linear(head.pooled(), head.p.g.weight("score.weight", weight))
+
+
 def _two_layers(head: Head, first: str, second: str, activation: str = "Tanh") -> str:
     hidden = head.encoder.hidden_size
     inner = head.p.g.op(activation, head.p.linear(head.first(), first, hidden, hidden))

@@ -167,7 +167,7 @@ class TritonPythonModel:
     def _read_bodies(self, request: Any) -> list[tuple[str]]:
         """Each pair between the template's ends."""
         pairs = self._read_pairs(request)
-        instructions = _strings(request, "instruction") or [self._template["instruction"]] * len(pairs)
+        instructions = _strings(request, "instruction") or [self._template.get("instruction", "")] * len(pairs)
         return [
             (self._template["body"].format(instruction=instruction, query=query, passage=passage),)
             for instruction, (query, passage) in zip(instructions, pairs, strict=True)

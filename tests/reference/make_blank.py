@@ -34,7 +34,7 @@ HERE = Path(__file__).resolve().parent
 TINY = HERE / "tiny"
 sys.path.insert(0, str(TINY))
 
-from make_tiny import BODY, LOAD, PREFIX, SUFFIX, TASK  # noqa: E402
+from make_tiny import BODY, LOAD, NEMOTRON_BODY, PREFIX, SUFFIX, TASK, nemotron_logits  # noqa: E402
 
 PACKAGES = ("torch", "transformers", "sentence-transformers", "tokenizers", "numpy")
 EMBEDDERS = (
@@ -100,6 +100,9 @@ def main() -> None:
         )
     for name in ("qwen3-classifier", "qwen3-reranker"):
         arrays[name] = np.array(qwen_logits(TINY / name, documents), np.float32)
+    pairs = [NEMOTRON_BODY.format(QUERY, one) for one in documents]
+    with torch.inference_mode():
+        arrays["nemotron-reranker"] = nemotron_logits(TINY / "nemotron-reranker", pairs)[0].numpy()
     facts = {"texts": TEXTS, "query": QUERY, "versions": {name: version(name) for name in PACKAGES}}
     (HERE / "blank.json").write_text(json.dumps(facts, indent=2) + "\n")
     np.savez(HERE / "blank.npz", **arrays)

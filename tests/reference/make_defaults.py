@@ -66,6 +66,9 @@ def main() -> None:
         "2_Dense/config.json": of_module(Dense),
         "tokenizer_config.json": {one.__name__: of_tokenizer(one) for one in TOKENIZERS},
     }
+    # Of NVIDIA's LlamaBidirectionalConfig, of which transformers has no class.
+    own = {"model_type": "llama_bidirec", "pooling": "avg", "temperature": 1.0}
+    written["config.json"]["llama_bidirec"] = written["config.json"]["llama"] | own
     text = json.dumps(written, indent=1, sort_keys=True, default=plain)
     (Path(__file__).parent / "defaults.json").write_text(text + "\n")
 

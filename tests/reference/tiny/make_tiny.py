@@ -278,7 +278,7 @@ def mistrals() -> Any:
 LLAMA_WORDS = QWEN_WORDS.replace(r"\p{N}|", r"\p{N}{1,3}|")
 
 
-def llama3s() -> Any:
+def llama3s(window: int = WINDOW) -> Any:
     """Byte-level BPE that takes a whole word from the vocabulary first, with one token before each text."""
     tokenizer = Tokenizer(models.BPE(ignore_merges=True))
     split = pre_tokenizers.Split(Regex(LLAMA_WORDS), "isolated")
@@ -292,7 +292,7 @@ def llama3s() -> Any:
     template = processors.TemplateProcessing(f"{begin} $A", f"{begin} $A {begin} $B:1", ids)
     as_bytes_after = processors.ByteLevel(trim_offsets=True)
     tokenizer.post_processor = processors.Sequence([as_bytes_after, template])
-    return wrap(tokenizer, padding_side="left", bos_token=begin, eos_token=end, pad_token=end)
+    return wrap(tokenizer, window, padding_side="left", bos_token=begin, eos_token=end, pad_token=end)
 
 
 def rows(tokenizer: Any) -> int:
@@ -456,6 +456,46 @@ def qwen_reranker(name: str, network: Any, tokenizer: Any) -> None:
     write_expected(name, arrays, largest_difference(scores, arrays["scores"]))
 
 
+NEMOTRON_BODY = "question:{} \n \n passage:{}"
+
+
+def nemotron_logits(folder: Path, texts: list[str], dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """What NVIDIA's code gives, of which transformers has no class, and the ids that it is fed.
+
+    A Llama whose tokens see the whole text, a classifier over their mean, and its temperature.
+    """
+    config = hf.LlamaConfig.from_pretrained(folder)
+    config.is_causal = False
+    model = hf.LlamaForSequenceClassification.from_pretrained(folder, config=config, dtype=dtype)
+    words = hf.PreTrainedTokenizerFast.from_pretrained(folder)
+    fed = words(texts, truncation=True, max_length=RERANKER_WINDOW)["input_ids"]
+    means = [model.model(torch.tensor([ids])).last_hidden_state.mean(dim=1) for ids in fed]
+    temperature = json.loads((folder / "config.json").read_text())["temperature"]
+    return torch.cat([model.score(mean)[0] for mean in means]).float() / temperature, fed
+
+
+@torch.inference_mode()
+def nemotron_reranker(name: str) -> None:
+    folder = HERE / name
+    shutil.rmtree(folder, ignore_errors=True)
+    words = llama3s(RERANKER_WINDOW)
+    sizes = decoder_sizes(words) | {"max_position_embeddings": RERANKER_WINDOW}
+    model: Any = hf.LlamaForSequenceClassification(hf.LlamaConfig(**sizes, **ONE))
+    save(folder, randomise(model, 25, norm=0.5), words)
+    code = {kind: f"llama_bidirectional_model.LlamaBidirectional{end}" for kind, end in NEMOTRON_CODE.items()}
+    own = {"model_type": "llama_bidirec", "auto_map": code, "pooling": "avg", "temperature": 0.5}
+    own["architectures"] = ["LlamaBidirectionalForSequenceClassification"]
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | own, indent=2, sort_keys=True) + "\n")
+    bodies = [NEMOTRON_BODY.format(query, passage) for query, passage in PAIRS]
+    logits, fed = nemotron_logits(folder, bodies)
+    arrays = tokens(name, bodies, fed, RERANKER_WINDOW)
+    arrays |= {"logits": logits.numpy(), "scores": logits.sigmoid().numpy()}
+    short, _ = nemotron_logits(folder, bodies, torch.bfloat16)
+    write_expected(name, arrays, largest_difference(short.sigmoid(), arrays["scores"]))
+
+
+NEMOTRON_CODE = {"AutoConfig": "Config", "AutoModelForSequenceClassification": "ForSequenceClassification"}
 ONE: dict[str, Any] = {"num_labels": 1}
 
 
@@ -662,6 +702,7 @@ MAKERS: dict[str, Callable[[str], None]] = {
     "modernbert": modernbert,
     "modernbert-reranker": modernbert_reranker,
     "mpnet": mpnet,
+    "nemotron-reranker": nemotron_reranker,
     "nomic-bert": nomic_bert,
     "qwen2": qwen2,
     "qwen3-classifier": qwen3_classifier,
