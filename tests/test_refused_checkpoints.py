@@ -164,6 +164,12 @@ CASES: Mapping[str, tuple[str, Change, str]] = {
         lambda folder: edit(folder / CONFIG, lambda config: config["rope_parameters"].update(low_freq_factor=8.0)),
         "low_freq_factor = 8.0, which must be below high_freq_factor = 4.0",
     ),
+    "heads of no pairs": ("qwen3-embedding", said(CONFIG, head_dim=15), "heads of 15 values, .* turn pairs"),
+    "yarn by no base": (
+        "llama",
+        said(CONFIG, rope_parameters={"rope_type": "yarn", "rope_theta": 1.0, "factor": 4.0}),
+        "rope_theta = 1.0; positions of yarn are written for bases above 1",
+    ),
     "layers of two bases": (
         "qwen3-embedding",
         said(CONFIG, rope_parameters={"full_attention": {"rope_type": "default", "rope_theta": 1e6}}),

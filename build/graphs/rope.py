@@ -35,6 +35,8 @@ def rotation(config: Settings, width: int, positions: int, theta: float) -> Rota
 
     Raises BuildError for a kind of scaling that is not written.
     """
+    if width % 2:
+        raise BuildError(f"{config.path} has heads of {width} values, and rotary positions turn pairs of them")
     said, theta = _said(config, theta)
     if said is None:
         return Rotation.plain(theta, width)
@@ -95,6 +97,8 @@ def _frequencies(theta: float, width: int) -> npt.NDArray[np.float64]:
 
 def _yarn(said: Settings, theta: float, width: int, positions: int) -> Rotation:
     """Divided for slow pairs, in part for those between (Peng et al., 2023, arXiv:2309.00071)."""
+    if theta <= 1:
+        raise BuildError(f"{said.path} has rope_theta = {theta}; positions of yarn are written for bases above 1")
     factor = said.number("factor")
     original = said.integer("original_max_position_embeddings", default=positions)
 
