@@ -54,7 +54,7 @@ AGREEMENT = {"": 0.999, "static": 0.98, "dynamic": 0.9}
 """The ensemble's `quantisation` -> the least cosine of a text's result alone and beside others."""
 
 NO_TOKEN = -1
-RESULTS = ("embeddings", "logit", "values")
+RESULTS = ("embeddings", "logit", "probabilities", "values")
 TEXT = "Every graph is run once before it is served, with 12 words of this sentence over and over again. "
 
 

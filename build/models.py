@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,10 +17,17 @@ from build.checkpoint import Checkpoint, own_code
 from build.errors import BuildError, NotPackedError
 from build.files import GRAPHS, SHARDS, WEIGHTS, is_listed
 from build.graphs.adopted import Adopted
-from build.graphs.dimensions import Dimensions, any_dimensions, labels
+from build.graphs.dimensions import Dimensions, any_dimensions, label_names, labels
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.pooling import Pooling, write_pooling
-from build.graphs.scoring import logit_score, score_activation, write_cosine_scoring, write_scoring
+from build.graphs.scoring import (
+    PROBABILITIES,
+    logit_score,
+    score_activation,
+    write_classifying,
+    write_cosine_scoring,
+    write_scoring,
+)
 from build.graphs.sparse import Splade, is_tied, write_splade
 from build.quantised import Quantised
 from build.repository import Family
@@ -81,12 +89,17 @@ def models_of(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> li
             f"{entry.name} is built from its weights, which have no output to choose: add --onnx FILE"
         )
     if "embed" not in entry.tasks and (entry.pooling, entry.normalise) != (None, None):
-        what = "sparse" if "embed_sparse" in entry.tasks else "a reranker"
+        what = {"embed_sparse": "sparse", "classify": "a classifier"}.get(entry.tasks[0], "a reranker")
         raise BuildError(
             f"{entry.name} is {what}, so its tokens' vectors are not pooled: leave --pooling and --normalise out"
         )
     if "embed_sparse" in entry.tasks:
         check_ragged_results(entry, target, exported)
+    if "classify" in entry.tasks and exported is not None:
+        raise BuildError(
+            f"{entry.name} would be adopted from {exported}, and classifiers of several labels are written from "
+            "weights only: take a checkpoint that has model.safetensors"
+        )
     if exported is None:
         parts = written_models(entry, checkpoint, target)
     else:
@@ -122,6 +135,8 @@ def written_models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) 
         return embedding_models(entry, checkpoint, family, states)
     if "embed_sparse" in entry.tasks:
         return sparse_models(checkpoint, family, states, encoder, weights)
+    if "classify" in entry.tasks:
+        return classifying_models(checkpoint, family, states, encoder, weights)
     return reranking_models(checkpoint, family, states, encoder, weights)
 
 
@@ -355,6 +370,32 @@ def reranking_models(
                 lambda g: write_scoring(g, encoder, weights, tokens, reranker.logit, activation),
             ),
         ),
+    ]
+
+
+def classifying_models(
+    checkpoint: Checkpoint, family: Family, states: Model, encoder: Dimensions, weights: Weights
+) -> list[Model]:
+    """The family of a classifier of texts or pairs."""
+    reranker, config = reranker_of(checkpoint), checkpoint.config
+    if not checkpoint.architecture.endswith("ForSequenceClassification"):
+        raise BuildError(f"{config.path} is of {checkpoint.architecture}, which is no classifier")
+    if reranker.template is not None:
+        raise BuildError(f"{config.path} is of {checkpoint.architecture}, which is written as a reranker only")
+    check_no_prompt(checkpoint)
+    config.require("problem_type", *PROBABILITIES)
+    problem = config.word("problem_type", default=next(iter(PROBABILITIES)))
+    names, tokens = label_names(config), checkpoint.tokenizer
+    family = replace(family, facts={**family.facts, "labels": json.dumps(names), "problem_type": problem})
+    scoring = graph(
+        repository.classifying(family, len(names)),
+        family.target.head,
+        lambda g: write_classifying(g, encoder, weights, tokens, reranker.logit, len(names), problem),
+    )
+    return [
+        Model(repository.classifier_ensemble(family, len(names))),
+        tokenizer(repository.classifier_tokenizer(family), checkpoint),
+        *with_head(states, repository.headless_classifier(family, len(names)), scoring),
     ]
 
 

@@ -68,6 +68,7 @@ class Tensor:
 
 
 TEXT = Tensor("text", TYPE_STRING)
+TEXT_PAIR = Tensor("text_pair", TYPE_STRING, optional=True)
 PROMPT_NAME = Tensor("prompt_name", TYPE_STRING, optional=True)
 QUERY = Tensor("query", TYPE_STRING)
 PASSAGE = Tensor("passage", TYPE_STRING)
@@ -118,6 +119,11 @@ def pair_tokenizer(family: Family) -> ModelConfig:
     return _tokenizer(family, [QUERY, PASSAGE], {"segment_offset": str(family.segment_offset)})
 
 
+def classifier_tokenizer(family: Family) -> ModelConfig:
+    """`<family>-tokenizer` of a classifier: text and, of pairs, text_pair -> input_ids, token_count, truncated."""
+    return _tokenizer(family, [TEXT, TEXT_PAIR], {"segment_offset": str(family.segment_offset)})
+
+
 def template_tokenizer(family: Family, template: Mapping[str, str]) -> ModelConfig:
     """`<family>-tokenizer` of a reranker that is asked: query, passage, perhaps instruction -> input_ids, ..."""
     inputs = [QUERY, PASSAGE, *([INSTRUCTION] if "instruction" in template else [])]
@@ -165,6 +171,20 @@ def scoring(family: Family) -> ModelConfig:
     return _graph_model(family, "scoring", [_states(family), INPUT_IDS], [SCORE, LOGIT])
 
 
+def headless_classifier(family: Family, labels: int) -> ModelConfig:
+    """`<family>-encoder` that classifies by itself: ragged input_ids -> probabilities, logits [labels]."""
+    return _graph_model(family, "encoder", [INPUT_IDS], _classes(labels), "auto", "auto")
+
+
+def classifying(family: Family, labels: int) -> ModelConfig:
+    """`<family>-scoring` of a classifier: ragged last_hidden_state and input_ids -> probabilities, logits."""
+    return _graph_model(family, "scoring", [_states(family), INPUT_IDS], _classes(labels))
+
+
+def _classes(labels: int) -> list[Tensor]:
+    return [Tensor(name, TYPE_FP32, (labels,)) for name in ("probabilities", "logits")]
+
+
 def cosine_scoring(family: Family, dimensions: int) -> ModelConfig:
     """`<family>-rerank-scoring`: the embeddings of query and passage -> score, logit."""
     inputs = [
@@ -197,8 +217,17 @@ def _text_ensemble(family: Family, results: Sequence[Tensor]) -> ModelConfig:
 def rerank_ensemble(family: Family, is_instructed: bool) -> ModelConfig:
     """`<family>`: query, passage, perhaps instruction -> score, logit, token_count, truncated."""
     inputs = [QUERY, PASSAGE, INSTRUCTION] if is_instructed else [QUERY, PASSAGE]
-    outputs = [SCORE, LOGIT, TOKEN_COUNT, TRUNCATED]
-    config = _ensemble(family, family.name, inputs, outputs)
+    return _scoring_ensemble(family, inputs, [SCORE, LOGIT])
+
+
+def classifier_ensemble(family: Family, labels: int) -> ModelConfig:
+    """`<family>`: text and, of pairs, text_pair -> probabilities, logits [labels], token_count, truncated."""
+    return _scoring_ensemble(family, [TEXT, TEXT_PAIR], _classes(labels))
+
+
+def _scoring_ensemble(family: Family, inputs: Sequence[Tensor], results: Sequence[Tensor]) -> ModelConfig:
+    """`<family>`: the inputs of its tokenizer -> the `results` of its scoring, token_count, truncated."""
+    config = _ensemble(family, family.name, inputs, [*results, TOKEN_COUNT, TRUNCATED])
 
     def same(tensors: Sequence[Tensor]) -> dict[str, str]:
         return {tensor.name: tensor.name for tensor in tensors}
@@ -206,11 +235,11 @@ def rerank_ensemble(family: Family, is_instructed: bool) -> ModelConfig:
     steps = config.ensemble_scheduling.step
     steps.append(_step(f"{family.name}-tokenizer", same(inputs), same([INPUT_IDS, TOKEN_COUNT, TRUNCATED])))
     if family.target.feed.packed:
-        steps.append(_step(f"{family.name}-encoder", same([INPUT_IDS]), same([SCORE, LOGIT])))
+        steps.append(_step(f"{family.name}-encoder", same([INPUT_IDS]), same(results)))
         return config
     states = {"last_hidden_state": "last_hidden_state"}
     steps.append(_step(f"{family.name}-encoder", same([INPUT_IDS]), states))
-    steps.append(_step(f"{family.name}-scoring", states | same([INPUT_IDS]), same([SCORE, LOGIT])))
+    steps.append(_step(f"{family.name}-scoring", states | same([INPUT_IDS]), same(results)))
     return config
 
 

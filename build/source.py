@@ -17,6 +17,7 @@ from build.catalog import CatalogEntry, Hub, Wheel
 from build.checkpoint import SPLADE, Checkpoint
 from build.errors import BuildError
 from build.files import is_listed, own_file, sha256
+from build.graphs.dimensions import labels
 from build.vocabularies import VOCABULARIES
 
 
@@ -64,6 +65,9 @@ def task_of(checkpoint: Checkpoint) -> str:
     """What a checkpoint is for, by its own files, one of TASKS; raises BuildError where they do not say."""
     if SPLADE in [module.kind for module in checkpoint.modules]:
         return "embed_sparse"
+    is_classifier = checkpoint.architecture.endswith("ForSequenceClassification")
+    if is_classifier and labels(checkpoint.config) > 1:
+        return "classify"
     if checkpoint.is_cross_encoder and checkpoint.architecture != ASKED:
         return "rerank"
     # Embedding models are saved from the same classes, but with the modules behind them.
@@ -73,7 +77,7 @@ def task_of(checkpoint: Checkpoint) -> str:
             "the language model is used for: say --task rerank if it answers yes or no as Qwen3-Reranker does, or "
             "--task embed with --pooling"
         )
-    if not checkpoint.architecture.endswith("ForSequenceClassification"):
+    if not is_classifier:
         return "embed"
     if checkpoint.architecture == ASKED:
         raise BuildError(

@@ -39,7 +39,8 @@ ALLOWED = {
     "build.architectures": "build.graphs build.settings build.templates build.weights",
     "build.hub": "build.catalog build.checkpoint build.errors build.files build.onnx_file build.settings "
     "build.vocabularies",
-    "build.source": "build.catalog build.checkpoint build.errors build.files build.hub build.vocabularies",
+    "build.source": "build.catalog build.checkpoint build.errors build.files build.graphs build.hub "
+    "build.vocabularies",
     "build.repository": "build.graphs build.target",
     "build.check": "build.config build.errors build.memory build.steps",
     "build.plan": "build.config build.errors build.files",

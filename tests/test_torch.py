@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -17,6 +18,8 @@ import pytest
 from conftest import REFERENCE, ROOT, TINY, Stack, cosines
 from engines import token_ids
 from test_adoption import checkpoint
+from test_classifiers import CLASSES, classifier
+from test_classifiers import EXPECTED as CLASSES_EXPECTED
 from test_families import PAIRS, PASSAGES, QUERIES, TEXTS, assert_same_bits, expected
 from test_gpu import H200, write_smi
 from test_graphs import COSINE, SCORE
@@ -123,6 +126,19 @@ def test_modules_give_what_the_reference_gives(tmp_path: Path) -> None:
             assert cosines(vectors, HEADS_EXPECTED[head]).min() >= 0.999999
             lengths = [np.linalg.norm(one, axis=1) for one in (vectors, HEADS_EXPECTED[head])]
             np.testing.assert_allclose(*lengths, rtol=1e-5)
+
+
+def test_classifiers_give_what_the_reference_gives(tmp_path: Path) -> None:
+    """Every label's number, beside other pairs and alone."""
+    repository = tmp_path / "repository"
+    for name in CLASSES:
+        folder = classifier(name, tmp_path)
+        assert make.main([str(folder), "--runtime", "torch", "--repository", str(repository)]) == 0
+    ids = [token_ids(one["checkpoint"])[:12] for one in CLASSES.values()]
+    for answer, name in zip(engine(repository, list(CLASSES), ids), CLASSES, strict=True):
+        for rows, tensor in itertools.product((answer["together"], answer["alone"]), ("logits", "probabilities")):
+            found = np.array([row[tensor] for row in rows])
+            np.testing.assert_allclose(found, CLASSES_EXPECTED[f"{name}/pairs/{tensor}"], atol=1e-4)
 
 
 def test_compiled_it_gives_the_same(repository: Path) -> None:

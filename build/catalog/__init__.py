@@ -19,7 +19,7 @@ FOLDER = Path(__file__).parent
 NOT_NAME = r"^[^A-Za-z0-9]|[^A-Za-z0-9._-]"
 """What of a folder's name cannot be in a model's."""
 
-TASKS = ("embed", "embed_sparse", "rerank")
+TASKS = ("embed", "embed_sparse", "rerank", "classify")
 POOLINGS = {"mean": "mean", "cls": "cls", "last": "lasttoken"}
 """How the vectors of a text's tokens become one -> sentence-transformers' name for it."""
 

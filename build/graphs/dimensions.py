@@ -68,6 +68,17 @@ def labels(config: Settings) -> int:
     return len(named) if isinstance(named, dict) else count
 
 
+def label_names(config: Settings) -> list[str]:
+    """What a classifier's labels are called, LABEL_0 and so on where nothing is said."""
+    count, named = labels(config), config.find("id2label")
+    if named is None:
+        return [f"LABEL_{i}" for i in range(count)]
+    names = [named.get(str(i)) if isinstance(named, dict) else None for i in range(count)]
+    if not all(isinstance(name, str) for name in names):
+        raise BuildError(f"{config.path} has an id2label that does not name the labels 0 to {count - 1}")
+    return [str(name) for name in names]
+
+
 def layer_types(config: Settings, usual: list[str]) -> tuple[str, ...]:
     """SLIDING or FULL of each layer, as `usual` where nothing is said; raises BuildError for another type."""
     kinds = config.words("layer_types", default=usual)

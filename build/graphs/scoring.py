@@ -35,6 +35,8 @@ class Head:
     """[T]."""
     lengths: str
     """[B]."""
+    labels: int = 1
+    """How many a classifier gives."""
 
     def first(self) -> str:
         """[B, H]: the state of each item's first token."""
@@ -50,7 +52,7 @@ class Head:
 
 
 Logit: TypeAlias = Callable[[Head], str]
-"""-> [B, 1]."""
+"""-> [B, labels]."""
 
 
 def score_activation(checkpoint: Checkpoint) -> str:
@@ -91,6 +93,33 @@ def write_scoring(
     write_scores(g, value, activation)
 
 
+PROBABILITIES: dict[str, Callable[[OnnxGraph, str], str]] = {
+    "single_label_classification": lambda g, x: g.op("Softmax", x, axis=1),
+    "multi_label_classification": lambda g, x: g.op("Sigmoid", x),
+}
+"""`problem_type` of `config.json` -> what transformers' pipeline makes of the logits of a text."""
+
+
+def write_classifying(
+    g: OnnxGraph,
+    encoder: Dimensions,
+    weights: Weights,
+    tokenizer: Tokenizer,
+    logit: Logit,
+    labels: int,
+    problem: str,
+) -> None:
+    """Gives each text or pair as many numbers as there are labels.
+
+    Input   last_hidden_state FP32 [T * H], input_ids INT32 [T], lengths INT32 [B] (see `build.graphs.pooling`)
+    Output  logits FP32 [B, labels]; probabilities FP32 [B, labels], one of PROBABILITIES
+    """
+    inputs = state_inputs(g, encoder.hidden_size)
+    value = logit(Head(Parameters(g, weights), encoder, tokenizer, *inputs, labels=labels))
+    g.output("probabilities", PROBABILITIES[problem](g, value), TensorProto.FLOAT, ["batch", labels])
+    g.output("logits", value, TensorProto.FLOAT, ["batch", labels])
+
+
 def write_scores(g: OnnxGraph, logit: str, activation: str) -> None:
     """Both outputs of `logit` [B, 1]."""
     g.output("score", ACTIVATIONS[activation](g, logit), TensorProto.FLOAT, ["batch", 1])
@@ -98,31 +127,31 @@ def write_scores(g: OnnxGraph, logit: str, activation: str) -> None:
 
 
 def bert_logit(head: Head) -> str:
-    """BERT's pooler and a classifier of one label over the first token: w tanh(W h + b) + c."""
+    """BERT's pooler and a classifier over the first token: w tanh(W h + b) + c."""
     return _two_layers(head, "pooler.dense", "classifier")
 
 
 def roberta_logit(head: Head) -> str:
-    """RoBERTa's classification head of one label over the first token: w tanh(W h + b) + c."""
+    """RoBERTa's classification head over the first token: w tanh(W h + b) + c."""
     return _two_layers(head, "classifier.dense", "classifier.out_proj")
 
 
 def distilbert_logit(head: Head) -> str:
-    """DistilBERT's classifier of one label over the first token: w max(W h + b, 0) + c."""
+    """DistilBERT's classifier over the first token: w max(W h + b, 0) + c."""
     return _two_layers(head, "pre_classifier", "classifier", "Relu")
 
 
 def modernbert_logit(head: Head) -> str:
-    """ModernBERT's prediction head and a classifier of one label over the pooled tokens: w norm(gelu(W h)) + c."""
+    """ModernBERT's prediction head and a classifier over the pooled tokens: w norm(gelu(W h)) + c."""
     hidden = head.encoder.hidden_size
     inner = gelu(head.p.g, head.p.linear(head.pooled(), "head.dense", hidden, hidden, bias=False))
     normed = head.p.layer_norm(inner, "head.norm", hidden, head.encoder.head_epsilon, bias=False)
-    return head.p.linear(normed, "classifier", 1, hidden)
+    return head.p.linear(normed, "classifier", head.labels, hidden)
 
 
 def last_token_logit(head: Head) -> str:
-    """A decoder's classifier of one label over the last token, which has seen all others: w h."""
-    return head.p.linear(head.last(), "score", 1, head.encoder.hidden_size, bias=False)
+    """A decoder's classifier over the last token, which has seen all others: w h."""
+    return head.p.linear(head.last(), "score", head.labels, head.encoder.hidden_size, bias=False)
 
 
 def pooled_logit(head: Head) -> str:
@@ -134,7 +163,7 @@ def pooled_logit(head: Head) -> str:
 def _two_layers(head: Head, first: str, second: str, activation: str = "Tanh") -> str:
     hidden = head.encoder.hidden_size
     inner = head.p.g.op(activation, head.p.linear(head.first(), first, hidden, hidden))
-    return head.p.linear(inner, second, 1, hidden)
+    return head.p.linear(inner, second, head.labels, hidden)
 
 
 def yes_no_logit(head: Head) -> str:

@@ -104,8 +104,11 @@ class TritonPythonModel:
         self._long_texts = LongTexts(self._tokenizer, room)
         names = {item["name"] for item in config["input"]}
         self._read: Callable[[Any], Sequence[tuple[str, ...]]] = self._read_texts
+        self._is_of_texts = "text" in names
         if "passage" in names:
             self._read = self._read_bodies if self._template else self._read_pairs
+        elif "text_pair" in names:
+            self._read = self._read_texts_or_pairs
 
         self._memory = Memory(args["model_name"])
 
@@ -164,6 +167,10 @@ class TritonPythonModel:
     def _read_pairs(self, request: Any) -> list[tuple[str, str]]:
         return list(zip(_strings(request, "query"), _strings(request, "passage"), strict=True))
 
+    def _read_texts_or_pairs(self, request: Any) -> list[tuple[str, ...]]:
+        texts, pairs = _strings(request, "text"), _strings(request, "text_pair")
+        return list(zip(texts, pairs, strict=True)) if pairs else [(text,) for text in texts]
+
     def _read_bodies(self, request: Any) -> list[tuple[str]]:
         """Each pair between the template's ends."""
         pairs = self._read_pairs(request)
@@ -181,7 +188,7 @@ class TritonPythonModel:
 
     def _place(self, i: int) -> str:
         """How an error names a row."""
-        return f"{'text' if self._read == self._read_texts else 'passage'}[{i}]"
+        return f"{'text' if self._is_of_texts else 'passage'}[{i}]"
 
     def _described(self, text: str, beginning: Beginning) -> bytes:
         """The tokens of a text in words, encoded once more because the fast way keeps no offsets."""

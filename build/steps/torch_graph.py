@@ -118,6 +118,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Reshape": lambda x, shape: x.reshape(shape),
     "Sigmoid": torch.sigmoid,
     "Sin": torch.sin,
+    "Softmax": lambda x, axis: x.softmax(axis),
     "Slice": _slice,
     "Sqrt": torch.sqrt,
     "Sub": operator.sub,

@@ -6,7 +6,11 @@ vectors of the first texts of tiny/texts.json, each run alone in float32 on one 
 
 scores.json and scores.npz are the same of rerankers: files of a tiny checkpoint, changed, and as NAME what
 CrossEncoder.predict then gives for the first pairs of tiny/pairs.json; of language models also NAME/token_ids and
-NAME/token_counts. It needs requirements.txt:
+NAME/token_counts.
+
+classes.json and classes.npz are the same of classifiers of three labels, which cross-encoders become by another
+last layer: NAME/tensors/TENSOR; and of the first pairs, and of the first texts alone, NAME/KIND/logits and what
+transformers' pipeline makes of them, NAME/KIND/probabilities. It needs requirements.txt:
 
     python tests/reference/make_heads.py
 """
@@ -22,7 +26,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file
+import transformers as hf
+from safetensors.numpy import load_file, save_file
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.cross_encoder.modules import LogitScore
@@ -175,6 +180,53 @@ def scores(folder: Path) -> Any:
     return np.concatenate([model.predict([pair]) for pair in PAIRS])
 
 
+LABELS = {"0": "contradiction", "1": "entailment", "2": "neutral"}
+SINGLE = {"id2label": LABELS, "label2id": {label: int(i) for i, label in LABELS.items()}}
+MULTI = SINGLE | {"problem_type": "multi_label_classification"}
+CLASSES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "bert": ("bert-cross-encoder", "classifier", SINGLE | {"problem_type": "single_label_classification"}),
+    "distilbert": ("distilbert-cross-encoder", "classifier", SINGLE),
+    "modernbert": ("modernbert-reranker", "classifier", MULTI),
+    "roberta": ("roberta-cross-encoder", "classifier.out_proj", SINGLE),
+    "xlm-roberta": ("cross-encoder", "classifier.out_proj", MULTI),
+}
+"""Name -> checkpoint, its last layer, and what its configuration says more."""
+
+
+@torch.inference_mode()
+def classes(name: str, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Files that change, and tensors and results."""
+    base, layer, more = CLASSES[name]
+    shutil.copytree(HERE / "tiny" / base, folder)
+    content = json.loads((folder / "config.json").read_text()) | more
+    (folder / "config.json").write_text(json.dumps(content))
+    generator = torch.Generator().manual_seed(len(name))
+    tensors = {
+        f"{layer}.weight": torch.randn(len(LABELS), HIDDEN, generator=generator) * 0.3,
+        f"{layer}.bias": torch.randn(len(LABELS), generator=generator),
+    }
+    save_file(
+        {**load_file(folder / "model.safetensors"), **{key: one.numpy() for key, one in tensors.items()}},
+        folder / "model.safetensors",
+    )
+    arrays = {f"{name}/tensors/{key}": one.numpy() for key, one in tensors.items()}
+    words = hf.AutoTokenizer.from_pretrained(folder)
+    model = hf.AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    pipeline = hf.pipeline("text-classification", model=model, tokenizer=words, device="cpu")
+    for kind, inputs in (("pairs", PAIRS), ("texts", [[text] for text in TEXTS])):
+        logits = [model(**words(*texts, truncation=True, return_tensors="pt")).logits[0] for texts in inputs]
+        arrays[f"{name}/{kind}/logits"] = torch.stack(logits).numpy()
+        found = [
+            pipeline([dict(zip(("text", "text_pair"), texts, strict=False))], top_k=None, truncation=True)[0]
+            for texts in inputs
+        ]
+        by_label = [{one["label"]: one["score"] for one in row} for row in found]
+        arrays[f"{name}/{kind}/probabilities"] = np.array(
+            [[row[label] for label in LABELS.values()] for row in by_label], np.float32
+        )
+    return {"config.json": content}, arrays
+
+
 def main() -> None:
     """Writes the files beside this one."""
     torch.set_num_threads(1)
@@ -195,6 +247,13 @@ def main() -> None:
         arrays |= {name + key: values for key, values in found.items()}
         files[name] = {"checkpoint": "qwen3-reranker", "files": changed}
     write("scores", files, arrays)
+    files, arrays = {}, {}
+    for name, (base, _, _) in CLASSES.items():
+        with tempfile.TemporaryDirectory() as scratch:
+            changed, found = classes(name, Path(scratch) / name)
+        files[name] = {"checkpoint": base, "files": changed}
+        arrays |= found
+    write("classes", files, arrays)
 
 
 def write(name: str, files: dict[str, Any], arrays: dict[str, Any]) -> None:

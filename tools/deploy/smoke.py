@@ -36,6 +36,11 @@ def smoke(embed: str, rerank: str) -> list[str]:
         elif model["task"] == "rerank":
             best = _check_scores(f"{rerank}/rerank", name)
             lines.append(f"{name}: {len(TEXTS)} documents scored, best {best:.3f}")
+        elif model["task"] == "classify":
+            predictions = ask(f"{embed}/predict", {"inputs": [[text] for text in TEXTS], "model": name})
+            if len(predictions) != len(TEXTS) or not all(predictions):
+                raise DeployError(f"{name} gave no label for one of {len(TEXTS)} texts")
+            lines.append(f"{name}: {len(TEXTS)} texts, {len(predictions[0])} labels")
         else:
             weights = ask(f"{embed}/{model['task']}", {"inputs": TEXTS, "model": name})
             if len(weights) != len(TEXTS) or not all(weights):

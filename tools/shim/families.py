@@ -18,9 +18,14 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 from build.config import read_config
 from build.errors import BuildError
 
-Task = Literal["embed", "embed_sparse", "rerank"]
+Task = Literal["embed", "embed_sparse", "rerank", "classify"]
 
-GIVES: dict[str, Task] = {"embeddings": "embed", "indices": "embed_sparse", "score": "rerank"}
+GIVES: dict[str, Task] = {
+    "embeddings": "embed",
+    "indices": "embed_sparse",
+    "score": "rerank",
+    "probabilities": "classify",
+}
 """Output of an ensemble -> what it is for."""
 
 PROCESS = 40 << 20

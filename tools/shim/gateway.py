@@ -1,11 +1,11 @@
-"""The two calls under every dialect, embed and rerank, and the lanes that all callers queue in."""
+"""The calls under every dialect, embed, rerank and classify, and the lanes that all callers queue in."""
 
 from __future__ import annotations
 
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
@@ -157,6 +157,27 @@ class Gateway:
             inputs["instruction"] = instruction
         return await self._infer(model, inputs, truncate)
 
+    async def classify(
+        self, inputs: Sequence[tuple[str, ...]], model_name: str | None = None, *, truncate: bool = True
+    ) -> Result:
+        """`probabilities` and `logits` of each text or pair of texts."""
+        model = await self.upstream.model("classify", model_name)
+        parts, order = list[Result](), list[int]()
+        for names in (("text",), ("text", "text_pair")):  # a request has pairs only or none
+            if at := [i for i, texts in enumerate(inputs) if len(texts) == len(names)]:
+                columns = zip(*(inputs[i] for i in at), strict=True)
+                own: dict[str, str | list[str]] = dict(zip(names, map(list, columns), strict=True))
+                parts.append(await self._infer(model, own, truncate, at=at))
+                order += at
+        if len(parts) == 1:
+            return parts[0]
+        first, second = parts
+        tensors = {
+            name: np.concatenate([tensor, second.tensors[name]])[np.argsort(order)]
+            for name, tensor in first.tensors.items()
+        }
+        return replace(first, tensors=tensors, computed=first.computed + second.waited + second.computed)
+
     async def tokenize(self, texts: list[str], prompt: str | None = None) -> Result:
         """`tokens` of each text, as the tokenizer step describes them, by the first model that embeds."""
         model = await self.upstream.model("embed", None)
@@ -170,10 +191,12 @@ class Gateway:
         truncate: bool,
         step: str | None = None,
         outputs: tuple[str, ...] = (),
+        at: Sequence[int] | None = None,
     ) -> Result:
         """Every output for every row of the inputs, in order, through as many Triton requests as it takes.
 
-        An input that is one string is sent beside each row; equal rows are sent once.
+        An input that is one string is sent beside each row; equal rows are sent once. An error names a row by
+        its place in the call, `at` where others stand between.
         """
         started = time.perf_counter()
         beside = sum(len(value.encode()) for value in inputs.values() if isinstance(value, str))
@@ -196,6 +219,9 @@ class Gateway:
         lane = self.lanes.short if is_short else self.lanes.bulk
         first = 0.0
 
+        def place(i: int) -> str:
+            return place_of(model, at[i] if at else i)
+
         async def infer(indices: list[int]) -> dict[str, npt.NDArray[Any]]:
             nonlocal first
             first = first or time.perf_counter()
@@ -211,14 +237,14 @@ class Gateway:
                         raise
                     return await send(self.seconds, outputs)
             except InferenceServerException as error:
-                raise placed(error, [place_of(model, rows.index(distinct[i])) for i in indices]) from None
+                raise placed(error, [place(rows.index(distinct[i])) for i in indices]) from None
 
         async with self.upstream.use(model.name, self.seconds, self.keep_alive) as loaded:
-            with lane.admitted(sum(work, Work()), self.seconds) as place:
+            with lane.admitted(sum(work, Work()), self.seconds) as admitted:
                 tensors = await schedule.run(
                     requests,
                     lambda indices: lane.run(
-                        place, sum((work[i] for i in indices), Work()), partial(infer, indices)
+                        admitted, sum((work[i] for i in indices), Work()), partial(infer, indices)
                     ),
                     lane.requests,
                 )
@@ -227,9 +253,7 @@ class Gateway:
             tensors = {name: tensor[again] for name, tensor in tensors.items()}
         if not truncate and tensors["truncated"].any():
             i = int(tensors["truncated"].argmax())
-            raise too_long(
-                f"{place_of(model, i)} is longer than the {model.max_tokens} tokens that {model.name} reads"
-            )
+            raise too_long(f"{place(i)} is longer than the {model.max_tokens} tokens that {model.name} reads")
         return Result(model, tensors, first - started, time.perf_counter() - first, loaded)
 
 

@@ -121,6 +121,11 @@ class ServedModel:
         return int(fewest) if fewest else None
 
     @property
+    def labels(self) -> list[str]:
+        """What a classifier tells apart, in the order of its numbers."""
+        return [str(label) for label in json.loads(self.facts.get("labels", "[]"))]
+
+    @property
     def unit_length(self) -> bool:
         """Whether embeddings are known to come with length 1."""
         return self.facts.get("unit_length") == "true"
@@ -411,4 +416,5 @@ PROBES: dict[Task, dict[str, list[str]]] = {
     "embed": {"text": ["ready?"]},
     "embed_sparse": {"text": ["ready?"]},
     "rerank": {"query": ["ready?"], "passage": ["ready."]},
+    "classify": {"text": ["ready?"]},
 }

@@ -1,6 +1,6 @@
 """Text Embeddings Inference: `/embed` with `inputs`, `/rerank` with `texts`, `/` for both, `/embed_sparse`.
 
-Also `/similarity`, `/tokenize` and `/info`.
+Also `/predict`, `/similarity`, `/tokenize` and `/info`.
 
 It has no field for a model, so the first of each task answers, but where nobody else speaks a route: `model` is an
 addition there. As with its own `--auto-truncate`, which is on unless
@@ -11,14 +11,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, get_args
 
+import numpy as np
 import orjson
 
 from tools.shim.body import MAX_TEXTS, Lenient, Positive, Query, Text, Vector
 from tools.shim.dialects.lengths import normalised
 from tools.shim.dialects.openai import refuse_token_ids
 from tools.shim.errors import GatewayError, bad_request
+from tools.shim.families import Task
 from tools.shim.gateway import Gateway
 from tools.shim.routes import Get, Post, Reply
 
@@ -96,6 +98,29 @@ class Rank(TypedDict):
 
 
 @dataclass(frozen=True)
+class PredictCall(Lenient):
+    """A text, a pair of texts, or a list of lists of which each holds a text or a pair; raw scores are logits."""
+
+    inputs: Text | list[Text | list[str]]
+    truncate: bool | None = None
+    truncation_direction: Side | None = None
+    raw_scores: bool = False
+    model: str | None = None
+
+    @staticmethod
+    def check(content: dict[str, Any]) -> None:
+        """Refuses token ids in their own words."""
+        refuse_token_ids(content, "inputs")
+
+
+class Prediction(TypedDict):
+    """One label, and how much speaks for it."""
+
+    score: float
+    label: str
+
+
+@dataclass(frozen=True)
 class TokenizeCall(Lenient):
     """Texts to tokenize as the model reads them, cut to its window."""
 
@@ -140,7 +165,7 @@ class SimilarityCall(Lenient):
 
 
 class Info(TypedDict):
-    """The model that answers `/embed`, or `/embed_sparse` where none does, or `/rerank`."""
+    """The model that answers `/embed`, or where none does `/embed_sparse`, `/rerank` or `/predict`."""
 
     model_id: str
     model_sha: str | None
@@ -209,6 +234,19 @@ async def rerank(gateway: Gateway, call: RerankCall) -> Reply:
     return Reply(ranks, result)
 
 
+async def predict(gateway: Gateway, call: PredictCall) -> Reply:
+    """Classifies texts or pairs of texts: of each, all labels by descending score."""
+    check_direction(call.truncation_direction)
+    is_batch, inputs = sequences(call.inputs)
+    result = await gateway.classify(inputs, call.model, truncate=call.truncate is not False)
+    labels = result.model.labels
+    predictions: list[list[Prediction]] = [
+        [{"score": float(row[i]), "label": labels[i]} for i in np.argsort(-row, kind="stable")]
+        for row in result.tensors["logits" if call.raw_scores else "probabilities"]
+    ]
+    return Reply(predictions if is_batch else predictions[0], result)
+
+
 async def tokenize(gateway: Gateway, call: TokenizeCall) -> Reply:
     """Tokenizes texts."""
     result = await gateway.tokenize(as_list(call.inputs), call.prompt_name)
@@ -221,9 +259,14 @@ async def tokenize(gateway: Gateway, call: TokenizeCall) -> Reply:
 async def info(gateway: Gateway) -> Reply:
     """Describes the model."""
     served = await gateway.upstream.models()
-    model = min(served, key=lambda model: model.task)
-    if model.task == "rerank":
-        kind: dict[str, Any] = {"reranker": {"id2label": {"0": "score"}, "label2id": {"score": 0}}}
+    model = min(served, key=lambda model: get_args(Task).index(model.task))
+    if model.task == "classify":
+        labels = {str(i): label for i, label in enumerate(model.labels)}
+        kind: dict[str, Any] = {
+            "classifier": {"id2label": labels, "label2id": {label: int(i) for i, label in labels.items()}}
+        }
+    elif model.task == "rerank":
+        kind = {"reranker": {"id2label": {"0": "score"}, "label2id": {"score": 0}}}
     else:
         kind = {"embedding": {"pooling": model.facts.get("pooling")}}
     content: Info = {
@@ -251,6 +294,25 @@ def as_list(inputs: str | list[str]) -> list[str]:
     return [inputs] if isinstance(inputs, str) else inputs
 
 
+def sequences(inputs: str | list[str | list[str]]) -> tuple[bool, list[tuple[str, ...]]]:
+    """Whether it is a batch, and the texts and pairs in it; raises GatewayError 400 for others."""
+    if isinstance(inputs, str):
+        return False, [(inputs,)]
+    texts = [one for one in inputs if isinstance(one, str)]
+    lists = [one for one in inputs if isinstance(one, list)]
+    if texts and lists:
+        raise bad_request("inputs has texts beside lists: a batch is [[text], [text, text], ...]")
+    for i, one in enumerate(lists or [texts]):
+        where = f"inputs[{i}]" if lists else "inputs"
+        if len(one) > 2:
+            raise bad_request(
+                f"{where} has {len(one)} texts: send one or a pair, or a batch [[text], [text], ...]"
+            )
+        if not one[0]:
+            raise bad_request(f"{where} is empty: every text needs at least one character")
+    return bool(lists), [tuple(one) for one in lists or [texts]]
+
+
 def check_direction(side: str | None) -> None:
     """Refuses to cut at the front."""
     if side in ("Left", "left"):
@@ -267,6 +329,7 @@ ROUTES: list[Post | Get] = [
     *(Post(path, EmbedCall, embed, list[Vector], key="inputs", error=error) for path in ("/embed", "/")),
     *(Post(path, RerankCall, rerank, list[Rank], key="texts", error=error) for path in ("/rerank", "/")),
     Post("/embed_sparse", SparseCall, embed_sparse, list[list[Weight]], key="inputs", error=error),
+    Post("/predict", PredictCall, predict, list[Prediction] | list[list[Prediction]], key="inputs", error=error),
     Post("/similarity", SimilarityCall, similarity, list[float], error=error),
     Post("/tokenize", TokenizeCall, tokenize, list[list[Token]], error=error),
     Get("/info", info, Info, error=error),
