@@ -386,6 +386,8 @@ def classifying_models(
     config.require("problem_type", *PROBABILITIES)
     problem = config.word("problem_type", default=next(iter(PROBABILITIES)))
     names, tokens = label_names(config), checkpoint.tokenizer
+    if len(names) < 2:
+        raise BuildError(f"{config.path} has one label, so it is no classifier but a reranker: say --task rerank")
     family = replace(family, facts={**family.facts, "labels": json.dumps(names), "problem_type": problem})
     scoring = graph(
         repository.classifying(family, len(names)),

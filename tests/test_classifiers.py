@@ -234,6 +234,13 @@ def test_other_classifiers_are_refused_by_name(case: str, tmp_path: Path) -> Non
         graphs(folder, Target(), tmp_path / "built")
 
 
+def test_one_label_is_a_reranker(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = TINY / "cross-encoder"
+    assert describe(folder, "one").tasks == ("rerank",)
+    assert make.main([str(folder), "--task", "classify", "--repository", str(tmp_path)]) == 1
+    assert "has one label, so it is no classifier but a reranker: say --task rerank" in capsys.readouterr().err
+
+
 def test_labels_have_transformers_names_where_nothing_is_said(tmp_path: Path) -> None:
     folder = classifier("bert", tmp_path)
     edit(folder / "config.json", lambda config: (config.pop("id2label"), config.update(num_labels=3)))
