@@ -76,6 +76,7 @@ lock: ## Resolve the dependencies of pyproject.toml anew (needs uv and npm)
 	uv pip compile $(RESOLVE) --no-header -c serve.lock pyproject.toml --group gpu -o gpu.lock
 	uv pip compile $(RESOLVE) --no-header pyproject.toml --group test -o test.lock
 	uv pip compile $(RESOLVE) --no-header pyproject.toml --group bench -o bench.lock
+	uv pip compile $(RESOLVE) --no-header -c serve.lock -c tests/torch.txt pyproject.toml --group verify -o verify.lock
 	uv pip compile $(RESOLVE) --no-header --group pyproject.toml:clients -o clients.lock
 	npm install --prefix tests/clients/npm --package-lock-only
 	for image in shim triton-cpu triton-gpu; do \

@@ -2,8 +2,8 @@
 
 The family is asked over Triton's gRPC, as its users get it, so whatever executes it is what is verified. The
 reference is sentence-transformers, or transformers where a language model is asked for "yes" or "no"; it needs an
-environment of its own. Embeddings agree by their cosine and length, scores by their
-difference in 0..1, token ids exactly.
+environment of its own. Embeddings agree by their cosine and length, scores by their difference in 0..1, token ids
+exactly; with `--mteb`, the main scores of mteb's tasks by their difference.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy.typing as npt
 from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
 
-from build import reference
+from build import quality, reference
 from build.catalog import TOLERANCE as TOLERANCES
 from build.errors import BuildError
 from build.reference import Embedder, Expected, Pair, Scorer
@@ -113,6 +113,16 @@ class Served:
         """The family's outputs [n, ...] for BYTES inputs of n texts each."""
         parts = self._infer(self.family, columns)
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def embeddings(self, texts: Sequence[str], prompt: str) -> npt.NDArray[np.float32]:
+        """Of texts behind the prompt of that name, or behind none."""
+        columns = {"prompt_name": [prompt] * len(texts)} if prompt else {}
+        return self.answer(text=texts, **columns)["embeddings"]
+
+    def scores(self, pairs: Sequence[Pair]) -> npt.NDArray[np.float32]:
+        """Of (query, passage)."""
+        queries, passages = zip(*pairs, strict=True)
+        return self.answer(query=queries, passage=passages)["score"][:, 0]
 
     def token_ids(self, **columns: Sequence[str]) -> list[list[int]] | None:
         """What the tokenizer step makes of the same inputs, or None where the family has none of its own."""
@@ -295,6 +305,15 @@ def tolerance_of(family: str, repository: Path, precision: str | None) -> float:
         return TOLERANCE
 
 
+def precision_of(family: str, repository: Path) -> str:
+    """What the family's graph is written in by its record; fp32 where there is none."""
+    try:
+        found = json.loads((repository / family / "build.json").read_bytes())["inputs"]["precision"]
+    except (OSError, ValueError, KeyError):
+        return "fp32"
+    return found if found in quality.TOLERANCE else "fp32"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the table of one family; returns 1 beyond tolerance or when it cannot be compared."""
     parser = argparse.ArgumentParser(prog="python -m build.verify", description=str(__doc__).splitlines()[0])
@@ -312,13 +331,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="what it is served in (default: its graph's)",
     )
     parser.add_argument("--repository", type=Path, default=ROOT / "model_repository", help="for the family's own")
+    parser.add_argument(
+        "--mteb", nargs="+", metavar="TASK", help="compares the main scores of mteb's tasks, not texts one by one"
+    )
+    parser.add_argument(
+        "--mteb-data", type=Path, metavar="FOLDER", help="has their data, in folders named as on the Hub"
+    )
     options = parser.parse_args(arguments)
     try:
-        report = verify(options)
+        report = verify_quality(options) if options.mteb else verify(options)
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print("\n".join(table(report)))
+    print("\n".join(quality.table(report) if options.mteb else table(report)))
     if options.report:
         options.report.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     return 0 if report["passed"] else 1
@@ -344,6 +369,34 @@ def verify(options: argparse.Namespace) -> dict[str, Any]:
         "versions": versions,
         "task": "rerank" if served.reranks else "embed",
         **summarise(rows, tolerance),
+    }
+
+
+def verify_quality(options: argparse.Namespace) -> dict[str, Any]:
+    """Has mteb ask family and reference; raises BuildError when it cannot."""
+    versions = reference.versions() | quality.versions()
+    tasks = quality.tasks(options.mteb, options.mteb_data)
+    served = Served(options.url, options.family)
+    own: quality.Asked
+    other: quality.Asked
+    if served.reranks:
+        score = reference.scorer(options.reference, served.parameter("max_tokens"))
+        own = quality.CrossEncoder("served", served.scores)
+        other = quality.CrossEncoder("reference", lambda pairs: score(pairs).values)
+    else:
+        embed = reference.embedder(options.reference)
+        own = quality.Encoder("served", served.embeddings)
+        other = quality.Encoder("reference", lambda texts, prompt: embed(texts, prompt).values)
+    tolerance = options.tolerance
+    if tolerance is None:
+        precision = options.precision or precision_of(options.family, options.repository)
+        tolerance = quality.TOLERANCE[precision]
+    return {
+        "family": options.family,
+        "reference": options.reference,
+        "server": served.server,
+        "versions": versions,
+        **quality.summarise(quality.compare(own, other, tasks), tolerance),
     }
 
 

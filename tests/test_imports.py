@@ -51,8 +51,10 @@ ALLOWED = {
     "build.onnx_file build.settings build.source build.target",
     "build.make": "build.catalog build.errors build.family build.files build.gpu build.source build.target",
     "build.reference": "build.errors build.templates",
+    "build.quality": "build.errors",
     # What is verified is served: the one place of the builder that knows where a stack listens.
-    "build.verify": "build.catalog build.errors build.reference build.texts tools.command tools.direct",
+    "build.verify": "build.catalog build.errors build.quality build.reference build.texts tools.command "
+    "tools.direct",
     "tools.access": "",
     "tools.direct": "",
     "tools.command": "tools.access",
