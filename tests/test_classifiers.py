@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,10 @@ from build.errors import BuildError
 from build.models import models_of, write_model
 from build.source import describe
 from build.target import Target
+from tools.deploy.smoke import smoke
+from tools.shim.dialects import tei
+from tools.shim.gateway import Lanes
+from tools.shim.upstream import ServedModel
 
 CLASSES: dict[str, Any] = json.loads((REFERENCE / "classes.json").read_text())
 EXPECTED = np.load(REFERENCE / "classes.npz")
@@ -157,6 +163,30 @@ def test_what_is_served_says_what_it_is(served: Stack) -> None:
         CLASSES, "classify"
     ) | dict.fromkeys(RERANKERS, "rerank")
     assert served.get("embed", "/health").json()["status"] == "ready"
+
+
+def test_a_smoke_test_counts_labels(served: Stack) -> None:
+    lines = smoke(served.url("embed", ""), served.url("rerank", ""))
+    assert [line for line in lines if line.startswith("bert:")] == ["bert: 3 texts, 3 labels"]
+
+
+def test_info_of_a_server_that_only_classifies() -> None:
+    """Of others it tells what embeds or reranks."""
+    facts = {"labels": json.dumps(LABELS), "source": "org/nli"}
+    model = ServedModel("nli", "classify", 64, None, 128, ("nli-tokenizer",), {}, False, facts)
+
+    async def models() -> list[ServedModel]:
+        return [model]
+
+    gateway: Any = SimpleNamespace(upstream=SimpleNamespace(models=models), lanes=Lanes())
+    content: Any = asyncio.run(tei.info(gateway)).content
+    assert content["model_id"] == "org/nli"
+    assert content["model_type"] == {
+        "classifier": {
+            "id2label": dict(zip("012", LABELS, strict=True)),
+            "label2id": {label: i for i, label in enumerate(LABELS)},
+        }
+    }
 
 
 def test_a_classifier_does_not_rerank(served: Stack) -> None:
