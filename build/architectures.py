@@ -142,6 +142,8 @@ class Architecture:
     """Class in `architectures` -> its head."""
     masked: dict[str, MaskedHead] = field(default_factory=dict)
     """Class in `architectures` -> the head of a masked language model, which gives sparse vectors."""
+    unseen: bool = False
+    """Whether its page is written for tokens that are seen by none."""
     packed: bool = True
     """Whether its page is written for packed tokens, too."""
     own_code: frozenset[str] = frozenset()
@@ -173,6 +175,7 @@ ARCHITECTURES = {
             Bert.of,
             write_bert,
             fixtures=("bert-cls", "bert-cross-encoder"),
+            unseen=True,
             prefixes=("bert.",),
             harmless=BERTS_OWN,
             unused=(*BUFFERS, *LANGUAGE_HEADS, *POOLER),

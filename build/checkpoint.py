@@ -43,6 +43,8 @@ WINDOWS = tuple(
 LIBRARY = "sentence_transformers."
 SPLADE = "SpladePooling"
 """The kind of module that makes sparse vectors."""
+MASK = "MultiVectorMask"
+"""The kind of module that says of which tokens the vectors count, where a text has one for each."""
 TRANSFORMERS = ("Transformer", "MLMTransformer")
 """Kinds of modules that run the transformer; older sparse models have one of their own for their head."""
 
@@ -162,6 +164,12 @@ class Checkpoint:
         return str(said or CLASSES.get(self.model_type, "")).removesuffix("Fast").removeprefix("Distil")
 
     @cached_property
+    def mask_token(self) -> str:
+        """What stands for a hidden word, "" where nothing does."""
+        said = self.special_tokens.find("mask_token") or self.tokenizer_config.find("mask_token")
+        return str(said.get("content", "") if isinstance(said, dict) else said or "")
+
+    @cached_property
     def special_tokens(self) -> Settings:
         """`special_tokens_map.json` where transformers reads it, which goes before `tokenizer_config.json`."""
         return self._older(SPECIAL_TOKENS)
@@ -229,7 +237,7 @@ class Checkpoint:
         path, said = self.folder / PROMPTS, self.library
         # What scores are made with is read where there are some.
         said.skip(["__version__", "similarity_fn_name", "activation_fn", "requirements"])
-        said.require("model_type", "SentenceTransformer", "CrossEncoder", "SparseEncoder")
+        said.require("model_type", "SentenceTransformer", "CrossEncoder", "SparseEncoder", "MultiVectorEncoder")
         said.require("max_active_dims", None)
         own = {}
         if (prompts := said.inner("prompts")) is not None:

@@ -18,6 +18,7 @@ from build.errors import BuildError, NotPackedError
 from build.files import GRAPHS, SHARDS, WEIGHTS, is_listed
 from build.graphs.adopted import Adopted
 from build.graphs.dimensions import Dimensions, any_dimensions, label_names, labels
+from build.graphs.multi_vector import MultiVector, Side, write_maxsim, write_vectors
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.pooling import Pooling, write_pooling
 from build.graphs.scoring import (
@@ -89,11 +90,12 @@ def models_of(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> li
             f"{entry.name} is built from its weights, which have no output to choose: add --onnx FILE"
         )
     if "embed" not in entry.tasks and (entry.pooling, entry.normalise) != (None, None):
-        what = {"embed_sparse": "sparse", "classify": "a classifier"}.get(entry.tasks[0], "a reranker")
+        kinds = {"embed_all": "of vectors of tokens", "embed_sparse": "sparse", "classify": "a classifier"}
+        what = kinds.get(entry.tasks[0], "a reranker")
         raise BuildError(
             f"{entry.name} is {what}, so its tokens' vectors are not pooled: leave --pooling and --normalise out"
         )
-    if "embed_sparse" in entry.tasks:
+    if {"embed_all", "embed_sparse"} & set(entry.tasks):
         check_ragged_results(entry, target, exported)
     if "classify" in entry.tasks and exported is not None:
         raise BuildError(
@@ -121,9 +123,18 @@ def written_models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) 
     encoder = architecture.read(checkpoint.config)
     checkpoint.config.skip((*HARMLESS, *architecture.harmless))
     weights = checkpoint.weights(checkpoint.transformer, architecture.prefixes, architecture.unused, quantised)
-    is_pair = "embed" not in entry.tasks and checkpoint.architecture in architecture.rerankers
+    is_pair = entry.tasks[0] in ("rerank", "classify") and checkpoint.architecture in architecture.rerankers
     if is_pair and encoder.token_types > 1 and checkpoint.feeds_token_types:
         encoder = replace(encoder, segment_offset=encoder.vocab_size)
+    vectors = None
+    if "embed_all" in entry.tasks:
+        vectors = MultiVector.of(checkpoint, encoder.hidden_size, encoder.vocab_size)
+        encoder = replace(encoder, unseen_offset=encoder.vocab_size if vectors.unseen else 0)
+        if vectors.unseen and not architecture.unseen:
+            raise BuildError(
+                f"{checkpoint.transformer} fills queries up with tokens that are seen by none, which is not "
+                f"written for {architecture.model_type!r}"
+            )
     facts = {"precision": target.precision}
     if quantised is not None:
         facts["dequantised"] = quantised.name
@@ -133,6 +144,8 @@ def written_models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) 
     states = graph(repository.encoder(family), target, lambda g: architecture.write(g, encoder, weights))
     if "embed" in entry.tasks:
         return embedding_models(entry, checkpoint, family, states)
+    if vectors is not None:
+        return multi_vector_models(entry, checkpoint, family, states, vectors)
     if "embed_sparse" in entry.tasks:
         return sparse_models(checkpoint, family, states, encoder, weights)
     if "classify" in entry.tasks:
@@ -208,7 +221,7 @@ def family_of(
         encoder.hidden_size,
         max_tokens,
         known_ids(checkpoint, encoder.vocab_size),
-        encoder.segment_offset,
+        max(encoder.segment_offset, encoder.unseen_offset),
         texts,
         {**facts_of(entry), **facts},
     )
@@ -307,7 +320,7 @@ def check_ragged_results(entry: CatalogEntry, target: Target, exported: str | No
     """Raises BuildError where nothing gives a text as many numbers as it happens to have."""
     if exported is not None:
         raise BuildError(
-            f"{entry.name} would be adopted from {exported}, and sparse vectors are written from weights only: "
+            f"{entry.name} would be adopted from {exported}, and {entry.tasks[0]} is written from weights only: "
             "take a checkpoint that has model.safetensors"
         )
     if target.feed.packed or target.feed.needs_width:
@@ -315,6 +328,41 @@ def check_ragged_results(entry: CatalogEntry, target: Target, exported: str | No
             f"{entry.name} gives as many values as a text happens to have, which is not written for "
             f"{target.runtime}: build it for {others_than_packed(with_width=False)}"
         )
+
+
+def multi_vector_models(
+    entry: CatalogEntry, checkpoint: Checkpoint, family: Family, states: Model, vectors: MultiVector
+) -> list[Model]:
+    """The family of a model that gives a vector for each token, and reranks by them if asked to."""
+    longest = max(side.max_tokens or 0 for side in (vectors.query, vectors.document))
+    if longest > family.max_tokens:
+        raise BuildError(
+            f"{checkpoint.transformer} reads queries or documents of {longest} tokens, over its window of "
+            f"{family.max_tokens}: make its query_length, document_length or query_expansion.length as short"
+        )
+    if "rerank" in entry.tasks and not vectors.has_sides:
+        raise BuildError(
+            f"{checkpoint.folder} says of no token that its vector counts in a score: leave rerank out"
+        )
+    family = replace(family, facts={**family.facts, "dimensions": str(vectors.width)})
+    prompts, window = checkpoint.prompts, family.max_tokens
+    text = Side(skipped=vectors.document.skipped)
+    sides = {"": text, "query": vectors.query, "document": vectors.document} if vectors.has_sides else {}
+    words = repository.sided_tokenizer(
+        family, prompts, {name: one.parameter(window) for name, one in sides.items()}
+    )
+    head = family.target.head
+    ensembles = [Model(repository.vectors_ensemble(family, vectors.width, bool(sides)))]
+    steps = [
+        tokenizer(words if sides else repository.tokenizer(family, prompts), checkpoint),
+        states,
+        graph(repository.vectors(family, vectors.width), head, lambda g: write_vectors(g, vectors)),
+    ]
+    if "rerank" in entry.tasks:
+        ensembles.append(Model(repository.maxsim_ensemble(family)))
+        scoring = repository.maxsim_scoring(family, vectors.width)
+        steps.append(graph(scoring, head, lambda g: write_maxsim(g, vectors.width)))
+    return ensembles + steps
 
 
 def sparse_models(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import (
@@ -74,6 +74,8 @@ QUERY = Tensor("query", TYPE_STRING)
 PASSAGE = Tensor("passage", TYPE_STRING)
 INSTRUCTION = Tensor("instruction", TYPE_STRING, optional=True)
 INPUT_IDS = Tensor("input_ids", TYPE_INT32, (-1,), ragged=True)
+KEPT_IDS = Tensor("kept_ids", TYPE_INT32, (-1,))
+VECTOR_COUNT = Tensor("vector_count", TYPE_INT32)
 TOKEN_COUNT = Tensor("token_count", TYPE_INT32)
 TRUNCATED = Tensor("truncated", TYPE_BOOL)
 TOKENS = Tensor("tokens", TYPE_UINT8, (-1,))
@@ -94,7 +96,7 @@ class Family:
     vocabulary: int
     """Token ids that the encoder has vectors for, from 0."""
     segment_offset: int
-    """What is added to the ids of a pair's second text, 0 where the two are not told apart."""
+    """What is added to the ids of a pair's second text, or of tokens seen by none; 0 where there are none."""
     max_batch_size: int
     """Texts in one batch: bounds the hidden states that pass from encoder to head at once."""
     facts: Mapping[str, str] = field(default_factory=dict)
@@ -122,6 +124,17 @@ def pair_tokenizer(family: Family) -> ModelConfig:
 def classifier_tokenizer(family: Family) -> ModelConfig:
     """`<family>-tokenizer` of a classifier: text and, of pairs, text_pair -> input_ids, token_count, truncated."""
     return _tokenizer(family, [TEXT, TEXT_PAIR], {"segment_offset": str(family.segment_offset)})
+
+
+def sided_tokenizer(
+    family: Family, prompts: Mapping[str, str], sides: Mapping[str, Mapping[str, object]]
+) -> ModelConfig:
+    """`<family>-tokenizer` that reads queries and documents unlike: text, query or passage -> kept_ids, too."""
+    inputs = [replace(tensor, optional=True) for tensor in (TEXT, PROMPT_NAME, QUERY, PASSAGE)]
+    parameters = {"prompts": json.dumps(dict(prompts)), "sides": json.dumps(dict(sides))}
+    config = _tokenizer(family, inputs, parameters)
+    config.output.extend([KEPT_IDS.as_output(), TOKENS.as_output()])
+    return config
 
 
 def template_tokenizer(family: Family, template: Mapping[str, str]) -> ModelConfig:
@@ -166,6 +179,21 @@ def sparse_pooling(family: Family) -> ModelConfig:
     return _graph_model(family, "pooling", [_states(family), INPUT_IDS], SPARSE, "auto", "auto")
 
 
+def vectors(family: Family, dimensions: int) -> ModelConfig:
+    """`<family>-vectors`: ragged last_hidden_state and input_ids -> token_embeddings [-1, D], vector_count."""
+    outputs = [_vectors(dimensions), VECTOR_COUNT]
+    return _graph_model(family, "vectors", [_states(family), INPUT_IDS], outputs)
+
+
+def _vectors(dimensions: int) -> Tensor:
+    return Tensor("token_embeddings", TYPE_FP32, (-1, dimensions))
+
+
+def maxsim_scoring(family: Family, dimensions: int) -> ModelConfig:
+    """`<family>-rerank-scoring`: the token_embeddings of query and passage -> score, logit."""
+    return _two_sided_scoring(family, [_vectors(dimensions), VECTOR_COUNT])
+
+
 def scoring(family: Family) -> ModelConfig:
     """`<family>-scoring`: ragged last_hidden_state and input_ids -> score, logit."""
     return _graph_model(family, "scoring", [_states(family), INPUT_IDS], [SCORE, LOGIT])
@@ -187,9 +215,13 @@ def _classes(labels: int) -> list[Tensor]:
 
 def cosine_scoring(family: Family, dimensions: int) -> ModelConfig:
     """`<family>-rerank-scoring`: the embeddings of query and passage -> score, logit."""
+    return _two_sided_scoring(family, [Tensor("embeddings", TYPE_FP32, (dimensions,))])
+
+
+def _two_sided_scoring(family: Family, compared: Sequence[Tensor]) -> ModelConfig:
     inputs = [
         Tensor(f"{side}_{tensor.name}", tensor.data_type, tensor.dims)
-        for tensor in (Tensor("embeddings", TYPE_FP32, (dimensions,)), TOKEN_COUNT, TRUNCATED)
+        for tensor in (*compared, TOKEN_COUNT, TRUNCATED)
         for side in ("query", "passage")
     ]
     return _graph_model(family, "rerank-scoring", inputs, [SCORE, LOGIT, TOKEN_COUNT, TRUNCATED])
@@ -203,6 +235,49 @@ def embed_ensemble(family: Family, dimensions: int) -> ModelConfig:
 def sparse_ensemble(family: Family) -> ModelConfig:
     """`<family>` of a sparse model: text -> indices, values, token_count, truncated."""
     return _text_ensemble(family, SPARSE)
+
+
+def vectors_ensemble(family: Family, dimensions: int, sided: bool) -> ModelConfig:
+    """`<family>` of a multi-vector model: text -> token_embeddings, vector_count, token_count, truncated."""
+    outputs = [_vectors(dimensions), VECTOR_COUNT, TOKEN_COUNT, TRUNCATED]
+    config = _ensemble(family, family.name, [TEXT, PROMPT_NAME], outputs)
+    steps = config.ensemble_scheduling.step
+    steps.extend(_vector_steps(family, "text", sided=sided, prompt_name="prompt_name"))
+    return config
+
+
+def maxsim_ensemble(family: Family) -> ModelConfig:
+    """`<family>-rerank`, by the vectors of tokens: query, passage -> score, logit, token_count, truncated."""
+    config = _ensemble(family, f"{family.name}-rerank", [QUERY, PASSAGE], [SCORE, LOGIT, TOKEN_COUNT, TRUNCATED])
+    steps = config.ensemble_scheduling.step
+    for side in ("query", "passage"):
+        steps.extend(_vector_steps(family, side, sided=True, prefix=f"{side}_", source=side))
+    compared = ("token_embeddings", "vector_count", "token_count", "truncated")
+    steps.append(_two_sided_step(family, compared))
+    return config
+
+
+def _vector_steps(
+    family: Family, text: str, sided: bool, prefix: str = "", source: str = "text", prompt_name: str | None = None
+) -> list[ModelEnsembling.Step]:
+    """Tokenizer, encoder and vectors over the ensemble tensor `text`, the tokenizer's input `source`."""
+    tokenizer, encoder, head = _pooling_steps(
+        family, text, ["token_embeddings", "vector_count"], prefix, prompt_name
+    )
+    head.model_name = f"{family.name}-vectors"
+    if sided:
+        tokenizer.input_map[source] = text
+        if source != "text":
+            del tokenizer.input_map["text"]
+        tokenizer.output_map["kept_ids"] = head.input_map["input_ids"] = f"{prefix}kept_ids"
+    return [tokenizer, encoder, head]
+
+
+def _two_sided_step(family: Family, compared: Sequence[str]) -> ModelEnsembling.Step:
+    """`<family>-rerank-scoring` over what there is of query and passage."""
+    names = [f"{side}_{name}" for name in compared for side in ("query", "passage")]
+    results = [tensor.name for tensor in (SCORE, LOGIT, TOKEN_COUNT, TRUNCATED)]
+    return _step(f"{family.name}-rerank-scoring", {n: n for n in names}, {n: n for n in results})
 
 
 def _text_ensemble(family: Family, results: Sequence[Tensor]) -> ModelConfig:
@@ -270,16 +345,7 @@ def bi_encoder_ensemble(family: Family) -> ModelConfig:
     steps = config.ensemble_scheduling.step
     for side in ("query", "passage"):
         steps.extend(_pooling_steps(family, side, ["embeddings"], prefix=f"{side}_"))
-    scoring = [
-        f"{side}_{name}" for name in ("embeddings", "token_count", "truncated") for side in ("query", "passage")
-    ]
-    steps.append(
-        _step(
-            f"{family.name}-rerank-scoring",
-            {name: name for name in scoring},
-            {name: name for name in ("score", "logit", "token_count", "truncated")},
-        )
-    )
+    steps.append(_two_sided_step(family, ("embeddings", "token_count", "truncated")))
     return config
 
 

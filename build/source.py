@@ -14,7 +14,7 @@ from pathlib import Path
 
 from build import hub
 from build.catalog import CatalogEntry, Hub, Wheel
-from build.checkpoint import SPLADE, Checkpoint
+from build.checkpoint import MASK, SPLADE, Checkpoint
 from build.errors import BuildError
 from build.files import is_listed, own_file, sha256
 from build.graphs.dimensions import labels
@@ -54,7 +54,14 @@ def describe(source: Path | Hub, name: str, task: str | None = None) -> CatalogE
     else:
         folder, title, files = source, name, hashes(source)
         source = source.resolve()
-    return CatalogEntry(name, title, (task or task_of(Checkpoint(folder)),), source, files)
+    return CatalogEntry(name, title, (task,) if task else tasks_of(Checkpoint(folder)), source, files)
+
+
+def tasks_of(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """All that a checkpoint is for, by its own files; raises BuildError where they do not say."""
+    if MASK in [module.kind for module in checkpoint.modules]:
+        return ("embed_all", "rerank")
+    return (task_of(checkpoint),)
 
 
 ASKED = "Qwen3ForSequenceClassification"

@@ -13,7 +13,7 @@ from typing import Any
 from tokenizers import Tokenizer
 from tokenizers.models import BPE, WordPiece
 
-from build.checkpoint import Checkpoint
+from build.checkpoint import MASK, Checkpoint
 from build.errors import BuildError
 from build.files import is_listed
 from build.settings import Settings
@@ -238,8 +238,10 @@ def _check_window(checkpoint: Checkpoint) -> None:
         {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
         {"text": {"method": "forward", "method_output_name": "logits"}},
     )
-    for name in ("processing_kwargs", "config_args", "config_kwargs", "query_expansion"):
+    for name in ("processing_kwargs", "config_args", "config_kwargs"):
         window.require(name, {}, False)
+    if MASK not in [module.kind for module in checkpoint.modules]:  # whose pages read it
+        window.require("query_expansion", {}, False)
     window.skip(["unpad_inputs", "query_length", "document_length"])
     for names, harmless in (
         (("model_args", "model_kwargs"), MODEL_ARGUMENTS),

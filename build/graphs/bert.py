@@ -13,7 +13,7 @@ Every text is one segment (token type 0), but for cross-encoders that tell their
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -24,7 +24,7 @@ from build.graphs.blocks import Mask, attention, gelu, key_mask
 from build.graphs.dimensions import Dimensions, split_evenly
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.parameters import Parameters
-from build.graphs.ragged import Packed, last_hidden_state, ragged, ragged_inputs
+from build.graphs.ragged import Packed, Ragged, last_hidden_state, ragged, ragged_inputs
 from build.settings import Settings
 from build.weights import Weights
 
@@ -100,7 +100,7 @@ def write_bert(g: OnnxGraph, bert: Bert, weights: Weights, names: Names = BERTS,
     """Writes the encoder into `g`, reading one tensor at a time."""
     p, hidden = Parameters(g, weights), bert.hidden_size
     r = ragged(g, *ragged_inputs(g))
-    mask = see(g, r)
+    mask = see(g, seen(g, r, bert.unseen_offset) if bert.unseen_offset else r)
 
     places = weights.tensor("embeddings.position_embeddings.weight", bert.first_position + bert.positions, hidden)
     places = places[max(0, bert.first_position - 1) :]
@@ -110,6 +110,8 @@ def write_bert(g: OnnxGraph, bert: Bert, weights: Weights, names: Names = BERTS,
         else np.zeros((1, hidden), np.float32)
     )
     token_ids, kinds = r.token_ids, ""
+    if bert.unseen_offset:
+        token_ids = g.op("Mod", token_ids, g.constant(bert.unseen_offset, np.int32))
     if bert.segment_offset:
         # The ids of a pair's second text come raised by the size of the vocabulary.
         size = g.constant(bert.segment_offset, np.int32)
@@ -140,6 +142,13 @@ def write_bert(g: OnnxGraph, bert: Bert, weights: Weights, names: Names = BERTS,
         x = p.layer_norm(g.op("Add", x, out), f"{layer}.{names.norm}", hidden, bert.epsilon)
 
     last_hidden_state(g, x, r, hidden)
+
+
+def seen(g: OnnxGraph, r: Packed, offset: int) -> Packed:
+    """The batch with nothing but tokens of ids below `offset` in its cells; others come last in their text."""
+    assert isinstance(r, Ragged)
+    is_seen = g.op("Less", g.op("Gather", r.token_ids, r.token_of_cell), g.constant(offset, np.int32))
+    return replace(r, real=g.op("And", r.real, is_seen))
 
 
 def counted_positions(g: OnnxGraph, r: Packed, token_ids: str, padding: int) -> str:

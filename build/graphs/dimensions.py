@@ -32,6 +32,8 @@ class Dimensions:
     """Row of the position table that the first token takes."""
     segment_offset: int = 0
     """What is added to the ids of a pair's second text, 0 where the two are not told apart."""
+    unseen_offset: int = 0
+    """What is added to the ids of tokens that see others and are seen by none, 0 without such tokens."""
     padding: int = 0
     """The id in cells without a token, where a graph asks for one."""
     tied: bool = False

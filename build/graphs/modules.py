@@ -64,13 +64,13 @@ class Dense:
     residual: bool
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, path: str, width: int) -> Dense:
-        """The layer, which is fed `width` values."""
+    def of(cls, checkpoint: Checkpoint, path: str, width: int, name: str = VECTOR) -> Dense:
+        """The layer, which is fed `width` values of the vectors called `name`."""
         config = checkpoint.settings(checkpoint.folder / path / "config.json")
-        check_vector(config)
+        check_vector(config, name)
         activation = config.word("activation_function", default=TANH)
-        library, _, name = activation.rpartition(".")
-        if not f"{library}.".startswith("torch.nn.") or name not in ACTIVATIONS:
+        library, _, kind = activation.rpartition(".")
+        if not f"{library}.".startswith("torch.nn.") or kind not in ACTIVATIONS:
             raise BuildError(
                 f"{config.path} asks for {activation}; the pooling graph is written for torch.nn's "
                 f"{', '.join(ACTIVATIONS)}"
@@ -82,7 +82,7 @@ class Dense:
             width,
             config.integer("out_features"),
             config.flag("bias", default=True),
-            name,
+            kind,
             config.flag("use_residual", default=False),
         )
 
@@ -135,9 +135,9 @@ class Normalize:
     width: int
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, path: str, width: int) -> Normalize:
-        """The norm, which is fed `width` values."""
-        check_vector(optional_config(checkpoint, path))
+    def of(cls, checkpoint: Checkpoint, path: str, width: int, name: str = VECTOR) -> Normalize:
+        """The norm, which is fed `width` values of the vectors called `name`."""
+        check_vector(optional_config(checkpoint, path), name)
         return cls(width)
 
     def write(self, g: OnnxGraph, x: str) -> str:

@@ -114,22 +114,28 @@ def write_splade(
 
 def write_sparse(g: OnnxGraph, scores: str, size: int) -> None:
     """Declares the outputs `indices` and `values`: what is above zero of `scores` [B, `size`]."""
-    one, first = g.constant(1, np.int64), g.constant(0, np.int64)
-    every = g.constant([-1], np.int64)
-    flat = g.op("Reshape", scores, every)
-    found = g.op("Greater", scores, g.constant(0, np.float32))
-    places = g.op("Reshape", g.op("NonZero", g.op("Reshape", found, every)), every)
-    counts = g.op("ReduceSum", g.op("Cast", found, to=TensorProto.INT64), g.constant([1], np.int64), keepdims=1)
-    starts = g.op("CumSum", counts, first, exclusive=1)
-    column = g.op("Range", first, g.op("Max", g.op("ReduceMax", counts, keepdims=0), one), one)
-    # Past a row's end is the place behind them all, where -1 and 0 stand.
-    end = g.op("Squeeze", g.op("Shape", places))
-    place = g.op("Where", g.op("Less", column, counts), g.op("Add", starts, column), end)
+    places, place, _ = compacted(g, g.op("Greater", scores, g.constant(0, np.float32)))
+    flat = g.op("Reshape", scores, g.constant([-1], np.int64))
     ids = g.op("Mod", places, g.constant(size, np.int64))
     indices = g.op("Concat", g.op("Cast", ids, to=TensorProto.INT32), g.constant([-1], np.int32), axis=0)
     values = g.op("Concat", g.op("Gather", flat, places), g.constant([0], np.float32), axis=0)
     g.output("indices", g.op("Gather", indices, place), TensorProto.INT32, ["batch", "most"])
     g.output("values", g.op("Gather", values, place), TensorProto.FLOAT, ["batch", "most"])
+
+
+def compacted(g: OnnxGraph, found: str) -> tuple[str, str, str]:
+    """What is true of BOOL [B, K], row after row, all INT64: (cells [n] of [B * K], place [B, N], counts [B, 1]).
+
+    `place` is where in `cells` a row's own stand; past its end it is n, where a filling is to stand.
+    """
+    one, first, every = g.constant(1, np.int64), g.constant(0, np.int64), g.constant([-1], np.int64)
+    cells = g.op("Reshape", g.op("NonZero", g.op("Reshape", found, every)), every)
+    counts = g.op("ReduceSum", g.op("Cast", found, to=TensorProto.INT64), g.constant([1], np.int64), keepdims=1)
+    starts = g.op("CumSum", counts, first, exclusive=1)
+    column = g.op("Range", first, g.op("Max", g.op("ReduceMax", counts, keepdims=0), one), one)
+    end = g.op("Squeeze", g.op("Shape", cells))
+    place = g.op("Where", g.op("Less", column, counts), g.op("Add", starts, column), end)
+    return cells, place, counts
 
 
 def _logarithms(g: OnnxGraph, x: str, times: int) -> str:

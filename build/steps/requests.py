@@ -76,7 +76,11 @@ class Model:
     def row_lengths(self, inputs: Mapping[str, Array]) -> list[int]:
         """Tokens in each row of a request; 1 where nothing is ragged."""
         for source in self.lengths.values():
-            counts: list[int] = (inputs[source] != NO_TOKEN).sum(axis=1).tolist()
+            # A row ends with its last token; slots before it may have none that is kept.
+            real = inputs[source] != NO_TOKEN
+            counts: list[int] = np.where(
+                real.any(axis=1), real.shape[1] - real[:, ::-1].argmax(axis=1), 1
+            ).tolist()
             return counts
         return [1] * len(inputs[self.inputs[0]])
 

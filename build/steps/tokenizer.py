@@ -2,10 +2,12 @@
 
 Inputs   text BYTES [b, 1], and prompt_name BYTES [b, 1], optional, the name of a prompt to put before the text;
          without it the request parameter input_type, "query" or "passage", as NVIDIA NIM's clients send it
+         or query BYTES [b, 1] or passage BYTES [b, 1], a text that is read so, where a model has sides
          or query, passage BYTES [b, 1], and instruction BYTES [b, 1], optional, where a model has a template
 Outputs  input_ids INT32 [b, S], special tokens included; S is the longest row of this request and shorter rows
          are filled with -1, which is no token id, so no attention mask travels
          token_count INT32 [b, 1], ids in the row; truncated BOOL [b, 1], whether anything was cut to fit
+         kept_ids INT32 [b, S], where a model has sides: input_ids, and -1 for those whose vectors are not kept
          tokens UINT8 [b, N], of texts and only when it is asked for: a JSON list of objects, one for each id, with
          its text, whether it is special, and where it starts and stops in prompt and text. UTF-8, filled up with
          spaces, because the embedded server's Python backend cannot send BYTES from NumPy 2
@@ -18,7 +20,9 @@ Model parameters: `max_tokens`, the longest row; `vocabulary`, how many ids the 
 `prompts`, a JSON object of prompt name -> prefix, that of "" for requests which name none; for pairs either
 `segment_offset`, added to the ids of the second text so that its token type travels in them, or `template`, a
 JSON object with `prefix` and `suffix`, which truncation never touches, `body`, a format of instruction, query
-and passage, and `instruction`, the default. `tokenizer.json` lies in the version folder.
+and passage, and `instruction`, the default; for texts also `sides`, a JSON object of prompt name -> `max_tokens`,
+`least` and `filling` for an id that fills shorter texts up, and `skipped` ids. `tokenizer.json` lies in the
+version folder.
 """
 
 from __future__ import annotations
@@ -76,6 +80,26 @@ class Row:
 
     ids: list[int]
     truncated: bool
+    kept: list[int]
+    """Its ids, and -1 for those whose vectors are not kept."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """How texts of a prompt name are read."""
+
+    max_tokens: int
+    least: int = 0
+    filling: int = 0
+    skipped: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Text:
+    """What becomes one row."""
+
+    parts: tuple[str, ...]
+    side: Side
 
 
 class TritonPythonModel:
@@ -102,10 +126,13 @@ class TritonPythonModel:
         room = int(parameters["max_tokens"]) - len(self._prefix) - len(self._suffix)
         self._tokenizer.enable_truncation(room, strategy="longest_first")
         self._long_texts = LongTexts(self._tokenizer, room)
+        self._room = Side(room)
+        sides = json.loads(parameters.get("sides", "{}"))
+        self._sides = {name: Side(**side) for name, side in sides.items()}
         names = {item["name"] for item in config["input"]}
-        self._read: Callable[[Any], Sequence[tuple[str, ...]]] = self._read_texts
+        self._read: Callable[[Any], Sequence[Text]] = self._read_texts
         self._is_of_texts = "text" in names
-        if "passage" in names:
+        if "passage" in names and not self._sides:
             self._read = self._read_bodies if self._template else self._read_pairs
         elif "text_pair" in names:
             self._read = self._read_texts_or_pairs
@@ -133,16 +160,14 @@ class TritonPythonModel:
         described: list[bytes] = []
         latest = deadline.of(request)
         for i, text in enumerate(self._read(request)):
-            if time.monotonic() > latest or (sum(map(len, text)) > LONG and request.is_cancelled()):
+            if time.monotonic() > latest or (sum(map(len, text.parts)) > LONG and request.is_cancelled()):
                 raise CancelledError
             try:
-                parts = self._long_texts.row(*text)
+                parts = self._long_texts.row(*text.parts)
             except UnsettledError as error:
                 raise BadRequestError(f"{self._place(i)}: {error}") from None
-            (encoding,) = self._tokenizer.encode_batch_fast(
-                [parts[0].text if len(parts) == 1 else tuple(part.text for part in parts)]
-            )
-            row = self._row(encoding)
+            encoding = self._encoding(parts, text.side)
+            row = self._row(encoding, text.side)
             if encoding.ids and (last := max(encoding.ids)) >= self._vocabulary:
                 token = self._tokenizer.id_to_token(last)
                 raise BadRequestError(f"{self._place(i)} has {token!r}, a token that the model has no vector for")
@@ -150,41 +175,71 @@ class TritonPythonModel:
                 raise BadRequestError(f"{self._place(i)} has no tokens: send one that the tokenizer keeps some of")
             rows.append(row)
             if describes:
-                described.append(self._described(text[0], parts[0]))
-        tensors = _tensors(rows)
+                described.append(self._described(text.parts[0], parts[0]))
+        tensors = _tensors(rows, bool(self._sides))
         return [*tensors, _tokens(described)] if describes else tensors
 
-    def _read_texts(self, request: Any) -> list[tuple[str]]:
+    def _encoding(self, parts: Sequence[Beginning], side: Side) -> Encoding:
+        if side.max_tokens != self._room.max_tokens:
+            self._tokenizer.enable_truncation(side.max_tokens, strategy="longest_first")
+        (encoding,) = self._tokenizer.encode_batch_fast(
+            [parts[0].text if len(parts) == 1 else tuple(part.text for part in parts)]
+        )
+        if side.max_tokens != self._room.max_tokens:
+            self._tokenizer.enable_truncation(self._room.max_tokens, strategy="longest_first")
+        return encoding
+
+    def _read_texts(self, request: Any) -> list[Text]:
         """Each text behind its prompt."""
+        for source, name in INPUT_TYPES.items() if self._sides else ():
+            if texts := _strings(request, source):
+                return [Text((self._prompts.get(name, "") + text,), self._side(name)) for text in texts]
         texts = _strings(request, "text")
         names = _strings(request, "prompt_name") or [_prompt_of_input_type(request)] * len(texts)
         for name in names:
             if name and name not in self._prompts:
                 known = ", ".join(sorted(filter(None, self._prompts)))
                 raise BadRequestError(f"prompt_name {name!r} is unknown: this model has {known}")
-        return [(self._prompts.get(name, "") + text,) for name, text in zip(names, texts, strict=True)]
+        if not texts:
+            raise BadRequestError("there is no text: send one tensor of text, query or passage")
+        return [
+            Text((self._prompts.get(name, "") + text,), self._side(name))
+            for name, text in zip(names, texts, strict=True)
+        ]
 
-    def _read_pairs(self, request: Any) -> list[tuple[str, str]]:
+    def _side(self, name: str) -> Side:
+        return self._sides.get(name) or self._sides.get("", self._room)
+
+    def _read_pairs(self, request: Any) -> list[Text]:
+        return [Text(pair, self._room) for pair in self._pairs(request)]
+
+    def _pairs(self, request: Any) -> list[tuple[str, str]]:
         return list(zip(_strings(request, "query"), _strings(request, "passage"), strict=True))
 
-    def _read_texts_or_pairs(self, request: Any) -> list[tuple[str, ...]]:
+    def _read_texts_or_pairs(self, request: Any) -> list[Text]:
         texts, pairs = _strings(request, "text"), _strings(request, "text_pair")
-        return list(zip(texts, pairs, strict=True)) if pairs else [(text,) for text in texts]
+        rows = zip(texts, pairs, strict=True) if pairs else ((text,) for text in texts)
+        return [Text(row, self._room) for row in rows]
 
-    def _read_bodies(self, request: Any) -> list[tuple[str]]:
+    def _read_bodies(self, request: Any) -> list[Text]:
         """Each pair between the template's ends."""
-        pairs = self._read_pairs(request)
+        pairs = self._pairs(request)
         instructions = _strings(request, "instruction") or [self._template.get("instruction", "")] * len(pairs)
         return [
-            (self._template["body"].format(instruction=instruction, query=query, passage=passage),)
+            Text(
+                (self._template["body"].format(instruction=instruction, query=query, passage=passage),), self._room
+            )
             for instruction, (query, passage) in zip(instructions, pairs, strict=True)
         ]
 
-    def _row(self, encoding: Encoding) -> Row:
+    def _row(self, encoding: Encoding, side: Side) -> Row:
         ids = encoding.ids
         if self._segment_offset:
             ids = [i + self._segment_offset * kind for i, kind in zip(ids, encoding.type_ids, strict=True)]
-        return Row(self._prefix + ids + self._suffix, bool(encoding.overflowing))
+        ids = self._prefix + ids + self._suffix
+        kept = [NO_TOKEN if i in side.skipped else i for i in ids]
+        filling = [side.filling] * (side.least - len(ids) if ids else 0)
+        return Row(ids + filling, bool(encoding.overflowing), kept + filling)
 
     def _place(self, i: int) -> str:
         """How an error names a row."""
@@ -236,13 +291,19 @@ def _prompt_of_input_type(request: Any) -> str:
     return INPUT_TYPES.get(input_type, "")
 
 
-def _tensors(rows: list[Row]) -> list[Any]:
+def _filled_up(rows: Sequence[list[int]]) -> npt.NDArray[np.int32]:
+    ids: npt.NDArray[np.int32] = np.full((len(rows), max(map(len, rows))), NO_TOKEN, np.int32)
+    for target, row in zip(ids, rows, strict=True):
+        target[: len(row)] = row
+    return ids
+
+
+def _tensors(rows: list[Row], has_sides: bool) -> list[Any]:
     lengths = [len(row.ids) for row in rows]
-    input_ids: npt.NDArray[np.int32] = np.full((len(rows), max(lengths)), NO_TOKEN, np.int32)
-    for target, row in zip(input_ids, rows, strict=True):
-        target[: len(row.ids)] = row.ids
+    kept = [pb_utils.Tensor("kept_ids", _filled_up([row.kept for row in rows]))] if has_sides else []
     return [
-        pb_utils.Tensor("input_ids", input_ids),
+        *kept,
+        pb_utils.Tensor("input_ids", _filled_up([row.ids for row in rows])),
         pb_utils.Tensor("token_count", np.array(lengths, np.int32)[:, None]),
         pb_utils.Tensor("truncated", np.array([[row.truncated] for row in rows])),
     ]

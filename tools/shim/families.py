@@ -18,10 +18,11 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 from build.config import read_config
 from build.errors import BuildError
 
-Task = Literal["embed", "embed_sparse", "rerank", "classify"]
+Task = Literal["embed", "embed_all", "embed_sparse", "rerank", "classify"]
 
 GIVES: dict[str, Task] = {
     "embeddings": "embed",
+    "token_embeddings": "embed_all",
     "indices": "embed_sparse",
     "score": "rerank",
     "probabilities": "classify",

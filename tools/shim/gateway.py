@@ -126,6 +126,13 @@ class Gateway:
         cut = unit_length(result.tensors["embeddings"][:, :dimensions])
         return replace(result, tensors={**result.tensors, "embeddings": cut})
 
+    async def embed_all(
+        self, texts: list[str], model_name: str | None = None, *, prompt: str | None = None, truncate: bool = True
+    ) -> Result:
+        """`token_embeddings` of `texts` behind a prompt, of unlike numbers of rows: objects [B, 1]."""
+        model = await self.upstream.model("embed_all", model_name)
+        return await self._infer(model, text_inputs(model, texts, prompt), truncate)
+
     async def embed_sparse(
         self, texts: list[str], model_name: str | None = None, *, prompt: str | None = None, truncate: bool = True
     ) -> Result:

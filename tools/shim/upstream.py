@@ -97,7 +97,7 @@ class ServedModel:
     task: Task
     max_batch_size: int
     dimensions: int | None
-    """Of an embedding, of all places of a sparse one; None for a reranker."""
+    """Of an embedding, of one for each token, of all places of a sparse one; None for a reranker."""
     max_tokens: int
     """Longest text, special tokens included; what is longer is cut."""
     steps: tuple[str, ...]
@@ -396,6 +396,9 @@ def _named(prompts: dict[str, str]) -> dict[str, str]:
 
 def unpadded(tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
     """The tensors whose rows are filled up to the longest of a request, as objects [B, 1] without the filling."""
+    if "token_embeddings" in tensors:
+        counted = zip(tensors["token_embeddings"], tensors["vector_count"][:, 0], strict=True)
+        return {"token_embeddings": of_rows([row[:count] for row, count in counted])}
     if "indices" not in tensors:
         return {}
     real = tensors["indices"] >= 0
@@ -414,6 +417,7 @@ SPARSE = ("indices", "values")
 
 PROBES: dict[Task, dict[str, list[str]]] = {
     "embed": {"text": ["ready?"]},
+    "embed_all": {"text": ["ready?"]},
     "embed_sparse": {"text": ["ready?"]},
     "rerank": {"query": ["ready?"], "passage": ["ready."]},
     "classify": {"text": ["ready?"]},

@@ -32,6 +32,15 @@ A sparse model has token_ids, token_counts and truncated of the texts, and what 
 
 and the same under names that start with blank_ for the texts of ../blank.json.
 
+A multi-vector model has, under names that start with query_, document_ and nothing, for texts as queries, as
+documents and without a word on it, and under pair_ for the queries and passages of pairs:
+
+    token_ids        int32, the ids that the model is fed, expanded and truncated, text after text
+    token_counts     int32 [texts]
+    vectors          float32 [all, dimension], those that count, text after text
+    vector_counts    int32 [texts]
+    maxsim           (pair_ only) float32 [pairs]
+
 expected.json also has `bf16`, for whether a bound for bfloat16 means something: how far the reference itself is
 from these when its weights and activations are bfloat16, as the lowest cosine or the largest difference of scores.
 """
@@ -44,6 +53,7 @@ import json
 import math
 import platform
 import shutil
+import string
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -55,8 +65,9 @@ import numpy as np
 import torch
 import transformers as hf
 from numpy.typing import NDArray
-from sentence_transformers import CrossEncoder, SentenceTransformer, SparseEncoder
+from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer, SparseEncoder
 from sentence_transformers.base.modules import Dense, Transformer
+from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from sentence_transformers.sparse_encoder.modules import SpladePooling
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
@@ -99,6 +110,7 @@ PROMPTS = {  # the one for queries comes first
     "mistral": {"query": f"Instruct: {TASK}\nQuery: ", "document": ""},
     "llama": {"query": "query: ", "document": "passage: "},
     "gemma3": {"query": "task: search result | query: ", "document": "title: none | text: "},
+    "bert-colbert": {"query": "[Q] ", "document": "[D] "},
     "modernbert": {"query": "search_query: ", "document": "search_document: "},
 }
 CORPUS: list[str] = json.loads((HERE / "corpus.json").read_text(encoding="utf-8"))
@@ -399,6 +411,37 @@ def cross_encoder(name: str, network: Any, tokenizer: Any) -> None:
     write_expected(name, arrays, largest_difference(scores, arrays["scores"]))
 
 
+def multi_vector_encoder(name: str, network: Any, tokenizer: Any, *after: torch.nn.Module, **options: Any) -> None:
+    folder = str(HERE / name)
+    shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory() as plain:
+        save(plain, network, tokenizer)
+        modules = [Transformer(plain, model_kwargs={"dtype": "auto"}, **options), *after]
+        MultiVectorEncoder(modules=modules, prompts=PROMPTS[name], device="cpu").save(
+            folder, create_model_card=False
+        )
+    model = MultiVectorEncoder(folder, **LOAD)
+    kinds: dict[str, Callable[[Any, str], Any]] = {
+        "": lambda encoder, text: encoder.encode(text),
+        "query_": lambda encoder, text: encoder.encode_query(text),
+        "document_": lambda encoder, text: encoder.encode_document(text),
+    }
+    arrays: Arrays = {}
+    for start, encode in kinds.items():
+        task = start.removesuffix("_") or None
+        prompt = PROMPTS[name].get(task or "", "")
+        fed = [model.preprocess([text], prompt=prompt, task=task)["input_ids"][0].tolist() for text in TEXTS]
+        vectors = [np.asarray(encode(model, text)) for text in TEXTS]
+        arrays |= {f"{start}token_ids": flat(fed), f"{start}token_counts": flat([len(ids)] for ids in fed)}
+        arrays |= {f"{start}vectors": np.concatenate(vectors)}
+        arrays |= {f"{start}vector_counts": flat([len(one)] for one in vectors)}
+    scores = [model.similarity(model.encode_query(q), model.encode_document(p)).item() for q, p in PAIRS]
+    arrays["pair_maxsim"] = np.asarray(scores, np.float32)
+    short = MultiVectorEncoder(folder, **BF16)
+    rounded = np.concatenate([np.asarray(torch.as_tensor(short.encode(text)).float()) for text in TEXTS])
+    write_expected(name, arrays, lowest_cosine(rounded, arrays["vectors"]))
+
+
 def sparse_encoder(name: str, network: Any, tokenizer: Any, strategy: Literal["max", "sum"]) -> None:
     """With biases that leave few tokens above zero, as training does."""
     folder = str(HERE / name)
@@ -675,6 +718,18 @@ def modernbert_reranker(name: str) -> None:
     cross_encoder(name, randomise(classifier, 12, norm=0.5), words)
 
 
+def bert_colbert(name: str) -> None:
+    """A query of 32 tokens, those that are added seen by none; punctuation of documents does not count."""
+    words = wordpiece()
+    words.add_special_tokens({"additional_special_tokens": ["[Q]", "[D]"]})
+    model = randomise(hf.BertModel(hf.BertConfig(**bert_sizes(words))), 20)
+    tokens = {"module_input_name": "token_embeddings"}
+    dense = randomise(Dense(HIDDEN, 24, bias=False, activation_function=None, **tokens), 21)
+    after = (dense, MultiVectorMask(list(string.punctuation)), Normalize(**tokens))
+    expansion = {"strategy": "fixed", "attend": False, "length": 32}
+    multi_vector_encoder(name, model, words, *after, query_expansion=expansion, document_length=48)
+
+
 def bert_splade(name: str) -> None:
     words = wordpiece()
     model: Any = hf.BertForMaskedLM(hf.BertConfig(**bert_sizes(words)))
@@ -690,6 +745,7 @@ def distilbert_splade(name: str) -> None:
 MAKERS: dict[str, Callable[[str], None]] = {
     "bert-cls": bert_cls,
     "bert-cross-encoder": bert_cross_encoder,
+    "bert-colbert": bert_colbert,
     "bert-splade": bert_splade,
     "camembert": camembert,
     "cross-encoder": roberta_cross_encoder,

@@ -1,6 +1,6 @@
 """Text Embeddings Inference: `/embed` with `inputs`, `/rerank` with `texts`, `/` for both, `/embed_sparse`.
 
-Also `/predict`, `/similarity`, `/tokenize` and `/info`.
+Also `/embed_all`, `/predict`, `/similarity`, `/tokenize` and `/info`.
 
 It has no field for a model, so the first of each task answers, but where nobody else speaks a route: `model` is an
 addition there. As with its own `--auto-truncate`, which is on unless
@@ -55,8 +55,8 @@ class EmbedCall(Lenient):
 
 
 @dataclass(frozen=True)
-class SparseCall(Lenient):
-    """Texts to embed behind the prompt called `prompt_name`; without a model, by the first that is sparse."""
+class RaggedCall(Lenient):
+    """Texts to embed behind the prompt called `prompt_name`; without a model, by the first that answers so."""
 
     inputs: Text | list[Text]
     truncate: bool | None = None
@@ -193,7 +193,7 @@ async def embed(gateway: Gateway, call: EmbedCall) -> Reply:
     return Reply(normalised(result, call.normalize is not False, "normalize"), result)
 
 
-async def embed_sparse(gateway: Gateway, call: SparseCall) -> Reply:
+async def embed_sparse(gateway: Gateway, call: RaggedCall) -> Reply:
     """Embeds texts as what is not zero of their vectors, by index."""
     check_direction(call.truncation_direction)
     result = await gateway.embed_sparse(
@@ -205,6 +205,15 @@ async def embed_sparse(gateway: Gateway, call: SparseCall) -> Reply:
         for indices, values in rows
     ]
     return Reply(weights, result)
+
+
+async def embed_all(gateway: Gateway, call: RaggedCall) -> Reply:
+    """Embeds each token of each text."""
+    check_direction(call.truncation_direction)
+    result = await gateway.embed_all(
+        as_list(call.inputs), call.model, prompt=call.prompt_name, truncate=call.truncate is not False
+    )
+    return Reply(list(result.tensors["token_embeddings"][:, 0]), result)
 
 
 async def similarity(gateway: Gateway, call: SimilarityCall) -> Reply:
@@ -328,7 +337,8 @@ def error(error: GatewayError) -> tuple[int, object]:
 ROUTES: list[Post | Get] = [
     *(Post(path, EmbedCall, embed, list[Vector], key="inputs", error=error) for path in ("/embed", "/")),
     *(Post(path, RerankCall, rerank, list[Rank], key="texts", error=error) for path in ("/rerank", "/")),
-    Post("/embed_sparse", SparseCall, embed_sparse, list[list[Weight]], key="inputs", error=error),
+    Post("/embed_all", RaggedCall, embed_all, list[list[Vector]], key="inputs", error=error),
+    Post("/embed_sparse", RaggedCall, embed_sparse, list[list[Weight]], key="inputs", error=error),
     Post("/predict", PredictCall, predict, list[Prediction] | list[list[Prediction]], key="inputs", error=error),
     Post("/similarity", SimilarityCall, similarity, list[float], error=error),
     Post("/tokenize", TokenizeCall, tokenize, list[list[Token]], error=error),

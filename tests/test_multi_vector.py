@@ -1,0 +1,223 @@
+"""Vectors of tokens: a tiny ColBERT, and a model that pools, through builder, a real Triton and gateway."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from conftest import TINY, Precision, Stack, cosines
+from engines import Array, OnnxRuntime, OpenVino, feeds, requests, states_fed
+from tritonclient.utils import InferenceServerException
+
+from build import make
+
+COLBERT = "bert-colbert"
+TEXTS: list[str] = json.loads((TINY / "texts.json").read_text())
+PAIRS: list[list[str]] = json.loads((TINY / "pairs.json").read_text())
+QUERIES, PASSAGES = [query for query, _ in PAIRS], [passage for _, passage in PAIRS]
+SIDES = {None: "", "query": "query_", "document": "document_"}
+"""Prompt name -> what the reference's arrays are called."""
+RUNS = [
+    (OpenVino, "python"),
+    (OpenVino, "openvino"),
+    pytest.param(
+        OnnxRuntime,
+        "onnxruntime",
+        marks=pytest.mark.skipif(sys.version_info < (3, 11), reason="ONNX Runtime 1.23, the last for 3.10"),
+    ),
+]
+
+
+def expected(start: str, name: str = "vectors") -> list[Array]:
+    """What sentence-transformers gave for each text."""
+    arrays = np.load(TINY / COLBERT / "expected.npz")
+    counts = arrays[f"{start}{'vector' if name == 'vectors' else 'token'}_counts"]
+    return np.split(arrays[f"{start}{name}"], np.cumsum(counts)[:-1])
+
+
+def build(name: str, folder: Path, *options: str) -> None:
+    assert make.main([str(TINY / name), "--repository", str(folder), *options]) == 0
+
+
+def kept(answer: dict[str, Array]) -> list[Array]:
+    """The rows that count; behind them are zeros."""
+    found = []
+    for vectors, (count,) in zip(answer["token_embeddings"], answer["vector_count"], strict=True):
+        assert not vectors[count:].any()
+        found.append(vectors[:count])
+    return found
+
+
+@pytest.mark.parametrize(("engine", "runtime"), RUNS)
+@pytest.mark.parametrize("start", SIDES.values())
+def test_graphs_give_what_the_reference_gives(
+    start: str, runtime: str, engine: type[OnnxRuntime] | type[OpenVino], tmp_path: Path
+) -> None:
+    """And a text has the same bits alone and in any batch; what fills a query up is seen by none."""
+    build(COLBERT, tmp_path, "--runtime", runtime)
+    config = json.loads((TINY / COLBERT / "config.json").read_text())
+    encoder, head = (engine(tmp_path / f"{COLBERT}-{s}" / "1" / "model.onnx") for s in ("encoder", "vectors"))
+    ids = [row.tolist() for row in expected(start, "token_ids")]
+    if start == "query_":
+        mask = 4
+        ids = [
+            [i + config["vocab_size"] * (i == mask and 3 in row[:place]) for place, i in enumerate(row)]
+            for row in ids
+        ]
+
+    def answer(batch: list[Array]) -> list[Array]:
+        found: list[Array] = []
+        for feed in feeds(runtime, batch):
+            states = encoder(**feed)["last_hidden_state"]
+            found += kept(head(last_hidden_state=states_fed(runtime, states), **feed))
+        return found
+
+    for texts, batch in requests(ids):
+        together = answer(batch)
+        for i, vectors in zip(texts, together, strict=True):
+            (alone,) = answer([np.array([ids[i]], np.int32)])
+            np.testing.assert_array_equal(alone, vectors)
+            if start == "query_":  # whose vectors all count
+                np.testing.assert_allclose(vectors, expected(start)[i], atol=1e-5)
+
+
+@pytest.fixture(scope="module", params=["fp32", "bf16"])
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Precision]:
+    """Both in one server, in fp32 and then in bf16."""
+    folder = tmp_path_factory.mktemp(f"vectors-{request.param}")
+    build(COLBERT, folder / "repository")
+    build("bert-cls", folder / "repository", "--task", "embed_all", "--name", "plain")
+    build("bert-cls", folder / "repository")
+    names = [COLBERT, f"{COLBERT}-rerank", "plain", "bert-cls"]
+    stack = Stack(
+        folder / "work",
+        ["--repository", str(folder / "repository"), "--models", *names],
+        {"ENCODER_PRECISION": request.param},
+    ).start()
+    yield Precision(stack, {"fp32": 0.99999, "bf16": 0.998}[request.param])
+    assert stack.stop() == 0
+
+
+def embed_all(stack: Stack, texts: list[str], model: str, prompt: str | None = None) -> list[Array]:
+    answer = stack.post("embed", "/embed_all", {"inputs": texts, "model": model, "prompt_name": prompt})
+    assert answer.status == 200, answer.body
+    return [np.array(vectors, np.float32) for vectors in answer.json()]
+
+
+@pytest.mark.parametrize("prompt", SIDES)
+def test_vectors_equal_the_reference(served: Precision, prompt: str | None) -> None:
+    """Queries are filled up to 32 tokens, documents cut to 48, and their punctuation is left out."""
+    named = {} if prompt is None else {"prompt_name": [prompt] * len(TEXTS)}
+    answer = served.stack.infer(COLBERT, text=TEXTS, **named)
+    direct, reference = kept(answer), expected(SIDES[prompt])
+    assert list(map(len, direct)) == list(map(len, reference))
+    assert cosines(np.concatenate(direct), np.concatenate(reference)).min() >= served.minimum_cosine
+    assert answer["token_count"][:, 0].tolist() == list(map(len, expected(SIDES[prompt], "token_ids")))
+    for one, other in zip(embed_all(served.stack, TEXTS, COLBERT, prompt), direct, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_hidden_states_of_a_model_that_pools(served: Precision) -> None:
+    """All that the reference pools: of CLS pooling and a norm, the first is the embedding."""
+    vectors = embed_all(served.stack, TEXTS, "plain")
+    arrays = np.load(TINY / "bert-cls" / "expected.npz")
+    assert list(map(len, vectors)) == arrays["token_counts"].tolist()
+    first = np.stack([one[0] for one in vectors])
+    assert cosines(first, arrays["embeddings"]).min() >= served.minimum_cosine
+
+
+@pytest.mark.parametrize("prompt", SIDES)
+def test_a_text_has_the_same_bits_in_any_company(served: Precision, prompt: str | None) -> None:
+    together = embed_all(served.stack, TEXTS, COLBERT, prompt)
+    with ThreadPoolExecutor(16) as clients:
+        alone = list(clients.map(lambda text: embed_all(served.stack, [text], COLBERT, prompt)[0], TEXTS))
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_scores_equal_the_references_maxsim(served: Precision) -> None:
+    answer = served.stack.infer(f"{COLBERT}-rerank", query=QUERIES, passage=PASSAGES)
+    reference = np.load(TINY / COLBERT / "expected.npz")["pair_maxsim"]
+    atol = 32 * {0.99999: 1e-5, 0.998: 1e-2}[served.minimum_cosine]  # of as many products
+    np.testing.assert_allclose(answer["logit"][:, 0], reference, atol=atol)
+    np.testing.assert_allclose(answer["score"][:, 0], (1 + reference / 32) / 2, atol=atol / 32)
+
+
+def test_a_pair_has_the_same_bits_in_any_company(served: Precision) -> None:
+    def logit(i: int) -> npt.NDArray[Any]:
+        return served.stack.infer(f"{COLBERT}-rerank", query=[QUERIES[i]], passage=[PASSAGES[i]])["logit"][0]
+
+    together = served.stack.infer(f"{COLBERT}-rerank", query=QUERIES, passage=PASSAGES)["logit"]
+    with ThreadPoolExecutor(16) as clients:
+        np.testing.assert_array_equal(list(clients.map(logit, range(len(PAIRS)))), together)
+
+
+def test_rerank_through_the_gateway(served: Precision) -> None:
+    body = {"query": QUERIES[0], "documents": PASSAGES}
+    answer = served.stack.post("rerank", "/rerank", body).json()
+    same = served.stack.infer(f"{COLBERT}-rerank", query=[QUERIES[0]] * len(PASSAGES), passage=PASSAGES)
+    assert (np.float32(answer["scores"]) == same["score"][:, 0]).all()
+    assert answer["model"] == f"{COLBERT}-rerank"
+    blank = served.stack.post("rerank", "/rerank", {"query": " ", "documents": PASSAGES})
+    assert blank.status == 400
+
+
+def test_what_is_cut_and_what_is_refused(served: Precision) -> None:
+    long = {"inputs": ["a", "word " * 500], "model": COLBERT}
+    assert served.stack.post("embed", "/embed_all", long).status == 200
+    refused = served.stack.post("embed", "/embed_all", {**long, "truncate": False})
+    assert refused.status == 413
+    assert "text 1 is longer than" in refused.json()["error"]
+    empty = served.stack.post("embed", "/embed_all", {"inputs": ["a", ""]})
+    assert empty.status == 400
+    assert "inputs[1]" in empty.json()["error"]
+    with pytest.raises(InferenceServerException, match="send one tensor of text, query or passage"):
+        served.stack.infer(f"{COLBERT}-tokenizer", prompt_name=["query"])
+
+
+def test_a_model_of_another_task(served: Precision) -> None:
+    pooled = served.stack.post("embed", "/embed_all", {"inputs": "a", "model": "bert-cls"})
+    assert pooled.status == 404
+    assert pooled.json()["error"] == f"no model 'bert-cls' for embed_all; this server has: {COLBERT}, plain"
+    vectors = served.stack.post("embed", "/embed", {"texts": ["a"], "model": COLBERT})
+    assert vectors.status == 404
+    assert vectors.json()["error"] == f"no model '{COLBERT}' for embed; this server has: bert-cls"
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "sentence"),
+    [
+        ("2_MultiVectorMask/config.json", {"keep_only_token_ids": [7]}, "keep_only_token_ids = [7]"),
+        ("2_MultiVectorMask/config.json", {"skiplist_tasks": ["none"]}, "there are query and document"),
+        ("1_Dense/config.json", {"module_input_name": "sentence_embedding"}, "module_input_name"),
+        ("sentence_bert_config.json", {"document_length": 65}, "of 65 tokens, over its window of 64"),
+        (
+            "sentence_bert_config.json",
+            {"query_expansion": {"strategy": "fixed", "length": 32, "token": "[NONE]"}},
+            "fills queries up with '[NONE]', which is no token",
+        ),
+        (
+            "sentence_bert_config.json",
+            {"query_expansion": {"strategy": "fixed", "length": 32, "more": 1}},
+            "query_expansion.more = 1, which is not read",
+        ),
+    ],
+)
+def test_what_a_build_refuses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, changes: dict[str, Any], sentence: str
+) -> None:
+    folder = tmp_path / "copy"
+    for path in (TINY / COLBERT).rglob("*.*"):
+        if path.is_file() and not path.name.startswith("expected"):
+            (folder / path.relative_to(TINY / COLBERT)).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path.relative_to(TINY / COLBERT)).write_bytes(path.read_bytes())
+    (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | changes))
+    assert make.main([str(folder), "--repository", str(tmp_path / "repository")]) == 1
+    assert sentence in capsys.readouterr().err
