@@ -84,7 +84,7 @@ lock: ## Resolve the dependencies of pyproject.toml anew (needs uv and npm)
 	done
 
 clean: ## Remove everything that make has made
-	rm -rf .venv .venv-clients .venv-torch .cache tests/clients/npm/node_modules
+	rm -rf .venv .venv-clients .venv-torch .venv-verify .cache tests/clients/npm/node_modules
 	git clean -fdXq model_repository
 
 # Every package is in the lock by hash, so pip resolves nothing and takes no package's word for its needs.

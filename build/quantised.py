@@ -129,7 +129,7 @@ class Quantised:
 
     def _spread(self, name: str, scales: Array, shape: tuple[int, ...]) -> Array:
         """Each block's number at all of its places."""
-        blocks = [size if block == 0 else block for size, block in zip(shape, self.block, strict=True)]
+        blocks = [min(size, block or size) for size, block in zip(shape, self.block, strict=True)]
         grid = tuple(math.ceil(size / block) for size, block in zip(shape, blocks, strict=True))
         if scales.shape != grid and not (scales.ndim < 2 and scales.size == math.prod(grid)):
             raise BuildError(
@@ -142,7 +142,8 @@ class Quantised:
 def _shared(said: Settings, weights: Settings) -> tuple[int, int]:
     """Rows and columns that share a scale, by compressed-tensors' strategy."""
     size = weights.find("group_size")
-    strategy = weights.word("strategy", default={None: "tensor", -1: "channel"}.get(size, "group"))
+    inferred = "tensor" if size is None else "channel" if size == -1 else "group"
+    strategy = weights.word("strategy", default=inferred)
     if strategy == "group":
         return 1, weights.integer("group_size")
     if strategy == "block":

@@ -145,6 +145,11 @@ REFUSED: dict[str, tuple[str, Change, str]] = {
     "sparse": ("int8-groups", also(sparsity_config={"format": "sparse-24-bitmask"}), "sparsity_config.format = "),
     "other groups": ("int8-groups", weights(group_size=32), r"blocks of \[1, 32\] in .* need"),
     "a scale a token": ("int8-groups", weights(strategy="token", group_size=None), "a scale for each 'token'"),
+    "groups of no number": (
+        "int8-groups",
+        weights(strategy=None, group_size=[16]),
+        "group_size = .* whole number",
+    ),
     "no zeros": ("int8-tensors", weights(symmetric=False), "as I8, but no .*_zero_point"),
     "zeros unread": ("int8-groups", weights(symmetric=True), "_zero_point, which is not read and may change"),
     "another type": ("int8-groups", weights(type="float"), "as I8, and config.json has no quantization_config"),
@@ -174,6 +179,12 @@ def test_scales_that_are_missing_or_of_another_shape(tmp_path: Path) -> None:
         weights = Checkpoint(folder).weights(folder, quantised=Quantised("I8", "_scale", (1, 0), in_fp32=False))
         with pytest.raises(BuildError, match=words):
             weights.tensor(MATRIX, 48, 96)
+
+
+def test_a_block_may_be_larger_than_the_matrix() -> None:
+    values, scales = np.arange(6, dtype=np.int8).reshape(2, 3), np.array([[2]], np.float32)
+    found = Quantised("I8", "_scale", (2**24, 2**24), in_fp32=False).dequantised("w", values, scales, None)
+    np.testing.assert_array_equal(found, [[0, 2, 4], [6, 8, 10]])
 
 
 def test_every_fp8_number() -> None:

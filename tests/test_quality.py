@@ -55,6 +55,12 @@ def test_without_mteb() -> None:
         tasks(["STS12"])
 
 
+def test_the_lock_has_what_is_tested() -> None:
+    lock = (ROOT / "verify.lock").read_text()
+    assert set((ROOT / "tests" / "torch.txt").read_text().split()) <= set(re.findall(r"^\S+==\S+", lock, re.M))
+    assert "://" not in lock
+
+
 def lines(path: Path, rows: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
