@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from build.graphs.bert import Bert, write_bert
+from build.graphs.deberta_v2 import DebertaV2, write_deberta_v2
 from build.graphs.decoder import (
     read_llama,
     read_llama_bidirectional,
@@ -18,6 +19,7 @@ from build.graphs.decoder import (
 )
 from build.graphs.dimensions import Dimensions
 from build.graphs.distilbert import read_distilbert, write_distilbert
+from build.graphs.electra import read_electra
 from build.graphs.gemma3 import Gemma3, write_gemma3
 from build.graphs.modernbert import ModernBert, write_modernbert
 from build.graphs.mpnet import read_mpnet, write_mpnet
@@ -26,7 +28,9 @@ from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.scoring import (
     Logit,
     bert_logit,
+    deberta_logit,
     distilbert_logit,
+    electra_logit,
     last_token_logit,
     modernbert_logit,
     pooled_logit,
@@ -165,6 +169,7 @@ BERTS_OWN = (
 )
 BUFFERS = ("*position_ids", "*token_type_ids", "*rotary_emb.inv_freq")
 LANGUAGE_HEADS = ("cls.*", "lm_head.*")
+DEBERTAS_LANGUAGE_HEADS = ("cls.*", "lm_predictions.*", "mask_predictions.*")
 POOLER = ("pooler.dense.*",)
 
 ARCHITECTURES = {
@@ -193,10 +198,27 @@ ARCHITECTURES = {
             "camembert",
             Bert.of_roberta,
             write_bert,
-            fixtures=("camembert",),
+            fixtures=("camembert", "camembert-cross-encoder"),
             prefixes=("roberta.", "camembert."),
             harmless=BERTS_OWN,
             unused=(*BUFFERS, *LANGUAGE_HEADS, *POOLER),
+            rerankers={"CamembertForSequenceClassification": Reranker(roberta_logit)},
+        ),
+        Architecture(
+            "deberta-v2",
+            DebertaV2.of_deberta,
+            write_deberta_v2,
+            fixtures=("deberta", "deberta-cross-encoder"),
+            prefixes=("deberta.",),
+            harmless=(
+                *("cls_dropout", "pooler_dropout", "legacy", "tie_word_embeddings"),
+                # Of a convolution, which is refused by its size.
+                *("conv_act", "conv_groups"),
+            ),
+            # Positions are left out of what the first layer reads.
+            unused=(*BUFFERS, *POOLER, "embeddings.position_embeddings.weight", *DEBERTAS_LANGUAGE_HEADS),
+            rerankers={"DebertaV2ForSequenceClassification": Reranker(deberta_logit)},
+            packed=False,
         ),
         Architecture(
             "distilbert",
@@ -219,6 +241,19 @@ ARCHITECTURES = {
                     bias="vocab_projector.bias",
                 )
             },
+        ),
+        Architecture(
+            "electra",
+            read_electra,
+            write_bert,
+            fixtures=("electra", "electra-cross-encoder"),
+            prefixes=("electra.",),
+            harmless=(
+                *("summary_activation", "summary_last_dropout", "summary_type", "summary_use_proj"),
+                "tie_word_embeddings",
+            ),
+            unused=(*BUFFERS, "discriminator_predictions.*", "generator_predictions.*", "generator_lm_head.*"),
+            rerankers={"ElectraForSequenceClassification": Reranker(electra_logit)},
         ),
         Architecture(
             "gemma3_text",
@@ -283,10 +318,11 @@ ARCHITECTURES = {
             "mpnet",
             read_mpnet,
             write_mpnet,
-            fixtures=("mpnet",),
+            fixtures=("mpnet", "mpnet-cross-encoder"),
             prefixes=("mpnet.",),
             harmless=("tie_word_embeddings",),
             unused=(*BUFFERS, *LANGUAGE_HEADS, *POOLER),
+            rerankers={"MPNetForSequenceClassification": Reranker(roberta_logit)},
             packed=False,
         ),
         Architecture(

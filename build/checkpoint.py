@@ -22,6 +22,7 @@ from build.vocabularies import (
     ADDED_TOKENS,
     CAMEMBERT,
     CLASSES,
+    DEBERTA,
     SPECIAL_TOKENS,
     TOKENIZER_CONFIG,
     XLM_ROBERTA,
@@ -282,7 +283,7 @@ class Checkpoint:
             ends = [(end, tokenizer.token_to_id(end))]
             tokenizer.post_processor = TemplateProcessing(f"$A {end}", f"$A {end} $B:1 {end}:1", ends)
             self._is_remade = True
-        return self._as_xlm_roberta(tokenizer, content) or tokenizer
+        return self._as_its_class(tokenizer, content) or tokenizer
 
     @cached_property
     def tokenizer_steps(self) -> dict[str, Any]:
@@ -297,23 +298,26 @@ class Checkpoint:
         is_file = is_listed(self.transformer / "tokenizer.json") and not self._is_remade
         return None if is_file else tokenizer.to_str()
 
-    def _as_xlm_roberta(self, tokenizer: Tokenizer, content: Settings) -> Tokenizer | None:
-        """What the reference makes of a file of XLM-RoBERTa's class, where that is not what the file says.
+    def _as_its_class(self, tokenizer: Tokenizer, content: Settings) -> Tokenizer | None:
+        """What the reference makes of a file by the class of its tokenizer, where that is not what the file says.
 
         Files that transformers 4 wrote late, as bge-m3's, make a token of the space that a text ends with.
-        CamemBERT's class does with a file what XLM-RoBERTa's does.
+        CamemBERT's class does with a file what XLM-RoBERTa's does; DeBERTa's normalises otherwise than its files.
         """
-        if self.tokenizer_class not in (XLM_ROBERTA, CAMEMBERT) or not isinstance(tokenizer.model, Unigram):
+        kind = XLM_ROBERTA if self.tokenizer_class == CAMEMBERT else self.tokenizer_class
+        if kind not in (XLM_ROBERTA, DEBERTA) or not isinstance(tokenizer.model, Unigram):
             return None
         whole = content.find("normalizer")
         steps = whole.get("normalizers", [whole]) if isinstance(whole, dict) else []
         maps = [step["precompiled_charsmap"] for step in steps if step.get("type") == "Precompiled"]
-        made = of_class(tokenizer, b64decode(maps[0]) if maps else b"", self.transformer, self.folder, XLM_ROBERTA)
+        made = of_class(tokenizer, b64decode(maps[0]) if maps else b"", self.transformer, self.folder, kind)
         if difference(tokenizer, made) is None:
             return None
         self._is_remade = True
-        kind = self.tokenizer_class
-        print(f"{content.path}: its words are read as {kind} of transformers 5 reads them", flush=True)
+        print(
+            f"{content.path}: its words are read as {self.tokenizer_class} of transformers 5 reads them",
+            flush=True,
+        )
         return made
 
 

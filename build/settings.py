@@ -117,9 +117,13 @@ class Settings:
             self._inner[name] = Settings(self.path, value, f"{self._place}{name}.")
         return self._inner[name]
 
-    def require(self, name: str, *values: object) -> None:
-        """Raises BuildError unless `name` has one of `values`, or is absent, which stands for the first."""
+    def require(self, name: str, *values: object, default: object = None) -> None:
+        """Raises BuildError unless `name` has one of `values`, or is absent, which stands for `default`.
+
+        Without a `default` it stands for the first.
+        """
         found = self.find(name)
+        found = default if found is None else found
         if found is not None and not any(found == value and type(found) is type(value) for value in values):
             written = " or ".join(map(_shown, values))
             raise BuildError(

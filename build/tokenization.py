@@ -40,13 +40,16 @@ HARMLESS = (
     "model_input_names",
     # Read by the tokenizers in Python alone, and where a tokenizer.json is made.
     *("do_basic_tokenize", "never_split", "do_lower_case", "remove_space", "keep_accents", "add_prefix_space"),
+    *("split_by_punct", "unk_id"),
 )
 """Keys of `tokenizer_config.json` that change no token id; `do_lower_case` is compared all the same."""
 
-BERT = tuple(f"{kind}Tokenizer{fast}" for kind in ("Bert", "DistilBert", "MPNet") for fast in ("", "Fast"))
+BERT = tuple(
+    f"{kind}Tokenizer{fast}" for kind in ("Bert", "DistilBert", "Electra", "MPNet") for fast in ("", "Fast")
+)
 """Tokenizers whose normaliser follows `tokenizer_config.json` and their own defaults."""
 
-BERTS = ("", "bert", "distilbert", "mpnet")
+BERTS = ("", "bert", "distilbert", "electra", "mpnet")
 """Model types that have such a tokenizer where no file names another."""
 
 FLAGS = {

@@ -21,12 +21,14 @@ from build.files import is_listed, own_file
 from build.settings import LARGEST, Settings, read_json
 
 BERT, XLM_ROBERTA = "BertTokenizer", "XLMRobertaTokenizer"
-CAMEMBERT, ROBERTA = "CamembertTokenizer", "RobertaTokenizer"
+CAMEMBERT, DEBERTA, ROBERTA = "CamembertTokenizer", "DebertaV2Tokenizer", "RobertaTokenizer"
 LLAMA, QWEN2 = "LlamaTokenizer", "Qwen2Tokenizer"
 CLASSES = {
     "bert": BERT,
     "camembert": CAMEMBERT,
+    "deberta-v2": DEBERTA,
     "distilbert": BERT,
+    "electra": BERT,
     "mpnet": "MPNetTokenizer",
     "nomic_bert": BERT,
     "qwen2": QWEN2,
@@ -47,6 +49,7 @@ SPECIAL_TOKENS, ADDED_TOKENS = "special_tokens_map.json", "added_tokens.json"
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 DEFAULTS = {
     BERT: dict(zip(NAMED[2:], ("[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]"), strict=True)),
+    DEBERTA: dict(zip(NAMED, ("[CLS]", "[SEP]", "[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]"), strict=True)),
     XLM_ROBERTA: dict(zip(NAMED, ("<s>", "</s>", "<unk>", "</s>", "<pad>", "<s>", "<mask>"), strict=True)),
 }
 """The classes' own special tokens."""
@@ -130,6 +133,8 @@ def of_class(tokenizer: Tokenizer, charsmap: bytes, folder: Path, checkpoint: Pa
     if kind == BERT:
         words = tokenizer.get_vocab(with_added_tokens=False)
         made = _word_piece(models.WordPiece(words, unk_token=named["unk_token"]), said)
+    elif kind == DEBERTA:
+        made = _deberta(tokenizer.model, said)
     else:
         made = _unigram(tokenizer.model, charsmap, said)
     made.add_tokens([token for _, token in sorted(tokenizer.get_added_tokens_decoder().items())])
@@ -292,6 +297,26 @@ def _unigram(model: models.Model, charsmap: bytes, said: Settings) -> Tokenizer:
     return tokenizer
 
 
+def _deberta(model: models.Model, said: Settings) -> Tokenizer:
+    """`DebertaV2Tokenizer`, which passes over a file's own normalisation."""
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            *([normalizers.Lowercase()] if said.flag("do_lower_case", default=False) else []),
+            normalizers.Replace(Regex(r"\s{2,}|[\n\r\t]"), " "),
+            normalizers.NFC(),
+            normalizers.Strip(left=False, right=True),
+        ]
+    )
+    prepend = "always" if said.flag("add_prefix_space", default=True) else "first"
+    punctuation = [pre_tokenizers.Punctuation()] if said.flag("split_by_punct", default=False) else []
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [*punctuation, pre_tokenizers.Metaspace(prepend_scheme=prepend)]
+    )
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme=prepend)
+    return tokenizer
+
+
 def _sentencepiece(path: Path) -> Any:
     """The `Model` in a file; BuildError where transformers and SentencePiece would read it in different ways."""
     pool = DescriptorPool()
@@ -321,7 +346,7 @@ def _sentencepiece(path: Path) -> Any:
 
 def _ends(tokenizer: Tokenizer, kind: str, words: dict[str, str]) -> processors.TemplateProcessing:
     """What stands around a text, and around a pair."""
-    if kind == BERT:
+    if kind in (BERT, DEBERTA):
         first, last = words["cls_token"], words["sep_token"]
         single, pair = [first, "$A", last], [first, "$A", last, "$B:1", f"{last}:1"]
     else:

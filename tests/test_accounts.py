@@ -276,6 +276,7 @@ DEFAULTS = json.loads((REFERENCE / "defaults.json").read_text())
 
 
 FOLLOWING = {
+    "deberta-v2": ("pooler_hidden_size",),
     "gemma3_text": ("layer_types",),
     "llama": ("head_dim", "num_key_value_heads"),
     "llama_bidirec": ("head_dim", "num_key_value_heads"),

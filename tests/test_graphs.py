@@ -127,7 +127,9 @@ def test_norms_and_softmax_are_fp32(name: str, precision: str, tmp_path: Path) -
         {a.name: a.i for a in node.attribute} for node in model.graph.node if node.op_type == "Attention"
     ]
     assert {found["softmax_precision"] for found in attributes} == {onnx.TensorProto.FLOAT}
-    assert not {"MatMul", "Softmax"} & {node.op_type for node in model.graph.node}
+    products = 2 * len(attributes) if name.startswith("deberta") else 0  # of content with distances
+    kinds = [node.op_type for node in model.graph.node]
+    assert (kinds.count("MatMul"), kinds.count("Softmax")) == (products, 0)
 
 
 KINDS = ["Gemm", "Attention", "LayerNormalization", "RMSNormalization"]

@@ -284,6 +284,21 @@ CASES: Mapping[str, tuple[str, Change, str]] = {
             "sliding_window": 4,
         }.items()
     },
+    **{
+        f"deberta's {key}": ("deberta", said(CONFIG, **{key: value}), f"has {key} = ")
+        for key, value in {
+            "attention_head_size": 24,
+            "conv_kernel_size": 3,
+            "embedding_size": 24,
+            "hidden_act": "relu",
+            "norm_rel_ebd": "rms_norm",
+            "pooler_hidden_act": "tanh",
+            "pos_att_type": "c2p",
+            "position_biased_input": True,
+            "relative_attention": False,
+            "type_vocab_size": 2,
+        }.items()
+    },
     "modernbert, scaled as of 5": (
         "modernbert",
         lambda folder: edit(

@@ -28,7 +28,8 @@ from test_heads import FILES as HEADS
 from test_heads import IDS as HEAD_IDS
 from test_heads import checkpoint as with_modules
 from tiny import EMBEDDERS as ALL_EMBEDDERS
-from tiny import PACKED, RERANKERS, VARIANTS, variant
+from tiny import PACKED, VARIANTS, variant
+from tiny import RERANKERS as ALL_RERANKERS
 from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
 
@@ -38,6 +39,7 @@ from build.target import PRECISIONS
 
 PYTHON = ROOT / ".venv-torch" / "bin" / "python"
 EMBEDDERS = [name for name in ALL_EMBEDDERS if name in PACKED]
+RERANKERS = [name for name in ALL_RERANKERS if name in PACKED]
 FAMILIES = [*EMBEDDERS, *RERANKERS]
 
 

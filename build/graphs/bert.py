@@ -39,17 +39,30 @@ class Bert(Dimensions):
     """Of a head."""
     inner: int
     epsilon: float
+    embedding_size: int = 0
+    """Width of the tables of words, positions and segments, 0 where it is that of the hidden states."""
 
     @classmethod
-    def of(cls, config: Settings, first_position: int = 0, vocab_size: int = 30522) -> Bert:
-        """Reads the configuration; raises BuildError on what this page does not write, naming the key."""
+    def of(
+        cls,
+        config: Settings,
+        first_position: int = 0,
+        vocab_size: int = 30522,
+        hidden_size: int = 768,
+        heads: int = 12,
+        inner: int = 3072,
+    ) -> Bert:
+        """Reads the configuration; raises BuildError on what this page does not write, naming the key.
+
+        The sizes are the defaults.
+        """
         config.require("hidden_act", "gelu")
         config.require("position_embedding_type", "absolute")
         config.require("is_decoder", False)
         config.require("add_cross_attention", False)
         config.require("pruned_heads", {})
-        hidden_size = config.integer("hidden_size", default=768)
-        heads = config.integer("num_attention_heads", default=12)
+        hidden_size = config.integer("hidden_size", default=hidden_size)
+        heads = config.integer("num_attention_heads", default=heads)
         rows = config.integer("max_position_embeddings", default=512)
         if rows <= first_position:
             raise BuildError(
@@ -64,7 +77,7 @@ class Bert(Dimensions):
             layers=config.integer("num_hidden_layers", default=12),
             heads=heads,
             width=split_evenly(config, hidden_size, heads),
-            inner=config.integer("intermediate_size", default=3072),
+            inner=config.integer("intermediate_size", default=inner),
             epsilon=config.number("layer_norm_eps", default=1e-12),
             head_epsilon=config.number("layer_norm_eps", default=1e-12),
         )
@@ -101,13 +114,26 @@ def write_bert(g: OnnxGraph, bert: Bert, weights: Weights, names: Names = BERTS,
     p, hidden = Parameters(g, weights), bert.hidden_size
     r = ragged(g, *ragged_inputs(g))
     mask = see(g, seen(g, r, bert.unseen_offset) if bert.unseen_offset else r)
+    x = embed(p, bert, r)
+    for i in range(bert.layers):
+        layer = f"{names.layer}.{i}"
+        q, k, v = (
+            p.linear(x, f"{layer}.{name}", hidden, hidden) for name in (names.query, names.key, names.value)
+        )
+        context = attention(g, q, k, v, r, mask, bert.width**-0.5, bert.heads, bert.heads)
+        x = behind_attention(p, bert, layer, names, x, context)
+    last_hidden_state(g, x, r, hidden)
 
-    places = weights.tensor("embeddings.position_embeddings.weight", bert.first_position + bert.positions, hidden)
+
+def embed(p: Parameters, bert: Bert, r: Packed) -> str:
+    """[T', H]: the normed sum of each token's word, position and segment, which the first layer reads."""
+    g, width = p.g, bert.embedding_size or bert.hidden_size
+    places = p.weights.tensor("embeddings.position_embeddings.weight", bert.first_position + bert.positions, width)
     places = places[max(0, bert.first_position - 1) :]
     segments = (
-        weights.tensor("embeddings.token_type_embeddings.weight", bert.token_types, hidden)
+        p.weights.tensor("embeddings.token_type_embeddings.weight", bert.token_types, width)
         if bert.token_types
-        else np.zeros((1, hidden), np.float32)
+        else np.zeros((1, width), np.float32)
     )
     token_ids, kinds = r.token_ids, ""
     if bert.unseen_offset:
@@ -126,22 +152,19 @@ def write_bert(g: OnnxGraph, bert: Bert, weights: Weights, names: Names = BERTS,
         # One segment per text, so its embedding is folded into every position.
         table = g.weight("embeddings.position_embeddings.weight", places + segments[0])
         x = g.op("Gather", table, positions)
-    words = g.op("Gather", p.table("embeddings.word_embeddings", bert.vocab_size, hidden), token_ids)
-    x = p.layer_norm(g.op("Add", words, x), "embeddings.LayerNorm", hidden, bert.epsilon)
+    words = g.op("Gather", p.table("embeddings.word_embeddings", bert.vocab_size, width), token_ids)
+    x = p.layer_norm(g.op("Add", words, x), "embeddings.LayerNorm", width, bert.epsilon)
+    return x if width == bert.hidden_size else p.linear(x, "embeddings_project", bert.hidden_size, width)
 
-    for i in range(bert.layers):
-        layer = f"{names.layer}.{i}"
-        q, k, v = (
-            p.linear(x, f"{layer}.{name}", hidden, hidden) for name in (names.query, names.key, names.value)
-        )
-        context = attention(g, q, k, v, r, mask, bert.width**-0.5, bert.heads, bert.heads)
-        projected = p.linear(context, f"{layer}.{names.projection}", hidden, hidden)
-        x = p.layer_norm(g.op("Add", x, projected), f"{layer}.{names.attention_norm}", hidden, bert.epsilon)
-        inner = gelu(g, p.linear(x, f"{layer}.{names.inner}", bert.inner, hidden))
-        out = p.linear(inner, f"{layer}.{names.outer}", hidden, bert.inner)
-        x = p.layer_norm(g.op("Add", x, out), f"{layer}.{names.norm}", hidden, bert.epsilon)
 
-    last_hidden_state(g, x, r, hidden)
+def behind_attention(p: Parameters, bert: Bert, layer: str, names: Names, x: str, context: str) -> str:
+    """[T', H]: a layer's result, of the `x` that it reads and what its attention makes of that."""
+    g, hidden = p.g, bert.hidden_size
+    projected = p.linear(context, f"{layer}.{names.projection}", hidden, hidden)
+    x = p.layer_norm(g.op("Add", x, projected), f"{layer}.{names.attention_norm}", hidden, bert.epsilon)
+    inner = gelu(g, p.linear(x, f"{layer}.{names.inner}", bert.inner, hidden))
+    out = p.linear(inner, f"{layer}.{names.outer}", hidden, bert.inner)
+    return p.layer_norm(g.op("Add", x, out), f"{layer}.{names.norm}", hidden, bert.epsilon)
 
 
 def seen(g: OnnxGraph, r: Packed, offset: int) -> Packed:

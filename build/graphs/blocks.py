@@ -112,7 +112,11 @@ def relative_mask(g: OnnxGraph, r: Packed, biases: str, reach: int) -> Mask:
     offset = g.op("Sub", r.column, g.op("Unsqueeze", r.column, g.constant([1], np.int64)))
     limit = g.constant(reach, np.int64)
     place = g.op("Add", g.op("Max", g.op("Min", offset, limit), g.constant(-reach, np.int64)), limit)
-    bias = g.op("Gather", biases, place, axis=2)
+    return biased_mask(g, r, g.op("Gather", biases, place, axis=2))
+
+
+def biased_mask(g: OnnxGraph, r: Ragged, bias: str) -> Mask:
+    """Every token sees every token of its own text, with a `bias` [B or 1, heads, S, S] on their scores."""
     if g.feed.masks == "counts":
         return Mask((bias, "", "", _counts(g, r)))
     return Mask((g.op("Add", bias, _summand(g, _keys(g, r))),))

@@ -141,6 +141,16 @@ def distilbert_logit(head: Head) -> str:
     return _two_layers(head, "pre_classifier", "classifier", "Relu")
 
 
+def electra_logit(head: Head) -> str:
+    """ELECTRA's classification head of one label over the first token: w gelu(W h + b) + c."""
+    return _two_layers(head, "classifier.dense", "classifier.out_proj", "Gelu")
+
+
+def deberta_logit(head: Head) -> str:
+    """DeBERTa's pooler and a classifier of one label over the first token: w gelu(W h + b) + c."""
+    return _two_layers(head, "pooler.dense", "classifier", "Gelu")
+
+
 def modernbert_logit(head: Head) -> str:
     """ModernBERT's prediction head and a classifier over the pooled tokens: w norm(gelu(W h)) + c."""
     hidden = head.encoder.hidden_size

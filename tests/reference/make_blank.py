@@ -40,7 +40,9 @@ PACKAGES = ("torch", "transformers", "sentence-transformers", "tokenizers", "num
 EMBEDDERS = (
     "bert-cls",
     "camembert",
+    "deberta",
     "distilbert",
+    "electra",
     "gemma3",
     "llama",
     "mistral",
@@ -54,9 +56,13 @@ EMBEDDERS = (
 )
 CROSS_ENCODERS = (
     "bert-cross-encoder",
+    "camembert-cross-encoder",
     "cross-encoder",
+    "deberta-cross-encoder",
     "distilbert-cross-encoder",
+    "electra-cross-encoder",
     "modernbert-reranker",
+    "mpnet-cross-encoder",
     "roberta-cross-encoder",
 )
 TEXTS = [" ", "\n\t\r\n", "\u00a0\u3000", "\0", "\u200b\u200d\ufeff", "\ue000\uf8ff", "\u0301\u0301", "\u2028"]

@@ -20,7 +20,9 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 CONFIGURATIONS = {
     "bert": transformers.BertConfig,
     "camembert": transformers.CamembertConfig,
+    "deberta-v2": transformers.DebertaV2Config,
     "distilbert": transformers.DistilBertConfig,
+    "electra": transformers.ElectraConfig,
     "gemma3_text": transformers.Gemma3TextConfig,
     "llama": transformers.LlamaConfig,
     "mistral": transformers.MistralConfig,
@@ -34,6 +36,7 @@ CONFIGURATIONS = {
 }
 TOKENIZERS = (
     transformers.CamembertTokenizer,
+    transformers.DebertaV2Tokenizer,
     transformers.DistilBertTokenizer,
     transformers.MPNetTokenizer,
     transformers.RobertaTokenizer,

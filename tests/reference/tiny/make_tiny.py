@@ -20,7 +20,7 @@ start with query_ for the texts behind the model's prompt for queries:
 
 and for a reranker token_ids, token_counts and truncated of the pairs, and:
 
-    token_type_ids   (bert-cross-encoder) int32, one for each of token_ids
+    token_type_ids   (bert-cross-encoder, electra-cross-encoder) int32, one for each of token_ids
     logits           float32 [pairs], for qwen3-reranker the logit of "yes" less that of "no"
     scores           float32 [pairs], the sigmoid of logits, and so for qwen3-reranker the softmax's share of "yes"
 
@@ -100,7 +100,9 @@ QWEN_WORDS += r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 PROMPTS = {  # the one for queries comes first
     "bert-cls": {"query": "query: ", "document": ""},
     "xlm-roberta": {"query": "query: ", "document": "passage: "},
+    "deberta": {"query": "query: ", "document": ""},
     "distilbert": {"query": "query: ", "document": ""},
+    "electra": {"query": "query: ", "document": ""},
     "mpnet": {"query": "query: ", "document": ""},
     "roberta": {"query": "", "document": ""},
     "camembert": {"query": "query: ", "document": "passage: "},
@@ -189,6 +191,19 @@ def camembert_pieces() -> Any:
     model = json.loads(unigram().backend_tokenizer.to_str())["model"]
     pieces: Any = [(piece, score) for piece, score in model["vocab"]]
     return hf.CamembertTokenizer(vocab=pieces, model_max_length=WINDOW)
+
+
+def deberta_pieces() -> Any:
+    """The same words as its own class has them."""
+    model = json.loads(unigram().backend_tokenizer.to_str())["model"]
+    special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
+    words = model["vocab"][4:-1]
+    pieces: Any = [
+        *((token, 0.0) for token in special),
+        *((piece, score) for piece, score in words),
+        ("[MASK]", 0.0),
+    ]
+    return hf.DebertaV2Tokenizer(vocab=pieces, model_max_length=WIDE)
 
 
 def byte_pairs() -> Any:
@@ -390,7 +405,7 @@ def embedder(name: str, network: Any, tokenizer: Any, *after: torch.nn.Module, w
     write_expected(name, arrays, lowest_cosine([short.encode(text) for text in TEXTS], arrays["embeddings"]))
 
 
-def cross_encoder(name: str, network: Any, tokenizer: Any) -> None:
+def cross_encoder(name: str, network: Any, tokenizer: Any, window: int = WINDOW) -> None:
     """One is saved by transformers, as most published ones are, and one by sentence-transformers."""
     folder = str(HERE / name)
     shutil.rmtree(folder, ignore_errors=True)
@@ -401,10 +416,10 @@ def cross_encoder(name: str, network: Any, tokenizer: Any) -> None:
             CrossEncoder(plain, device="cpu").save(folder, create_model_card=False)
     model = CrossEncoder(folder, **LOAD)
     features = [model.preprocess([pair]) for pair in PAIRS]
-    arrays = tokens(name, PAIRS, [item["input_ids"][0].tolist() for item in features], WINDOW)
+    arrays = tokens(name, PAIRS, [item["input_ids"][0].tolist() for item in features], window)
     for key, activation in (("logits", torch.nn.Identity()), ("scores", torch.nn.Sigmoid())):
         arrays[key] = np.concatenate([model.predict([pair], activation_fn=activation) for pair in PAIRS])
-    if "token_type_ids" in features[0]:
+    if "token_type_ids" in features[0] and network.config.type_vocab_size:
         arrays["token_type_ids"] = flat(item["token_type_ids"][0].tolist() for item in features)
     short = CrossEncoder(folder, **BF16)
     scores = np.concatenate([short.predict([pair], activation_fn=torch.nn.Sigmoid()) for pair in PAIRS])
@@ -584,6 +599,49 @@ def mpnet(name: str) -> None:
     embedder(name, model, words, Pooling(HIDDEN, "mean"), window=WIDE)
 
 
+def mpnet_cross_encoder(name: str) -> None:
+    words = mpnets()
+    sizes = bert_sizes(words) | {"max_position_embeddings": WIDE + 2, "layer_norm_eps": 1e-5}
+    classifier: Any = hf.MPNetForSequenceClassification(hf.MPNetConfig(**sizes, **ONE))
+    cross_encoder(name, randomise(classifier, 18), words, WIDE)
+
+
+def electra_sizes(words: Any) -> dict[str, Any]:
+    return {**bert_sizes(words), "embedding_size": 32}
+
+
+def electra(name: str) -> None:
+    words = wordpiece()
+    model = randomise(hf.ElectraModel(hf.ElectraConfig(**electra_sizes(words))), 19)
+    embedder(name, model, words, Pooling(HIDDEN, "mean"))
+
+
+def electra_cross_encoder(name: str) -> None:
+    words = wordpiece()
+    classifier: Any = hf.ElectraForSequenceClassification(hf.ElectraConfig(**electra_sizes(words), **ONE))
+    cross_encoder(name, randomise(classifier, 20), words)
+
+
+def deberta_sizes(pieces: Any) -> dict[str, Any]:
+    """Distances of up to 8 places have vectors of their own, those of 99 and more share one."""
+    sizes = {**SIZES, "vocab_size": rows(pieces), "num_hidden_layers": 2, "max_position_embeddings": WIDE}
+    sizes |= {"relative_attention": True, "position_biased_input": False, "pos_att_type": ["p2c", "c2p"]}
+    return sizes | {"position_buckets": 16, "max_relative_positions": 100}
+
+
+def deberta(name: str) -> None:
+    pieces = deberta_pieces()
+    config = hf.DebertaV2Config(**deberta_sizes(pieces), share_att_key=True, norm_rel_ebd="layer_norm")
+    embedder(name, randomise(hf.DebertaV2Model(config), 21), pieces, Pooling(HIDDEN, "mean"), window=WIDE)
+
+
+def deberta_cross_encoder(name: str) -> None:
+    pieces = deberta_pieces()
+    config = hf.DebertaV2Config(**deberta_sizes(pieces), **ONE)
+    classifier: Any = hf.DebertaV2ForSequenceClassification(config)
+    cross_encoder(name, randomise(classifier, 22), pieces, WIDE)
+
+
 def nomic_bert(name: str) -> None:
     words = wordpiece()
     rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 1000.0}}
@@ -625,6 +683,13 @@ def camembert(name: str) -> None:
     pieces = camembert_pieces()
     model = randomise(hf.CamembertModel(hf.CamembertConfig(**roberta_sizes(pieces))), 13)
     embedder(name, model, pieces, Pooling(HIDDEN, "mean"))
+
+
+def camembert_cross_encoder(name: str) -> None:
+    pieces = camembert_pieces()
+    config = hf.CamembertConfig(**roberta_sizes(pieces), **ONE)
+    classifier: Any = hf.CamembertForSequenceClassification(config)
+    cross_encoder(name, randomise(classifier, 23), pieces)
 
 
 def qwen3_sizes(closed: Any) -> dict[str, Any]:
@@ -748,10 +813,15 @@ MAKERS: dict[str, Callable[[str], None]] = {
     "bert-colbert": bert_colbert,
     "bert-splade": bert_splade,
     "camembert": camembert,
+    "camembert-cross-encoder": camembert_cross_encoder,
     "cross-encoder": roberta_cross_encoder,
+    "deberta": deberta,
+    "deberta-cross-encoder": deberta_cross_encoder,
     "distilbert": distilbert,
     "distilbert-cross-encoder": distilbert_cross_encoder,
     "distilbert-splade": distilbert_splade,
+    "electra": electra,
+    "electra-cross-encoder": electra_cross_encoder,
     "gemma3": gemma3,
     "llama": llama,
     "mistral": mistral,
@@ -759,6 +829,7 @@ MAKERS: dict[str, Callable[[str], None]] = {
     "modernbert-reranker": modernbert_reranker,
     "mpnet": mpnet,
     "nemotron-reranker": nemotron_reranker,
+    "mpnet-cross-encoder": mpnet_cross_encoder,
     "nomic-bert": nomic_bert,
     "qwen2": qwen2,
     "qwen3-classifier": qwen3_classifier,
