@@ -137,7 +137,7 @@ def test_what_is_pooled_already_is_not_pooled_again(tmp_path: Path, capsys: pyte
     message = refused(folder, capsys, "--no-normalise")
     assert "gives sentence_embedding of unit length already: leave --no-normalise out" in message
     message = refused(checkpoint(RERANKER, tmp_path), capsys, "--pooling", "mean")
-    assert "is a reranker, which is not pooled: leave --pooling and --normalise out" in message
+    assert "is a reranker, so its tokens' vectors are not pooled: leave --pooling and --normalise out" in message
 
 
 def test_an_output_of_any_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
