@@ -148,6 +148,8 @@ class Architecture:
     """Class in `architectures` -> the head of a masked language model, which gives sparse vectors."""
     unseen: bool = False
     """Whether its page is written for tokens that are seen by none."""
+    lexical: bool = False
+    """Whether words are weighed by `sparse.LINEAR` where no head of a language model does it."""
     packed: bool = True
     """Whether its page is written for packed tokens, too."""
     own_code: frozenset[str] = frozenset()
@@ -381,6 +383,7 @@ ARCHITECTURES = {
             Bert.of_roberta,
             write_bert,
             fixtures=("xlm-roberta", "cross-encoder"),
+            lexical=True,
             prefixes=("roberta.",),
             harmless=BERTS_OWN,
             unused=(*BUFFERS, *LANGUAGE_HEADS, *POOLER),

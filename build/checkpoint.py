@@ -15,7 +15,7 @@ from tokenizers.models import Unigram
 from tokenizers.processors import TemplateProcessing
 
 from build.errors import BuildError
-from build.files import is_listed, own_file
+from build.files import WEIGHTS, is_listed, own_file
 from build.quantised import Quantised
 from build.settings import Settings, read_json
 from build.vocabularies import (
@@ -86,9 +86,10 @@ class Checkpoint:
         prefixes: Sequence[str] = (),
         harmless: Sequence[str] = (),
         quantised: Quantised | None = None,
+        file: str = WEIGHTS,
     ) -> Weights:
-        """The tensors in one folder of the checkpoint."""
-        weights = Weights(folder, self.folder, prefixes, harmless, quantised)
+        """The tensors in one folder of the checkpoint, or in one `file` of it."""
+        weights = Weights(folder, self.folder, prefixes, harmless, quantised, file)
         self._weights.append(weights)
         return weights
 
@@ -167,7 +168,12 @@ class Checkpoint:
     @cached_property
     def mask_token(self) -> str:
         """What stands for a hidden word, "" where nothing does."""
-        said = self.special_tokens.find("mask_token") or self.tokenizer_config.find("mask_token")
+        return self.named_token("mask")
+
+    def named_token(self, name: str) -> str:
+        """The special token that is called so in the tokenizer's files, "" where none is."""
+        key = f"{name}_token"
+        said = self.special_tokens.find(key) or self.tokenizer_config.find(key)
         return str(said.get("content", "") if isinstance(said, dict) else said or "")
 
     @cached_property

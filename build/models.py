@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
@@ -29,7 +30,7 @@ from build.graphs.scoring import (
     write_cosine_scoring,
     write_scoring,
 )
-from build.graphs.sparse import Splade, is_tied, write_splade
+from build.graphs.sparse import Splade, is_tied, lexical_weights, unweighed, write_lexical, write_splade
 from build.quantised import Quantised
 from build.repository import Family
 from build.settings import check_nothing_is_left
@@ -370,23 +371,32 @@ def multi_vector_models(
 def sparse_models(
     checkpoint: Checkpoint, family: Family, states: Model, encoder: Dimensions, weights: Weights
 ) -> list[Model]:
-    """The family of a masked language model that weighs the words of its vocabulary."""
+    """The family of a model that weighs the words of its vocabulary, by a language model's head or by bge-m3's."""
     architecture = ARCHITECTURES[checkpoint.model_type]
     head = architecture.masked.get(checkpoint.architecture)
-    if head is None:
+    facts = {"pooling": "splade" if head else "lexical", "dimensions": str(encoder.vocab_size)}
+    family = replace(family, facts={**family.facts, **facts})
+    write: Callable[[OnnxGraph], None]
+    if head is not None:
+        write = partial(
+            write_splade,
+            encoder=encoder,
+            weights=weights,
+            head=head,
+            splade=Splade.of(checkpoint, encoder.vocab_size),
+            tied=is_tied(checkpoint.config),
+        )
+    elif architecture.lexical:
+        write = partial(
+            write_lexical, encoder=encoder, weights=lexical_weights(checkpoint), dropped=unweighed(checkpoint)
+        )
+    else:
         known = [name for one in ARCHITECTURES.values() for name in one.masked]
         raise BuildError(
             f"{checkpoint.config.path} is of {checkpoint.architecture or 'no class'}; sparse vectors are written "
             f"for {', '.join(known)}"
         )
-    splade, tied = Splade.of(checkpoint, encoder.vocab_size), is_tied(checkpoint.config)
-    facts = {"pooling": "splade", "dimensions": str(encoder.vocab_size)}
-    family = replace(family, facts={**family.facts, **facts})
-    pooling = graph(
-        repository.sparse_pooling(family),
-        family.target.head,
-        lambda g: write_splade(g, encoder, weights, head, splade, tied),
-    )
+    pooling = graph(repository.sparse_pooling(family), family.target.head, write)
     return [
         Model(repository.sparse_ensemble(family)),
         tokenizer(repository.tokenizer(family, checkpoint.prompts), checkpoint),

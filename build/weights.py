@@ -35,12 +35,14 @@ class Weights:
         prefixes: Sequence[str] = (),
         harmless: Sequence[str] = (),
         quantised: Quantised | None = None,
+        file: str = WEIGHTS,
     ) -> None:
         """Of a folder in that of the `checkpoint`, or that itself.
 
         `prefixes` are what heads put before their encoder's names; `harmless`, patterns of names, not read.
         """
         self.folder = folder
+        self._file = file
         self._quantised = quantised
         self._checkpoint = checkpoint
         self._prefixes = ("", *prefixes)
@@ -51,7 +53,7 @@ class Weights:
     def _files(self) -> dict[str, Path]:
         """Tensor, by its name in the file -> that file. Not opened before a tensor is asked for."""
         found: dict[str, Path] = {}
-        for path in _paths(self.folder, self._checkpoint):
+        for path in _paths(self.folder, self._checkpoint, self._file):
             with _opened(path) as file:
                 for name in file.keys():  # noqa: SIM118 - it is no mapping
                     if name in found:
@@ -143,10 +145,10 @@ class Weights:
         raise BuildError(f"the weights in {self.folder} have no tensor {name!r}")
 
 
-def _paths(folder: Path, checkpoint: Path) -> list[Path]:
+def _paths(folder: Path, checkpoint: Path, file: str) -> list[Path]:
     """One file of weights, or those that an index names."""
-    names = [WEIGHTS]
-    if is_listed(folder / SHARDS) and not is_listed(folder / WEIGHTS):  # transformers' order
+    names = [file]
+    if file == WEIGHTS and is_listed(folder / SHARDS) and not is_listed(folder / WEIGHTS):  # transformers' order
         index = Settings(folder / SHARDS, read_json(own_file(folder / SHARDS, checkpoint)))
         index.skip(["metadata"])
         if (shards := index.inner("weight_map")) is None:

@@ -18,6 +18,7 @@ from onnx import TensorProto
 
 from build.checkpoint import SPLADE, Checkpoint
 from build.errors import BuildError
+from build.files import is_listed
 from build.graphs.blocks import gelu
 from build.graphs.dimensions import Dimensions
 from build.graphs.onnx_graph import OnnxGraph
@@ -27,6 +28,10 @@ from build.graphs.ragged import state_inputs
 from build.settings import Settings
 from build.weights import Weights
 
+LINEAR = "sparse_linear"
+"""The file of bge-m3's layer that weighs words, but for what follows its dot."""
+UNWEIGHED = {"cls": "<s>", "eos": "</s>", "pad": "<pad>", "unk": "<unk>"}
+"""Special tokens whose weight bge-m3 drops -> what XLM-RoBERTa calls them."""
 LOGARITHMS = {"relu": 1, "log1p_relu": 2}
 """`activation_function` -> how often log(1 + x) is taken."""
 
@@ -110,6 +115,49 @@ def write_splade(
         weight = g.op("Unsqueeze", real, g.constant([1], np.int64))
         scores = g.op("Squeeze", g.op("MatMul", weight, each), g.constant([1], np.int64))
     write_sparse(g, scores, size)
+
+
+def lexical_weights(checkpoint: Checkpoint) -> Weights:
+    """The layer that weighs words; BuildError where it is not there, or only as a pickle."""
+    folder = checkpoint.transformer
+    if not is_listed(folder / f"{LINEAR}.safetensors"):
+        raise BuildError(
+            f"{folder} has no {LINEAR}.safetensors, the layer that weighs words; {LINEAR}.pt, as in bge-m3, is "
+            "a pickle, which can run code when it is read: save what it holds with safetensors, and build that"
+        )
+    return checkpoint.weights(folder, file=f"{LINEAR}.safetensors")
+
+
+def _linear(g: OnnxGraph, weights: Weights, hidden: int) -> list[str]:
+    shapes = {"weight": (1, hidden), "bias": (1,)}
+    return [g.weight(f"{LINEAR}.{part}", weights.tensor(part, *shape)) for part, shape in shapes.items()]
+
+
+def unweighed(checkpoint: Checkpoint) -> list[int]:
+    """Ids of the special tokens that have no weight."""
+    words = [checkpoint.named_token(name) or usual for name, usual in UNWEIGHED.items()]
+    return sorted({i for word in words if (i := checkpoint.tokenizer.token_to_id(word)) is not None})
+
+
+def write_lexical(g: OnnxGraph, encoder: Dimensions, weights: Weights, dropped: list[int]) -> None:
+    """Writes bge-m3's weights of words (Chen et al., 2024, arXiv:2402.03216).
+
+    max(w h + b, 0) of each token's state, the largest of those with one id; the `dropped` ids have none.
+    """
+    states, input_ids, lengths = state_inputs(g, encoder.hidden_size)
+    each = g.op("Relu", g.linear(states, *_linear(g, weights, encoder.hidden_size)))
+    ids = g.op("Cast", g.op("Max", input_ids, g.constant(0, np.int32)), to=TensorProto.INT64)
+    kept = np.ones(encoder.vocab_size, np.float32)
+    kept[dropped] = 0
+    slot, real = token_rows(g, input_ids, lengths)
+    own = g.op(
+        "Mul", g.op("Reshape", each, g.constant([-1], np.int64)), g.op("Gather", g.weight("kept", kept), ids)
+    )
+    places, found = g.op("Gather", ids, slot), g.op("Mul", g.op("Gather", own, slot), real)
+    batch = g.op("Shape", slot, start=0, end=1)
+    shape = g.op("Concat", batch, g.constant([encoder.vocab_size], np.int64), axis=0)
+    nothing = g.op("Expand", g.constant(0, np.float32), shape)
+    write_sparse(g, g.op("ScatterElements", nothing, places, found, axis=1, reduction="max"), encoder.vocab_size)
 
 
 def write_sparse(g: OnnxGraph, scores: str, size: int) -> None:

@@ -65,6 +65,7 @@ import numpy as np
 import torch
 import transformers as hf
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer, SparseEncoder
 from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
@@ -457,6 +458,14 @@ def multi_vector_encoder(name: str, network: Any, tokenizer: Any, *after: torch.
     write_expected(name, arrays, lowest_cosine(rounded, arrays["vectors"]))
 
 
+def sparse_arrays(start: str, dense: NDArray[np.float32]) -> Arrays:
+    """What is not zero."""
+    row, column = dense.nonzero()
+    counts = np.bincount(row, minlength=len(dense)).astype(np.int32)
+    found = {"indices": column.astype(np.int32), "values": dense[row, column], "value_counts": counts}
+    return {start + name: array for name, array in found.items()}
+
+
 def sparse_encoder(name: str, network: Any, tokenizer: Any, strategy: Literal["max", "sum"]) -> None:
     """With biases that leave few tokens above zero, as training does."""
     folder = str(HERE / name)
@@ -476,11 +485,7 @@ def sparse_encoder(name: str, network: Any, tokenizer: Any, strategy: Literal["m
         return torch.stack(found).float().numpy()
 
     for start, texts in (("", TEXTS), ("blank_", BLANK)):
-        dense = vectors(model, texts)
-        row, column = dense.nonzero()
-        arrays[f"{start}indices"] = column.astype(np.int32)
-        arrays[f"{start}values"] = dense[row, column]
-        arrays[f"{start}value_counts"] = np.bincount(row, minlength=len(texts)).astype(np.int32)
+        arrays |= sparse_arrays(start, vectors(model, texts))
     short = SparseEncoder(folder, **BF16)
     write_expected(name, arrays, lowest_cosine(vectors(short, TEXTS), vectors(model, TEXTS)))
 
@@ -783,6 +788,44 @@ def modernbert_reranker(name: str) -> None:
     cross_encoder(name, randomise(classifier, 12, norm=0.5), words)
 
 
+@torch.inference_mode()
+def bge_m3(name: str) -> None:
+    """Lexical weights as FlagEmbedding has them: max(w h + b, 0), the largest of an id that is not special."""
+    pieces = unigram()
+    model = randomise(hf.XLMRobertaModel(hf.XLMRobertaConfig(**roberta_sizes(pieces))), 22)
+    linear = randomise(torch.nn.Linear(HIDDEN, 1), 23)
+    some = model(torch.tensor([pieces(TEXTS[8])["input_ids"]])).last_hidden_state
+    linear.bias -= linear(some).mean()  # so that half of the words have a weight
+    shutil.rmtree(HERE / name, ignore_errors=True)
+    save(HERE / name, model, pieces)
+    save_file(linear.state_dict(), HERE / name / "sparse_linear.safetensors")
+    special = {pieces.cls_token_id, pieces.eos_token_id, pieces.pad_token_id, pieces.unk_token_id}
+
+    def weights(dtype: torch.dtype, texts: list[str]) -> Any:
+        dense = np.zeros((len(texts), model.config.vocab_size), np.float32)
+        network = hf.AutoModel.from_pretrained(HERE / name, dtype=dtype)
+        for row, text in zip(dense, texts, strict=True):
+            ids = pieces(text, truncation=True, max_length=WINDOW)["input_ids"]
+            states = network(torch.tensor([ids])).last_hidden_state[0]
+            values = (
+                torch.relu(torch.nn.functional.linear(states, *(p.to(dtype) for p in linear.parameters())))[:, 0]
+                .float()
+                .tolist()
+            )
+            for i, value in zip(ids, values, strict=True):
+                if i not in special:
+                    row[i] = max(row[i], value)
+        return dense
+
+    fed = [pieces(text, truncation=True, max_length=WINDOW)["input_ids"] for text in TEXTS]
+    arrays = tokens(name, TEXTS, fed, WINDOW)
+    for start, texts in (("", TEXTS), ("blank_", BLANK)):
+        arrays |= sparse_arrays(start, weights(torch.float32, texts))
+    full, short = (weights(dtype, TEXTS) for dtype in (torch.float32, torch.bfloat16))
+    some = full.any(axis=1)
+    write_expected(name, arrays, lowest_cosine(short[some], full[some]))
+
+
 def bert_colbert(name: str) -> None:
     """A query of 32 tokens, those that are added seen by none; punctuation of documents does not count."""
     words = wordpiece()
@@ -812,6 +855,7 @@ MAKERS: dict[str, Callable[[str], None]] = {
     "bert-cross-encoder": bert_cross_encoder,
     "bert-colbert": bert_colbert,
     "bert-splade": bert_splade,
+    "bge-m3-sparse": bge_m3,
     "camembert": camembert,
     "camembert-cross-encoder": camembert_cross_encoder,
     "cross-encoder": roberta_cross_encoder,
