@@ -185,8 +185,12 @@ SINGLE = {"id2label": LABELS, "label2id": {label: int(i) for i, label in LABELS.
 MULTI = SINGLE | {"problem_type": "multi_label_classification"}
 CLASSES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bert": ("bert-cross-encoder", "classifier", SINGLE | {"problem_type": "single_label_classification"}),
+    "camembert": ("camembert-cross-encoder", "classifier.out_proj", SINGLE),
+    "deberta-v2": ("deberta-cross-encoder", "classifier", SINGLE),
     "distilbert": ("distilbert-cross-encoder", "classifier", SINGLE),
+    "electra": ("electra-cross-encoder", "classifier.out_proj", SINGLE),
     "modernbert": ("modernbert-reranker", "classifier", MULTI),
+    "mpnet": ("mpnet-cross-encoder", "classifier.out_proj", SINGLE),
     "roberta": ("roberta-cross-encoder", "classifier.out_proj", SINGLE),
     "xlm-roberta": ("cross-encoder", "classifier.out_proj", MULTI),
 }
