@@ -191,6 +191,12 @@ def test_a_model_of_another_task(served: Precision) -> None:
     assert vectors.json()["error"] == f"no model '{COLBERT}' for embed; this server has: bert-cls"
 
 
+def test_modules_that_neither_pool_nor_say_what_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--task", "embed_all", "--repository", str(tmp_path)]
+    assert make.main([str(TINY / "bert-splade"), *options]) == 1
+    assert "lists Transformer, SpladePooling; vectors of tokens are written for" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("file", "changes", "sentence"),
     [

@@ -78,7 +78,7 @@ class MultiVector:
         Raises BuildError on what these graphs do not write, naming it.
         """
         kinds = [module.kind for module in checkpoint.modules]
-        if MASK not in kinds:
+        if MASK not in kinds and (not kinds or "Pooling" in kinds):
             return cls(hidden_size)
         if kinds[:1] != ["Transformer"] or kinds.count(MASK) != 1 or set(kinds[1:]) - {MASK, *MODULES}:
             raise BuildError(
