@@ -21,6 +21,7 @@ from build.graphs.dimensions import Dimensions
 from build.graphs.distilbert import read_distilbert, write_distilbert
 from build.graphs.electra import read_electra
 from build.graphs.gemma3 import Gemma3, write_gemma3
+from build.graphs.gte import Gte, write_gte
 from build.graphs.modernbert import ModernBert, write_modernbert
 from build.graphs.mpnet import read_mpnet, write_mpnet
 from build.graphs.nomic_bert import NomicBert, write_nomic_bert
@@ -270,6 +271,15 @@ ARCHITECTURES = {
                 "tie_word_embeddings",
             ),
             unused=(*BUFFERS, *LANGUAGE_HEADS),
+        ),
+        Architecture(
+            "gte",
+            Gte.of,
+            write_gte,
+            fixtures=("gte",),
+            prefixes=("new.", "gte."),
+            harmless=("tie_word_embeddings",),
+            unused=(*BUFFERS, *LANGUAGE_HEADS, *POOLER),
         ),
         Architecture(
             "llama",

@@ -29,6 +29,7 @@ CLASSES = {
     "deberta-v2": DEBERTA,
     "distilbert": BERT,
     "electra": BERT,
+    "gte": XLM_ROBERTA,
     "mpnet": "MPNetTokenizer",
     "nomic_bert": BERT,
     "qwen2": QWEN2,

@@ -37,7 +37,7 @@ REFUSED = {
 }
 """Models of types that we write, which are other models all the same -> what the sentence names."""
 
-UNQUOTED = {"camembert", "deberta-v2", "llama", "llama_bidirec", "mistral"}
+UNQUOTED = {"camembert", "deberta-v2", "gte", "llama", "llama_bidirec", "mistral"}
 """Types of which no copy of an embedding model's files was found."""
 
 TASKS = {"Qwen/Qwen3-Reranker-0.6B": "rerank"}

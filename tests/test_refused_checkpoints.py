@@ -299,6 +299,13 @@ CASES: Mapping[str, tuple[str, Change, str]] = {
             "type_vocab_size": 2,
         }.items()
     },
+    "gte's hidden_act": ("gte", said(CONFIG, hidden_act="silu"), "has hidden_act = "),
+    "gte's head_dim": ("gte", said(CONFIG, head_dim=24), "has head_dim = "),
+    "gte, scaled by its own code": (
+        "gte",
+        said(CONFIG, rope_parameters={"rope_type": "ntk", "factor": 8.0, "rope_theta": 20000.0}),
+        r'rope_parameters.rope_type = "ntk"',
+    ),
     "modernbert, scaled as of 5": (
         "modernbert",
         lambda folder: edit(

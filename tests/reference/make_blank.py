@@ -44,6 +44,7 @@ EMBEDDERS = (
     "distilbert",
     "electra",
     "gemma3",
+    "gte",
     "llama",
     "mistral",
     "modernbert",

@@ -24,6 +24,7 @@ CONFIGURATIONS = {
     "distilbert": transformers.DistilBertConfig,
     "electra": transformers.ElectraConfig,
     "gemma3_text": transformers.Gemma3TextConfig,
+    "gte": transformers.GteConfig,
     "llama": transformers.LlamaConfig,
     "mistral": transformers.MistralConfig,
     "modernbert": transformers.ModernBertConfig,

@@ -109,6 +109,7 @@ PROMPTS = {  # the one for queries comes first
     "camembert": {"query": "query: ", "document": "passage: "},
     "nomic-bert": {"search_query": "search_query: ", "search_document": "search_document: "},
     "qwen3-embedding": {"query": f"Instruct: {TASK}\nQuery:", "document": ""},
+    "gte": {"query": "query: ", "document": ""},
     "qwen2": {"query": f"Instruct: {TASK}\nQuery: ", "document": ""},
     "mistral": {"query": f"Instruct: {TASK}\nQuery: ", "document": ""},
     "llama": {"query": "query: ", "document": "passage: "},
@@ -665,6 +666,14 @@ def xlm_roberta(name: str) -> None:
     embedder(name, model, pieces, Pooling(HIDDEN, "mean"))
 
 
+def gte(name: str) -> None:
+    pieces = unigram()
+    rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 1000.0}}
+    sizes = {**SIZES, "vocab_size": rows(pieces), "num_hidden_layers": 2, "max_position_embeddings": WINDOW}
+    model: Any = hf.GteModel(hf.GteConfig(**sizes, **rope))
+    embedder(name, randomise(model, 24, norm=0.5), pieces, Pooling(HIDDEN, "cls"))
+
+
 def roberta_cross_encoder(name: str) -> None:
     pieces = unigram()
     config = hf.XLMRobertaConfig(**roberta_sizes(pieces), **ONE)
@@ -867,6 +876,7 @@ MAKERS: dict[str, Callable[[str], None]] = {
     "electra": electra,
     "electra-cross-encoder": electra_cross_encoder,
     "gemma3": gemma3,
+    "gte": gte,
     "llama": llama,
     "mistral": mistral,
     "modernbert": modernbert,
