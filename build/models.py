@@ -96,8 +96,6 @@ def models_of(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> li
         raise BuildError(
             f"{entry.name} is {what}, so its tokens' vectors are not pooled: leave --pooling and --normalise out"
         )
-    if "embed" in entry.tasks:
-        checkpoint.library.require("model_type", "SentenceTransformer")
     if {"embed_all", "embed_sparse"} & set(entry.tasks):
         check_ragged_results(entry, target, exported)
     if "classify" in entry.tasks and exported is not None:

@@ -112,6 +112,8 @@ class Pooling:
     @classmethod
     def _of_modules(cls, checkpoint: Checkpoint, hidden_size: int, mode: str | None) -> Pooling:
         listed = checkpoint.modules
+        # Of the modules of other kinds the reference takes the transformer alone, and pools by its mean.
+        checkpoint.library.require("model_type", "SentenceTransformer")
         for module in listed:
             if module.kind == "Dropout":  # which does nothing outside of training
                 optional_config(checkpoint, module.path).skip(["dropout"])

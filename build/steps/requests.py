@@ -76,11 +76,11 @@ class Model:
     def row_lengths(self, inputs: Mapping[str, Array]) -> list[int]:
         """Tokens in each row of a request; 1 where nothing is ragged."""
         for source in self.lengths.values():
-            # A row ends with its last token; slots before it may have none that is kept.
+            # A row ends with its last token; slots before it may have none that is kept, or all of them none. An
+            # encoder has nothing to run in such a row.
             real = inputs[source] != NO_TOKEN
-            counts: list[int] = np.where(
-                real.any(axis=1), real.shape[1] - real[:, ::-1].argmax(axis=1), 1
-            ).tolist()
+            lengths = real.shape[1] - real[:, ::-1].argmax(axis=1)
+            counts: list[int] = np.where(real.any(axis=1), lengths, 0 if self.joinable else 1).tolist()
             return counts
         return [1] * len(inputs[self.inputs[0]])
 
