@@ -90,8 +90,10 @@ class _Runs:
         """The parts of a run that give the same tokens as all of it."""
         start, stop = run.span()
         if run.lastgroup == "gap":
-            space = self._space.search(text, start, stop)
-            yield space.span() if space else (start, start + 1)
+            # The last space: some tokenizers count it as the beginning of the next token.
+            space = self._space.search(text[start:stop][::-1])
+            last = stop - 1 - (space.start() if space else 0)
+            yield (last, last + 1)
         elif run.lastgroup == "unknown":
             # Together they are one token. What follows it in its word would be split from another sum of scores.
             is_end = stop == len(text) or self._space.match(text, stop)
@@ -292,14 +294,15 @@ class LongTexts:
             getattr(self._tokenizer, n) for n in ("normalizer", "pre_tokenizer", "model")
         )
         normal = normalizer.normalize_str(character) if normalizer else character
-        if not normal:
+        # White space alone may be stripped off an end only.
+        if not normal and len(normalizer.normalize_str(f"a{character}a")) == 2:
             return "nothing"
         if character.isspace():
             around = (character, 2 * character, f" {character}", f"{character} ", f"{character} {character}")
             ids = [self._ids(f"a{gap}a") for gap in (" ", *around)]
             if all(one == ids[0] for one in ids):
                 return "space"
-        if not _is_apart(character) or not splitter or len(splitter.pre_tokenize_str(f"a{normal}a")) > 1:
+        if not normal or not _is_apart(character) or not splitter or len(splitter.pre_tokenize_str(f"a{normal}a")) > 1:
             return ""
         if isinstance(model, WordPiece):
             return "letter" if model.max_input_chars_per_word < RUN else ""
