@@ -112,7 +112,11 @@ class Checkpoint:
         listed = read_json(own_file(path, self.folder))
         if not isinstance(listed, list):
             raise BuildError(f"{path} must hold a JSON list of modules")
-        return [self._module(Settings(path, item, f"[{i}].")) for i, item in enumerate(listed)]
+        items = [Settings(path, item, f"[{i}].") for i, item in enumerate(listed)]
+        names = [item.word("name", default=str(i)) for i, item in enumerate(items)]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise BuildError(f"{path} lists two modules called {twice!r}, of which the reference keeps the last")
+        return [self._module(item) for item in items]
 
     def _module(self, item: Settings) -> Module:
         library, _, kind = item.word("type").rpartition(".")

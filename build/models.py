@@ -345,6 +345,13 @@ def multi_vector_models(
         raise BuildError(
             f"{checkpoint.folder} says of no token that its vector counts in a score: leave rerank out"
         )
+    if "rerank" in entry.tasks:
+        if not vectors.unit_length:
+            raise BuildError(
+                f"{checkpoint.folder} gives vectors that need not have length 1, of which no score of 0 to 1 can "
+                "be made: build it with --task embed_all"
+            )
+        checkpoint.library.require("similarity_fn_name", None, "maxsim", "cosine", "dot")
     family = replace(family, facts={**family.facts, "dimensions": str(vectors.width)})
     prompts, window = checkpoint.prompts, family.max_tokens
     text = Side(skipped=vectors.document.skipped)

@@ -245,6 +245,9 @@ def _check_window(checkpoint: Checkpoint) -> None:
         window.require(name, {}, False)
     if MASK not in [module.kind for module in checkpoint.modules]:  # whose pages read it
         window.require("query_expansion", {}, False)
+        if not checkpoint.is_cross_encoder:  # which reads pairs
+            window.require("query_length", None)
+            window.require("document_length", None)
     window.skip(["unpad_inputs", "query_length", "document_length"])
     for names, harmless in (
         (("model_args", "model_kwargs"), MODEL_ARGUMENTS),

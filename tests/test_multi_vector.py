@@ -214,16 +214,39 @@ def test_modules_that_neither_pool_nor_say_what_counts(tmp_path: Path, capsys: p
             {"query_expansion": {"strategy": "fixed", "length": 32, "more": 1}},
             "query_expansion.more = 1, which is not read",
         ),
+        ("3_Normalize/config.json", {"module_input_name": None}, 'module_input_name = "sentence_embedding"'),
+        ("config_sentence_transformers.json", {"similarity_fn_name": "meanmaxsim"}, "meanmaxsim"),
+        (
+            "2_MultiVectorMask/config.json",
+            {"skiplist_words": ["[MASK]"], "skiplist_tasks": ["query", "document"]},
+            "fills queries up with '[MASK]', whose vectors",
+        ),
     ],
 )
 def test_what_a_build_refuses(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, changes: dict[str, Any], sentence: str
 ) -> None:
-    folder = tmp_path / "copy"
-    for path in (TINY / COLBERT).rglob("*.*"):
-        if path.is_file() and not path.name.startswith("expected"):
-            (folder / path.relative_to(TINY / COLBERT)).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path.relative_to(TINY / COLBERT)).write_bytes(path.read_bytes())
+    folder = copied(tmp_path)
     (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | changes))
     assert make.main([str(folder), "--repository", str(tmp_path / "repository")]) == 1
     assert sentence in capsys.readouterr().err
+
+
+def test_vectors_of_any_length_make_no_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = copied(tmp_path)
+    modules = json.loads((folder / "modules.json").read_text())
+    (folder / "modules.json").write_text(json.dumps(modules[:-1]))
+    repository = ["--repository", str(tmp_path / "repository")]
+    assert make.main([str(folder), *repository]) == 1
+    assert "need not have length 1" in capsys.readouterr().err
+    assert make.main([str(folder), "--task", "embed_all", *repository]) == 0
+
+
+def copied(folder: Path) -> Path:
+    """The files of the ColBERT in a folder of their own."""
+    copy = folder / "copy"
+    for path in (TINY / COLBERT).rglob("*.*"):
+        if path.is_file() and not path.name.startswith("expected"):
+            (copy / path.relative_to(TINY / COLBERT)).parent.mkdir(parents=True, exist_ok=True)
+            (copy / path.relative_to(TINY / COLBERT)).write_bytes(path.read_bytes())
+    return copy

@@ -411,6 +411,17 @@ CASES: Mapping[str, tuple[str, Change, str]] = {
         said("config_sentence_transformers.json", truncate_dim=24),
         "truncate_dim = 24, which is not read",
     ),
+    "a length of queries": ("bert-cls", said("sentence_bert_config.json", query_length=6), "query_length = 6"),
+    "two modules of one name": (
+        "bert-cls",
+        lambda folder: edit(folder / "modules.json", lambda listed: [one.update(name="a") for one in listed]),
+        "lists two modules called 'a'",
+    ),
+    "code for others than the vectors": (
+        "qwen2",
+        said("config.json", auto_map={"AutoConfig": "modeling_qwen.C"}),
+        "auto_map without AutoModel",
+    ),
     "sparse": ("bert-cls", said("config_sentence_transformers.json", model_type="SparseEncoder"), "SparseEncoder"),
     "one more module": ("bert-cls", module("CNN"), "lists .* CNN; the pooling graph is written for"),
     "a router": ("bert-cls", module("Router"), "several models in one"),

@@ -265,11 +265,32 @@ def test_a_head_that_is_tied_and_another(copy: Path, capsys: pytest.CaptureFixtu
     assert "but config.json ties them" in refusal(copy, capsys, SPLADE, {})
 
 
+def test_a_bias_that_is_tied_and_another(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    bias = tensors["cls.predictions.bias"]
+    save_file(tensors | {"cls.predictions.decoder.bias": bias + 1}, copy / "model.safetensors")
+    assert "decoder.bias beside another cls.predictions.bias" in refusal(copy, capsys, SPLADE, {})
+
+
+def test_a_head_of_its_own_has_a_bias_of_its_own(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    words = tensors["bert.embeddings.word_embeddings.weight"]
+    save_file(tensors | {"cls.predictions.decoder.weight": words + 1}, copy / "model.safetensors")
+    said = refusal(copy, capsys, "config.json", {"tie_word_embeddings": False})
+    assert "no tensor 'cls.predictions.decoder.bias'" in said
+
+
 def test_a_head_of_its_own_and_the_logarithm_twice(copy: Path) -> None:
     """Of a table that is the words' all the same, and of log(1 + log(1 + x)), by mathematics."""
     tensors = load_file(copy / "model.safetensors")
-    own = {"cls.predictions.decoder.weight": tensors["bert.embeddings.word_embeddings.weight"]}
-    save_file(tensors | own, copy / "model.safetensors")
+    own = {
+        "cls.predictions.decoder.weight": tensors["bert.embeddings.word_embeddings.weight"],
+        "cls.predictions.decoder.bias": tensors["cls.predictions.bias"],
+    }
+    save_file(
+        tensors | own | {"cls.predictions.bias": own["cls.predictions.decoder.bias"] + 1},
+        copy / "model.safetensors",
+    )
     for file, changes in (
         ("config.json", {"tie_word_embeddings": False}),
         (SPLADE, {"activation_function": "log1p_relu"}),

@@ -91,7 +91,10 @@ def read_mistral(config: Settings) -> Decoder:
 
 def read_qwen2(config: Settings) -> Decoder:
     """Qwen2's; gte-Qwen2's own code passes over what is said of these, and every token sees the whole text."""
-    has_code = config.find("auto_map") is not None
+    code = config.find("auto_map") or {}
+    has_code = "AutoModel" in code
+    if code and not has_code:
+        raise BuildError(f"{config.path} has auto_map without AutoModel: which code computes vectors is not said")
     if has_code:
         config.require("is_causal", False)
         config.require("use_sliding_window", False)

@@ -172,8 +172,8 @@ def optional_config(checkpoint: Checkpoint, path: str) -> Settings:
 
 def check_vector(config: Settings, name: str = VECTOR) -> None:
     """Raises BuildError where a module reads or writes something else than `name`."""
-    config.require("module_input_name", name)
-    config.require("module_output_name", name)
+    config.require("module_input_name", name, default=VECTOR)
+    config.require("module_output_name", name)  # what it reads, where it does not say
 
 
 def check_width(config: Settings, said: int, width: int, key: str) -> None:

@@ -62,6 +62,11 @@ class MultiVector:
     """Whether the tokens that fill a query up are seen by none."""
 
     @property
+    def unit_length(self) -> bool:
+        """Whether vectors are known to come with length 1."""
+        return bool(self.modules) and isinstance(self.modules[-1], Normalize)
+
+    @property
     def width(self) -> int:
         """Of a vector."""
         return self.modules[-1].width if self.modules else self.hidden_size
@@ -133,6 +138,8 @@ def _sides(
         raise BuildError(
             f"{window.path} fills queries up with {word!r}, which is no token: say one as query_expansion.token"
         )
+    if filling in query.skipped:
+        raise BuildError(f"{window.path} fills queries up with {word!r}, whose vectors the checkpoint leaves out")
     longest = least if expansion.find("strategy") == "fixed" else lengths[0] and max(lengths[0], least)
     return Side(longest, least, filling + vocabulary * (not attend), query.skipped), document, not attend
 

@@ -64,7 +64,7 @@ def score_activation(checkpoint: Checkpoint) -> str:
     said = [config.find("sbert_ce_default_activation_function")]
     if (own := config.inner("sentence_transformers")) is not None:
         own.skip(["version"])
-        if "activation_fn" in own:
+        if "activation_fn" in own or own.is_null("activation_fn"):
             said = [own.find("activation_fn")]
     if checkpoint.is_cross_encoder:
         said.insert(0, checkpoint.library.find("activation_fn"))

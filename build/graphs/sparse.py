@@ -98,7 +98,7 @@ def write_splade(
     slot, real = token_rows(g, input_ids, lengths)
     rows = g.op("Flatten", g.op("Gather", x, slot), axis=2)
     table = g.weight("decoder.weight", _table(weights, head, size, hidden, tied))
-    logits = g.linear(rows, table, g.weight("decoder.bias", weights.tensor(head.bias, size)))
+    logits = g.linear(rows, table, g.weight("decoder.bias", _bias(weights, head, size, tied)))
     shape = g.op("Concat", g.op("Shape", slot), g.constant([size], np.int64), axis=0)
     logits = g.op("Reshape", logits, shape)
 
@@ -196,6 +196,20 @@ def _logarithms(g: OnnxGraph, x: str, times: int) -> str:
         exact = g.op("Div", g.op("Mul", g.op("Log", u), x), g.op("Where", is_lost, one, rest))
         x = g.op("Where", is_lost, x, exact)
     return x
+
+
+def _bias(weights: Weights, head: MaskedHead, size: int, tied: bool) -> npt.NDArray[np.float32]:
+    """What is added to the logits: the decoder's own, which is the head's where they are tied."""
+    own = f"{head.decoder}.bias"
+    if own == head.bias or (tied and own not in weights):
+        return weights.tensor(head.bias, size)
+    bias = weights.tensor(own, size)
+    if tied and head.bias in weights and not np.array_equal(weights.tensor(head.bias, size), bias):
+        raise BuildError(
+            f"the weights in {weights.folder} have {own} beside another {head.bias}, but config.json ties them: "
+            "say tie_word_embeddings = false there if the head has one of its own"
+        )
+    return bias
 
 
 def _table(weights: Weights, head: MaskedHead, size: int, hidden: int, tied: bool) -> npt.NDArray[np.float32]:

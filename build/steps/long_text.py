@@ -302,7 +302,12 @@ class LongTexts:
             ids = [self._ids(f"a{gap}a") for gap in (" ", *around)]
             if all(one == ids[0] for one in ids):
                 return "space"
-        if not normal or not _is_apart(character) or not splitter or len(splitter.pre_tokenize_str(f"a{normal}a")) > 1:
+        if (
+            not normal
+            or not _is_apart(character)
+            or not splitter
+            or len(splitter.pre_tokenize_str(f"a{normal}a")) > 1
+        ):
             return ""
         if isinstance(model, WordPiece):
             return "letter" if model.max_input_chars_per_word < RUN else ""
