@@ -12,7 +12,9 @@ from conftest import ROOT, TINY
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, normalizers, processors
 
+from build import catalog
 from build.architectures import ARCHITECTURES
+from build.catalog import Hub
 from build.checkpoint import Checkpoint
 from build.errors import BuildError
 from build.graphs.dimensions import any_dimensions, labels
@@ -149,6 +151,49 @@ def test_a_language_model_is_told_what_it_is_for(tmp_path: Path) -> None:
         describe(model.folder, "published")
     with pytest.raises(BuildError, match="say --task rerank if in those of Qwen3-Reranker"):
         describe(TINY / "qwen3-classifier", "published")
+
+
+PUBLISHED_PAGES = [
+    name
+    for name in catalog.names()
+    if isinstance(source := catalog.load(name).source, Hub) and source.repository in MODELS
+]
+OWN_WINDOWS = {"nomic-embed-text-v1.5"}
+"""Pages whose window is not the one that sentence-transformers' file says: each says why."""
+
+
+def test_enough_pages_have_published_files() -> None:
+    assert len(PUBLISHED_PAGES) >= 20
+
+
+@pytest.mark.parametrize("name", PUBLISHED_PAGES)
+def test_a_page_agrees_with_the_published_files(name: str, tmp_path: Path) -> None:
+    entry = catalog.load(name)
+    assert isinstance(entry.source, Hub)
+    assert entry.max_tokens
+    files = MODELS[entry.source.repository]
+    found = any_dimensions(Settings(tmp_path, files["config.json"]))
+    assert files["config.json"]["model_type"] in ARCHITECTURES
+    assert entry.max_tokens <= found.positions
+    assert entry.width in (None, found.hidden_size)
+    window = files.get("sentence_bert_config.json", {}).get("max_seq_length")
+    assert name in OWN_WINDOWS or window in (None, entry.max_tokens)
+    (kind,) = files["config.json"]["architectures"]
+    assert kind.endswith("ForCausalLM") or (entry.tasks == ("rerank",)) == kind.endswith("Classification")
+
+
+@pytest.mark.parametrize("name", PUBLISHED_PAGES)
+def test_a_page_counts_the_weights_of_berts(name: str) -> None:
+    """Tables of embeddings, four projections and two layers of the feed-forward part: the rest is below 2 %."""
+    entry = catalog.load(name)
+    assert isinstance(entry.source, Hub)
+    config = MODELS[entry.source.repository]["config.json"]
+    if config["model_type"] not in ("bert", "xlm-roberta", "mpnet"):
+        pytest.skip("has other layers")
+    width, layers = config["hidden_size"], config["num_hidden_layers"]
+    tables = config["vocab_size"] + config["max_position_embeddings"] + config.get("type_vocab_size", 0)
+    count = width * (tables + layers * (4 * width + 2 * config["intermediate_size"]))
+    assert entry.parameters == pytest.approx(count / 1e6, rel=0.02, abs=0.7)
 
 
 SIZES = {

@@ -28,6 +28,7 @@ from tokenizers import Tokenizer
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from build import catalog
+from build.catalog import __main__ as page_of_catalog
 from build.checkpoint import Checkpoint
 from build.errors import BuildError
 from build.files import sha256
@@ -521,13 +522,29 @@ def test_a_repository_of_no_known_type_and_no_usual_graph(machine: Machine) -> N
 def test_every_page(name: str) -> None:
     entry = catalog.load(name)
     assert entry.title
-    assert set(entry.tasks) <= {"embed", "rerank"}
+    assert entry.languages
+    assert entry.licence
+    assert entry.parameters
+    assert set(entry.tasks) <= {"embed", "embed_sparse", "rerank"}
+    assert (entry.width is None) == (entry.tasks == ("rerank",))
     assert set(entry.precisions) <= set(PRECISIONS)
     assert entry.tolerance.keys() == set(entry.precisions)
+    assert entry.max_tokens
     assert entry.batching.texts * entry.max_tokens >= entry.batching.tokens >= entry.max_tokens
     if isinstance(entry.source, catalog.Hub):
-        assert re.fullmatch("main|[0-9a-f]{40}", entry.source.revision)
+        assert re.fullmatch("[0-9a-f]{40}", entry.source.revision)
         assert catalog.find(entry.source.repository, "") == entry
+        assert entry.name == entry.source.repository.rpartition("/")[2].lower()
+
+
+def test_no_commit_stands_on_two_pages() -> None:
+    sources = [catalog.load(name).source for name in catalog.names()]
+    hub = [source for source in sources if isinstance(source, catalog.Hub)]
+    assert len({source.revision for source in hub}) == len({source.repository for source in hub}) == len(hub)
+
+
+def test_the_table_of_pages_is_in_step() -> None:
+    assert page_of_catalog.PATH.read_text() == page_of_catalog.table(), "python -m build.catalog"
 
 
 @pytest.mark.parametrize("name", ["qwen3-embedding-8b", "qwen3-reranker-8b", "embeddinggemma-300m"])

@@ -26,6 +26,13 @@ POOLINGS = {"mean": "mean", "cls": "cls", "last": "lasttoken"}
 TOLERANCE = {"fp32": 0.9999, "bf16": 0.99, "fp16": 0.999}
 """Where a model has no page of its own."""
 
+PAGE_TOLERANCE = {
+    "embed": {"fp32": 0.99999, "bf16": 0.999, "fp16": 0.9999},
+    "embed_sparse": {"fp32": 0.99999, "bf16": 0.999, "fp16": 0.9999},
+    "rerank": {"fp32": 0.9999, "bf16": 0.98, "fp16": 0.995},
+}
+"""First task -> what a page has that says no other."""
+
 QUANTISED_TOLERANCE = 0.97
 """Of an adopted graph that rounds to INT8, against the model that it was made from."""
 
@@ -74,6 +81,12 @@ class CatalogEntry:
     """Where the checkpoint comes from; a path is its folder."""
     files: dict[str, str] = field(default_factory=dict)
     """File of the checkpoint -> its sha256; those of the Hub follow from the commit."""
+    languages: str | None = None
+    """What its texts may be written in; None where there is no page to say so."""
+    licence: str | None = None
+    """As the Hub names it; None where there is no page to say so."""
+    width: int | None = None
+    """Of the vectors that the checkpoint gives; None for a reranker, or where there is no page to say so."""
     dimensions: int | None = None
     """Cut embeddings to their first dimensions; None for all that the checkpoint gives."""
     minimum_dimensions: int | None = None
@@ -92,7 +105,7 @@ class CatalogEntry:
     """Which output of that graph to take; None for the one of a usual name."""
     ignore: tuple[str, ...] = ()
     """Names or patterns of keys and tensors that may be left unread."""
-    precisions: tuple[str, ...] = ("fp32", "bf16", "fp16")
+    precisions: tuple[str, ...] = tuple(TOLERANCE)
     """What the encoder may compute in, the default first."""
     parameters: int | None = None
     """Millions of weights; None where there is no page to say so."""
@@ -113,8 +126,11 @@ def load(name: str) -> CatalogEntry:
     page = tomllib.loads((FOLDER / f"{name}.toml").read_text())
     page["tasks"] = tuple(page["tasks"])
     page["source"] = (Hub if "repository" in page["source"] else Wheel)(**page["source"])
-    page["precisions"] = tuple(page["precisions"])
-    page["batching"] = Batching(**page["batching"])
+    page["precisions"] = tuple(page.get("precisions", TOLERANCE))
+    usual = {precision: PAGE_TOLERANCE[page["tasks"][0]][precision] for precision in page["precisions"]}
+    page["tolerance"] = page.get("tolerance", usual)
+    widest = min(Batching.tokens, Batching.texts * page["max_tokens"])
+    page["batching"] = Batching(**page.get("batching", {"tokens": widest}))
     return CatalogEntry(name, **page)
 
 

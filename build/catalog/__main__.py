@@ -1,0 +1,63 @@
+"""Writes the catalog's README, the table of its pages: `python -m build.catalog`."""
+
+from __future__ import annotations
+
+from build import catalog
+from build.catalog import CatalogEntry, Wheel
+
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+KINDS = {"embed": "embeddings", "embed_sparse": "sparse vectors", "rerank": "reranker"}
+PATH = catalog.FOLDER / "README.md"
+
+HEAD = """\
+# The catalog
+
+<!-- Written by `python -m build.catalog` from the pages beside it. -->
+
+Models that are built by their name: `make serve MODEL=bge-small-en-v1.5`. A page says where a checkpoint lies,
+at which commit, and what its own files leave open, as prompts; pooling, norms and tokenizer are read from those
+files. Precisions have the default first, each with the gigabytes of the weights. On a CPU the runtime is
+`python`, as for every model; the main README says which one an NVIDIA GPU gets.
+
+**Only what is tested by `weights` has been built here from published weights.** Of all others the layout is
+tested, with tiny random checkpoints of the same `model_type`, against transformers and sentence-transformers.
+Commits, sizes, licences and prompts are quoted, most of them from mteb's register of models; a repository
+without safetensors at its commit is refused before anything large is brought. `python -m build.verify` compares
+a built family with its reference.
+
+| name | kind | dimensions | tokens | languages | licence | million weights | GB by precision | tested by |
+|---|---|---|---|---|---|---|---|---|
+"""
+
+
+def row(entry: CatalogEntry) -> str:
+    """One model's line of the table."""
+    kinds = " and ".join(KINDS[task] for task in entry.tasks)
+    sizes = [f"{precision} {gigabytes(entry, precision):.2g}" for precision in entry.precisions]
+    cells = [
+        f"[{entry.name}]({entry.name}.toml)",
+        kinds,
+        entry.dimensions or entry.width or "",
+        entry.max_tokens,
+        entry.languages,
+        entry.licence,
+        entry.parameters,
+        ", ".join(sizes),
+        "weights" if isinstance(entry.source, Wheel) else "layout",
+    ]
+    return f"| {' | '.join(str(cell) for cell in cells)} |\n"
+
+
+def gigabytes(entry: CatalogEntry, precision: str) -> float:
+    """Of the weights alone."""
+    assert entry.parameters is not None, "every page says it"
+    return entry.parameters * BYTES[precision] / 1000
+
+
+def table() -> str:
+    """The whole page."""
+    return HEAD + "".join(row(catalog.load(name)) for name in catalog.names())
+
+
+if __name__ == "__main__":
+    PATH.write_text(table())
