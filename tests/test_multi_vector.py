@@ -178,8 +178,40 @@ def test_what_is_cut_and_what_is_refused(served: Precision) -> None:
     empty = served.stack.post("embed", "/embed_all", {"inputs": ["a", ""]})
     assert empty.status == 400
     assert "inputs[1]" in empty.json()["error"]
+
+
+@pytest.mark.parametrize(
+    "sent", [["prompt_name"], ["text", "passage"], ["query", "passage"], ["query", "prompt_name"]]
+)
+def test_one_text_at_a_time(served: Precision, sent: list[str]) -> None:
+    """Of two, none is passed over."""
     with pytest.raises(InferenceServerException, match="send one tensor of text, query or passage"):
-        served.stack.infer(f"{COLBERT}-tokenizer", prompt_name=["query"])
+        served.stack.infer(f"{COLBERT}-tokenizer", **{name: ["query"] for name in sent})
+
+
+def test_tokens_of_a_side(served: Precision) -> None:
+    """As many are described as a document may have."""
+    text = {"text": ["word " * 60], "prompt_name": ["document"]}
+    answer = served.stack.infer(f"{COLBERT}-tokenizer", **text)
+    assert len(json.loads(answer["tokens"].tobytes())) == answer["token_count"] == 48
+
+
+def test_passages_of_which_nothing_counts(tmp_path: Path) -> None:
+    """sentence-transformers scores them below all others."""
+    folder = copied(tmp_path)
+    mask = folder / "2_MultiVectorMask" / "config.json"
+    said = json.loads(mask.read_text())
+    mask.write_text(json.dumps(said | {"skiplist_words": [*said["skiplist_words"], "[CLS]", "[SEP]", "[D]"]}))
+    build(str(folder), tmp_path / "repository", "--name", "bare")
+    options = ["--repository", str(tmp_path / "repository"), "--models", "bare", "bare-rerank"]
+    stack = Stack(tmp_path / "work", options).start()
+    try:
+        answer = stack.infer("bare-rerank", query=["one", "one"], passage=["...", "one"])
+    finally:
+        assert stack.stop() == 0
+    assert answer["logit"][0] == np.float32(-1e9)
+    assert answer["score"][0] == 0
+    assert answer["score"][1] > 0.5
 
 
 def test_a_model_of_another_task(served: Precision) -> None:

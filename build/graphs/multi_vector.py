@@ -24,6 +24,8 @@ from build.graphs.pooling import LOWEST, token_rows
 from build.graphs.ragged import state_inputs
 from build.graphs.sparse import compacted
 
+NOTHING_TO_SCORE = -1e9
+"""sentence-transformers' score of a passage of whose tokens none counts: below that of any other."""
 VECTORS = "token_embeddings"
 """What the modules read and write."""
 MODULES: dict[str, Callable[[Checkpoint, str, int, str], Module]] = {"Dense": Dense.of, "Normalize": Normalize.of}
@@ -166,6 +168,9 @@ def write_maxsim(g: OnnxGraph, width: int) -> None:
             passage_truncated BOOL [B, 1]
     Output  logit FP32 [B, 1], the sum; score FP32 [B, 1] = (1 + logit / query_vector_count) / 2, 0..1;
             token_count INT32 [B, 1], the sum; truncated BOOL [B, 1], whether either text was cut
+
+    Of a passage without vectors the logit is NOTHING_TO_SCORE and the score 0; of a query without, they are 0
+    and 0.5.
     """
 
     def pair(name: str, dtype: int, shape: Iterable[int | str]) -> tuple[str, str]:
@@ -195,7 +200,10 @@ def write_maxsim(g: OnnxGraph, width: int) -> None:
     # One after the other, so that zeros behind them change no bit.
     running = g.op("CumSum", best, g.constant(1, np.int64))
     logit = g.op("Gather", running, g.constant([-1], np.int64), axis=1)
-    mean = g.op("Div", logit, g.op("Cast", query_count, to=TensorProto.FLOAT))
+    is_empty = g.op("Equal", passage_count, g.constant(0, np.int32))
+    logit = g.op("Where", is_empty, g.constant(NOTHING_TO_SCORE, np.float32), logit)
+    count = g.op("Max", query_count, g.constant(1, np.int32))
+    mean = g.op("Div", logit, g.op("Cast", count, to=TensorProto.FLOAT))
     # Rounding may carry the mean of a text with itself past 1.
     mean = g.op("Clip", mean, g.constant(-1, np.float32), g.constant(1, np.float32))
     half = g.constant(0.5, np.float32)

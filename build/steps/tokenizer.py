@@ -2,7 +2,7 @@
 
 Inputs   text BYTES [b, 1], and prompt_name BYTES [b, 1], optional, the name of a prompt to put before the text;
          without it the request parameter input_type, "query" or "passage", as NVIDIA NIM's clients send it
-         or query BYTES [b, 1] or passage BYTES [b, 1], a text that is read so, where a model has sides
+         or query BYTES [b, 1] or passage BYTES [b, 1] alone, a text that is read so, where a model has sides
          or query, passage BYTES [b, 1], and instruction BYTES [b, 1], optional, where a model has a template
 Outputs  input_ids INT32 [b, S], special tokens included; S is the longest row of this request and shorter rows
          are filled with -1, which is no token id, so no attention mask travels
@@ -12,7 +12,8 @@ Outputs  input_ids INT32 [b, S], special tokens included; S is the longest row o
          its text, whether it is special, and where it starts and stops in prompt and text. UTF-8, filled up with
          spaces, because the embedded server's Python backend cannot send BYTES from NumPy 2
 Errors   INVALID_ARG, for the one request at fault: text that is not UTF-8 or has no tokens, a query of white
-         space, unknown prompt_name or input_type, a token that the encoder has no vector for, a text
+         space, unknown prompt_name or input_type, a text beside a query or a passage where a model has sides, a
+         token that the encoder has no vector for, a text
          of more than a million characters whose first tokens depend on its last
          CANCELLED, where nobody waits for the answer any more
 
@@ -30,8 +31,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,8 @@ LONG = 4096
 
 INPUT_TYPES = {"query": "query", "passage": "document"}
 """NIM's `input_type` -> prompt name."""
+
+ONE_TEXT = "send one tensor of text, query or passage, and prompt_name beside none but text"
 
 
 class BadRequestError(ValueError):
@@ -175,22 +178,36 @@ class TritonPythonModel:
                 raise BadRequestError(f"{self._place(i)} has no tokens: send one that the tokenizer keeps some of")
             rows.append(row)
             if describes:
-                described.append(self._described(text.parts[0], parts[0]))
+                with self._cut_to(text.side):
+                    described.append(self._described(text.parts[0], parts[0]))
         tensors = _tensors(rows, bool(self._sides))
         return [*tensors, _tokens(described)] if describes else tensors
 
     def _encoding(self, parts: Sequence[Beginning], side: Side) -> Encoding:
-        if side.max_tokens != self._room.max_tokens:
-            self._tokenizer.enable_truncation(side.max_tokens, strategy="longest_first")
-        (encoding,) = self._tokenizer.encode_batch_fast(
-            [parts[0].text if len(parts) == 1 else tuple(part.text for part in parts)]
-        )
-        if side.max_tokens != self._room.max_tokens:
-            self._tokenizer.enable_truncation(self._room.max_tokens, strategy="longest_first")
+        with self._cut_to(side):
+            (encoding,) = self._tokenizer.encode_batch_fast(
+                [parts[0].text if len(parts) == 1 else tuple(part.text for part in parts)]
+            )
         return encoding
+
+    @contextmanager
+    def _cut_to(self, side: Side) -> Iterator[None]:
+        """Has the tokenizer cut as the side says, and then again as all others do."""
+        if side.max_tokens == self._room.max_tokens:
+            yield
+            return
+        self._tokenizer.enable_truncation(side.max_tokens, strategy="longest_first")
+        try:
+            yield
+        finally:
+            self._tokenizer.enable_truncation(self._room.max_tokens, strategy="longest_first")
 
     def _read_texts(self, request: Any) -> list[Text]:
         """Each text behind its prompt."""
+        if self._sides:
+            sent = [name for name in ("text", "prompt_name", *INPUT_TYPES) if _is_sent(request, name)]
+            if len(sent) > 1 and sent != ["text", "prompt_name"]:
+                raise BadRequestError(f"{' and '.join(sent)} are of different calls: {ONE_TEXT}")
         for source, name in INPUT_TYPES.items() if self._sides else ():
             if texts := _strings(request, source):
                 return [Text((self._prompts.get(name, "") + text,), self._side(name)) for text in texts]
@@ -201,7 +218,7 @@ class TritonPythonModel:
                 known = ", ".join(sorted(filter(None, self._prompts)))
                 raise BadRequestError(f"prompt_name {name!r} is unknown: this model has {known}")
         if not texts:
-            raise BadRequestError("there is no text: send one tensor of text, query or passage")
+            raise BadRequestError(f"there is no text: {ONE_TEXT}")
         return [
             Text((self._prompts.get(name, "") + text,), self._side(name))
             for name, text in zip(names, texts, strict=True)
@@ -264,6 +281,10 @@ def _tokens(described: list[bytes]) -> Any:
     width = max(map(len, described))
     rows = [np.frombuffer(row.ljust(width), np.uint8) for row in described]
     return pb_utils.Tensor("tokens", np.stack(rows))
+
+
+def _is_sent(request: Any, name: str) -> bool:
+    return pb_utils.get_input_tensor_by_name(request, name) is not None
 
 
 def _strings(request: Any, name: str) -> list[str]:
