@@ -18,7 +18,6 @@ from tritonclient.grpc.model_config_pb2 import (
     TYPE_FP32,
     TYPE_INT32,
     TYPE_STRING,
-    TYPE_UINT8,
     BatchInput,
     BatchOutput,
     ModelConfig,
@@ -78,7 +77,7 @@ KEPT_IDS = Tensor("kept_ids", TYPE_INT32, (-1,))
 VECTOR_COUNT = Tensor("vector_count", TYPE_INT32)
 TOKEN_COUNT = Tensor("token_count", TYPE_INT32)
 TRUNCATED = Tensor("truncated", TYPE_BOOL)
-TOKENS = Tensor("tokens", TYPE_UINT8, (-1,))
+TOKENS = Tensor("tokens", TYPE_STRING)
 SCORE = Tensor("score", TYPE_FP32)
 LOGIT = Tensor("logit", TYPE_FP32)
 SPARSE = (Tensor("indices", TYPE_INT32, (-1,)), Tensor("values", TYPE_FP32, (-1,)))

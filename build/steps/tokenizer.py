@@ -8,9 +8,8 @@ Outputs  input_ids INT32 [b, S], special tokens included; S is the longest row o
          are filled with -1, which is no token id, so no attention mask travels
          token_count INT32 [b, 1], ids in the row; truncated BOOL [b, 1], whether anything was cut to fit
          kept_ids INT32 [b, S], where a model has sides: input_ids, and -1 for those whose vectors are not kept
-         tokens UINT8 [b, N], of texts and only when it is asked for: a JSON list of objects, one for each id, with
-         its text, whether it is special, and where it starts and stops in prompt and text. UTF-8, filled up with
-         spaces, because the embedded server's Python backend cannot send BYTES from NumPy 2
+         tokens BYTES [b, 1], of texts and only when it is asked for: a JSON list of objects, one for each id,
+         with its text, whether it is special, and where it starts and stops in prompt and text
 Errors   INVALID_ARG, for the one request at fault: text that is not UTF-8 or has no tokens, a query of white
          space, unknown prompt_name or input_type, a text beside a query or a passage where a model has sides, a
          token that the encoder has no vector for, a text
@@ -278,9 +277,7 @@ class TritonPythonModel:
 
 
 def _tokens(described: list[bytes]) -> Any:
-    width = max(map(len, described))
-    rows = [np.frombuffer(row.ljust(width), np.uint8) for row in described]
-    return pb_utils.Tensor("tokens", np.stack(rows))
+    return pb_utils.Tensor("tokens", np.array(described, np.object_)[:, None])
 
 
 def _is_sent(request: Any, name: str) -> bool:

@@ -299,8 +299,6 @@ class Upstream:
         for output, array in tensors.items():
             if array.dtype == np.float32 and not np.isfinite(array).all():
                 raise InferenceServerException(f"{name} gave {output} that are not finite numbers")
-            if array.dtype == np.uint8:  # text, one a row, of unlike widths in unlike requests
-                tensors[output] = np.array([[row.tobytes()] for row in array], np.object_)
         return tensors | unpadded(tensors)
 
     async def problems(self) -> dict[str, str | None]:
