@@ -56,6 +56,7 @@ lint: .venv/test.lock ## Check style and types
 
 bench: build .venv/bench.lock ## Measure beside the raw engine, and bring the README in step (ARGS="--quick")
 	@$(VENV)/python -m tools.bench $(ARGS)
+	@$(VENV)/python -m tools.bench.shell $(filter --quick,$(ARGS))
 	@$(VENV)/python -m tools.bench.report
 
 bench-peers: build .venv/bench.lock ## Measure sentence-transformers, infinity and a home-made gateway beside it

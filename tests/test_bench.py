@@ -10,7 +10,7 @@ from conftest import ROOT
 
 from tools.bench import corpus, machine
 from tools.bench.padding import padding
-from tools.bench.report import full_table, read, with_measured
+from tools.bench.report import full_table, read, shell_table, with_measured
 from tools.bench.results import RESULTS, Results, percentiles
 
 README = (ROOT / "README.md").read_text()
@@ -37,6 +37,16 @@ def test_results_are_written_as_they_are_read(tmp_path: Path) -> None:
     results.write(tmp_path / "again.json")
     assert Results.read(tmp_path / "again.json") == results
     assert full_table(results).count("\n| ") == len(results.measurements)
+
+
+def test_the_shell_is_measured_at_every_load() -> None:
+    results = Results.read(RESULTS / "shell.json")
+    loads = {(way, clients, texts) for way in ("embed", "grpc") for clients in (1, 16, 64) for texts in (1, 8, 64)}
+    assert {(one.way, one.clients, one.texts_per_call) for one in results.measurements} == loads
+    one = results.measurements[0]
+    seconds = sum(one.rounds[0].cpu_seconds.values())
+    assert sum(one.rounds[0].cpu_ms_a_text.values()) == pytest.approx(1000 * seconds / one.rounds[0].texts)
+    assert shell_table(results).count("\n| ") == len(loads)
 
 
 def test_corpora_are_the_same_on_every_call() -> None:

@@ -7,7 +7,9 @@ import sys
 import time
 from pathlib import Path
 
-from tools.bench import cross_encoder, machine, plots
+from tools.bench import machine, plots
+from tools.bench.checkpoint import CROSS_ENCODER
+from tools.bench.checkpoint import REPOSITORY as OWN_REPOSITORY
 from tools.bench.measure import FAMILY, REPEATS, Bench, Cell
 from tools.bench.perf_analyzer import PerfAnalyzer
 from tools.bench.raw import RawEngine
@@ -29,7 +31,7 @@ QUICK = [
     Cell("raw", "queries", 1, 1, 256),
     Cell("embed", "queries", 1, 1, 256),
     Cell("embed", "chunks", 16, 1, 96),
-    Cell("rerank", cross_encoder.NAME, 1, 80, 640),
+    Cell("rerank", CROSS_ENCODER.name, 1, 80, 640),
 ]
 CELLS = [
     *QUICK,
@@ -49,7 +51,7 @@ CELLS = [
     Cell("grpc", "chunks", 16, 1, 96),
     Cell("embed", REPEATS, 4, 8, 512),
     *(Cell("embed", f"{tokens} tokens", 16, 1, min(256, 16384 // tokens)) for tokens in LENGTHS),
-    Cell("rerank", cross_encoder.NAME, 4, 80, 640),
+    Cell("rerank", CROSS_ENCODER.name, 4, 80, 640),
     Cell("rerank", f"{FAMILY}-rerank", 1, 80, 640),
 ]
 
@@ -65,10 +67,10 @@ def main() -> int:
     )
     options = parser.parse_args()
     cells, rounds = ([cell.part(0.5) for cell in QUICK], 1) if options.quick else (CELLS, options.rounds)
-    cross_encoder.build(REPOSITORY / f"{FAMILY}-tokenizer" / "1" / "tokenizer.json")
+    CROSS_ENCODER.build(REPOSITORY / f"{FAMILY}-tokenizer" / "1" / "tokenizer.json")
     with (
         stack([FAMILY, f"{FAMILY}-rerank"], REPOSITORY, options.precision) as embedding,
-        stack([cross_encoder.NAME], cross_encoder.REPOSITORY, options.precision) as reranking,
+        stack([CROSS_ENCODER.name], OWN_REPOSITORY, options.precision) as reranking,
     ):
         raw = RawEngine(REPOSITORY, FAMILY, embedding.precision)
         bench = Bench(embedding, reranking, raw, PerfAnalyzer(ROOT / ".cache" / "perf_analyzer"))

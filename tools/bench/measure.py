@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from statistics import mean
 
 from build.texts import docstrings
-from tools.bench import corpus, cross_encoder
+from tools.bench import corpus
+from tools.bench.checkpoint import CROSS_ENCODER
 from tools.bench.padding import padding
 from tools.bench.perf_analyzer import Load, PerfAnalyzer
 from tools.bench.raw import Prepared, RawEngine
@@ -84,7 +85,7 @@ class Bench:
     def _run(self, cell: Cell) -> None:
         # Where texts repeat, or are pairs, the raw loop would not do the same work.
         compared = cell.way != "rerank" and cell.corpus != REPEATS
-        crossing = cell.corpus == cross_encoder.NAME
+        crossing = cell.corpus == CROSS_ENCODER.name
         server = self.reranking if crossing else self.embedding
         texts = self._texts(cell.corpus)[: cell.texts]
         slices = [self._run_slice(cell.corpus)] if compared else []
@@ -93,7 +94,7 @@ class Bench:
         spent = server.counters() - before
         if compared:
             slices.append(self._run_slice(cell.corpus))
-        encoder = spent.models[f"{cross_encoder.NAME if crossing else FAMILY}-encoder"]
+        encoder = spent.models[f"{CROSS_ENCODER.name if crossing else FAMILY}-encoder"]
         alone = cell.way == "embed" and cell.texts_per_call == 1
         self._note(
             cell,

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 from tools.bench import machine
@@ -28,25 +29,33 @@ ROWS = [
 """What of it all stands on the README's first screen."""
 
 
+ROLES = ("gateway", "tritonserver", "tokenizer", "encoder", "pooling")
+"""Processes of a stack."""
+
+SHELL_ROWS = [("embed", 1, 1), ("embed", 16, 1), ("embed", 64, 1), ("embed", 16, 8), ("embed", 16, 64)]
+SHELL_ROWS += [("grpc", 1, 1), ("grpc", 64, 1), ("grpc", 16, 64)]
+"""(way, clients, texts a call) of the shell's rows in the README."""
+
+
 def main() -> int:
     """Rewrites the README's part."""
     README.write_text(with_measured(README.read_text(), *read()))
     return 0
 
 
-def read() -> tuple[Results, Results, dict[str, Any]]:
+def read() -> tuple[Results, Results, Results, dict[str, Any]]:
     """What `make bench`, `make bench-peers` and `python -m tools.bench.backfill` wrote."""
     backfill = json.loads((RESULTS / "backfill.json").read_text())
-    return Results.read(RESULTS / "bench.json"), Results.read(RESULTS / "peers.json"), backfill
+    results, shell, peers = (Results.read(RESULTS / f"{name}.json") for name in ("bench", "shell", "peers"))
+    return results, shell, peers, backfill
 
 
-def with_measured(text: str, results: Results, peers: Results, backfill: dict[str, Any]) -> str:
+def with_measured(text: str, results: Results, shell: Results, peers: Results, backfill: dict[str, Any]) -> str:
     """`text` with the table, the plot and what else was measured between the marks."""
     plot = (RESULTS / "throughput.png").relative_to(ROOT)
     parts = [BEGIN, readme_table(results), f"![Tokens per second, and per CPU second, as clients grow]({plot})"]
-    content = "\n\n".join(
-        [*parts, readme_sentences(results), peers_sentences(peers), backfill_sentences(backfill), END]
-    )
+    parts += [readme_sentences(results), peers_sentences(peers), backfill_sentences(backfill)]
+    content = "\n\n".join([*parts, shell_table(shell, SHELL_ROWS), shell_sentences(shell), END])
     return re.sub(f"{BEGIN}.*?{END}", lambda _: content, text, flags=re.DOTALL)
 
 
@@ -145,6 +154,34 @@ def full_table(results: Results) -> str:
             lines.append(f"\n{title(one)}, {one.corpus}, ms of a call: {parts}")
     lines.append(f"\nmemory after it: {results.memory}\nnoise: {results.noise}")
     return "\n".join(lines)
+
+
+def shell_table(results: Results, keys: Sequence[tuple[str, int, int]] = ()) -> str:
+    """Speed, latency and CPU time by process around an engine that costs next to nothing, as Markdown."""
+    rows = [results.find(way, "shell", *key) for way, *key in keys] or results.measurements
+    lines = [
+        "| around an engine that costs next to nothing | texts/s | p50 ms | p99 ms | CPU ms a text "
+        f"| {' | '.join(ROLES)} |",
+        "|" + "---|" * (5 + len(ROLES)),
+    ]
+    for one in rows:
+        spent = one.cpu_ms_a_text
+        cells = [title(one), f"{one.texts_per_second:.0f}", *(f"{one.percentiles_ms[n]:.1f}" for n in (50, 99))]
+        cells += [f"{sum(spent.values()):.2f}", *(f"{spent[role]:.2f}" for role in ROLES)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def shell_sentences(results: Results) -> str:
+    """What the table is of."""
+    rounds = len(results.measurements[0].rounds)
+    sentences = [
+        "The second table is of what is around an engine: the same stack before one layer of width 64, so that",
+        "nearly all CPU time is spent elsewhere.",
+        f"Medians of {rounds} {'round' if rounds == 1 else 'rounds'} on {results.machine['cpu']}.",
+        *(f"N{warning[1:]}." for warning in machine.warnings(results.noise)),
+    ]
+    return "\n".join(textwrap.wrap(" ".join(sentences), 115))
 
 
 def peers_table(results: Results) -> str:

@@ -46,6 +46,11 @@ class Round:
         return self.tokens / sum(self.cpu_seconds.values())
 
     @property
+    def cpu_ms_a_text(self) -> dict[str, float]:
+        """Role of a server process -> milliseconds of CPU time."""
+        return {role: 1000 * seconds / self.texts for role, seconds in self.cpu_seconds.items()}
+
+    @property
     def share_of_raw(self) -> float | None:
         """Tokens per CPU second against the raw loop's."""
         raw = self.raw_tokens_per_cpu_second
@@ -106,6 +111,12 @@ class Measurement:
         """Role of a server process -> its share of all CPU time."""
         roles = {role: sum(one.cpu_seconds[role] for one in self.rounds) for role in self.rounds[0].cpu_seconds}
         return {role: seconds / sum(roles.values()) for role, seconds in roles.items()}
+
+    @property
+    def cpu_ms_a_text(self) -> dict[str, float]:
+        """Role of a server process -> milliseconds of CPU time, medians of the rounds."""
+        roles = self.rounds[0].cpu_seconds
+        return {role: median(one.cpu_ms_a_text[role] for one in self.rounds) for role in roles}
 
     @property
     def stages_ms(self) -> dict[str, float]:

@@ -124,24 +124,30 @@ class Stack(Process):
 
 @contextmanager
 def stack(
-    models: Sequence[str], repository: Path, precision: str | None = None, python: str = sys.executable
+    models: Sequence[str],
+    repository: Path,
+    precision: str | None = None,
+    python: str = sys.executable,
+    checkout: Path = ROOT,
 ) -> Iterator[Stack]:
-    """Serves `models` while the block runs."""
+    """Serves `models` with the code of `checkout` while the block runs."""
     ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
     options = [word for name in PORTS for word in (f"--{name}-port", str(ports[name]))]
     work_folder = WORK / f"serve-{ports['http']}"
     options += ["--repository", str(repository), "--models", *models, "--work-folder", str(work_folder)]
     environment = {"ENCODER_PRECISION": precision} if precision else {}
-    with command([python, "-m", "tools.serve", *options], "Ctrl-C", environment) as process:
+    with command([python, "-m", "tools.serve", *options], "Ctrl-C", environment, checkout) as process:
         yield Stack(process.root, ports, work_folder)
     shutil.rmtree(work_folder)
 
 
 @contextmanager
-def command(words: Sequence[str], ready: str, environment: dict[str, str] | None = None) -> Iterator[Process]:
-    """Runs a command while the block runs, from the moment that it prints a line with `ready`."""
+def command(
+    words: Sequence[str], ready: str, environment: dict[str, str] | None = None, folder: Path = ROOT
+) -> Iterator[Process]:
+    """Runs a command in `folder` while the block runs, from the moment that it prints a line with `ready`."""
     with subprocess.Popen(
-        words, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | (environment or {})
+        words, stdout=subprocess.PIPE, text=True, cwd=folder, env=os.environ | (environment or {})
     ) as process:
         assert process.stdout is not None
         try:
