@@ -341,7 +341,7 @@ ARCHITECTURES = {
             "nomic_bert",
             NomicBert.of,
             write_nomic_bert,
-            fixtures=("nomic-bert",),
+            fixtures=("nomic-bert", "nomic-bert-moe"),
             prefixes=("bert.",),
             harmless=(
                 *("attn_pdrop", "embd_pdrop", "resid_pdrop", "pad_vocab_size_multiple", "tie_word_embeddings"),
@@ -352,7 +352,9 @@ ARCHITECTURES = {
                     "summary_first_dropout",
                     "summary_proj_to_labels",
                 ),
-                *("summary_type", "summary_use_proj"),
+                *("summary_type", "summary_use_proj", "add_pooling_layer"),
+                # How experts were trained, and by which kernels.
+                *("moe_impl", "moe_resid_pdrop", "router_aux_loss_coef"),
             ),
             unused=(*BUFFERS, *LANGUAGE_HEADS, *POOLER),
             own_code=frozenset({"configuration_hf_nomic_bert", "modeling_hf_nomic_bert"}),

@@ -160,7 +160,13 @@ PUBLISHED_PAGES = [
 ]
 OWN_WINDOWS = {"nomic-embed-text-v1.5"}
 """Pages whose window is not the one that sentence-transformers' file says: each says why."""
-OTHER_LAYERS = {"embeddinggemma-300m", "nomic-embed-text-v1.5", "qwen3-embedding-0.6b", "qwen3-reranker-0.6b"}
+OTHER_LAYERS = {
+    "embeddinggemma-300m",
+    "nomic-embed-text-v1.5",
+    "nomic-embed-text-v2-moe",
+    "qwen3-embedding-0.6b",
+    "qwen3-reranker-0.6b",
+}
 """Pages of models that are not made of BERT's layers."""
 
 

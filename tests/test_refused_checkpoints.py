@@ -320,6 +320,32 @@ CASES: Mapping[str, tuple[str, Change, str]] = {
     ),
     "modernbert, other layers": ("modernbert", said(CONFIG, layer_types=["full_attention"]), "layer_types other"),
     "experts": ("nomic-bert", said(CONFIG, num_experts=8, moe_top_k=2), "num_experts = 8, which is not read"),
+    **{
+        f"experts' {key}": ("nomic-bert-moe", said(CONFIG, **{key: value}), f"has {key} = ")
+        for key, value in {
+            "moe_normalize_expert_weights": True,
+            "expert_choice_router": True,
+            "num_shared_experts": 1,
+            "ffn_div": 2,
+            "activation_function": "swiglu",
+            "num_experts": 0,
+        }.items()
+    },
+    "experts, more than there are": (
+        "nomic-bert-moe",
+        said(CONFIG, moe_top_k=5),
+        "has moe_top_k = 5, but num_experts = 4",
+    ),
+    "experts in no layer": (
+        "nomic-bert-moe",
+        said(CONFIG, moe_every_n_layers=0),
+        "which is not read",
+    ),
+    "other experts": (
+        "nomic-bert-moe",
+        said(CONFIG, num_experts=8),
+        r"mlp.w1 of shape \[384, 48\], but the configuration asks for \[768, 48\]",
+    ),
     "lower case": (
         "bert-cls",
         said(TOKENIZER, do_lower_case=False),

@@ -97,7 +97,8 @@ def test_every_family_gives_what_the_reference_gives(repository: Path, precision
     for name, answer in zip(FAMILIES, engine(repository, families, ids), strict=True):
         agrees(name, precision, answer["together"])
         agrees(name, precision, answer["alone"])
-        assert answer["functions"] == 3, name
+        # Before the first attention, between two, and behind the last; and where experts are in between.
+        assert answer["functions"] == (4 if name == "nomic-bert-moe" else 3), name
 
 
 def test_what_a_token_sees_may_be_said_otherwise(tmp_path: Path) -> None:

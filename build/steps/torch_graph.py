@@ -94,6 +94,7 @@ def _weighted_mean(x: Tensor, lengths: Tensor) -> Tensor:
 
 OPERATORS: dict[str, Callable[..., Any]] = {
     "Add": operator.add,
+    "And": torch.logical_and,
     "Cast": lambda x, to: x.to(DTYPES[to]),
     "Clip": torch.clamp,
     "Concat": lambda *xs, axis: torch.cat(xs, axis),
@@ -104,10 +105,12 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Gather": _gather,
     "Gelu": lambda x, approximate="none": functional.gelu(x, approximate=approximate),
     "Gemm": lambda x, weight, bias=None, **_: functional.linear(x, weight, bias),
+    "Greater": operator.gt,
     "Identity": lambda x: x,
     "LayerNormalization": lambda x, scale, bias=None, *, epsilon: functional.layer_norm(
         x, scale.shape, scale, bias, epsilon
     ),
+    "Less": operator.lt,
     "Max": lambda x, least: x.clamp(min=least),
     "Mod": operator.mod,
     "Mul": operator.mul,

@@ -34,7 +34,7 @@ HERE = Path(__file__).resolve().parent
 TINY = HERE / "tiny"
 sys.path.insert(0, str(TINY))
 
-from make_tiny import BODY, LOAD, NEMOTRON_BODY, PREFIX, SUFFIX, TASK, nemotron_logits  # noqa: E402
+from make_tiny import BODY, LOAD, LOADERS, NEMOTRON_BODY, PREFIX, SUFFIX, TASK, nemotron_logits  # noqa: E402
 
 PACKAGES = ("torch", "transformers", "sentence-transformers", "tokenizers", "numpy")
 EMBEDDERS = (
@@ -50,6 +50,7 @@ EMBEDDERS = (
     "modernbert",
     "mpnet",
     "nomic-bert",
+    "nomic-bert-moe",
     "qwen2",
     "qwen3-embedding",
     "roberta",
@@ -94,7 +95,7 @@ def main() -> None:
     torch.set_num_threads(1)
     arrays: dict[str, Any] = {}
     for name, folder in {"minilm": checkpoint, **{name: TINY / name for name in EMBEDDERS}}.items():
-        model = SentenceTransformer(str(folder), **LOAD)
+        model = LOADERS.get(name, SentenceTransformer)(str(folder), **LOAD)
         arrays[name] = np.stack([model.encode(text, batch_size=1, show_progress_bar=False) for text in TEXTS])
     for precision in ("binary", "ubinary"):
         arrays[precision] = quantize_embeddings(arrays["minilm"], precision=precision)

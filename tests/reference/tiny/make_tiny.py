@@ -65,7 +65,7 @@ import numpy as np
 import torch
 import transformers as hf
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer, SparseEncoder
 from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
@@ -108,6 +108,7 @@ PROMPTS = {  # the one for queries comes first
     "roberta": {"query": "", "document": ""},
     "camembert": {"query": "query: ", "document": "passage: "},
     "nomic-bert": {"search_query": "search_query: ", "search_document": "search_document: "},
+    "nomic-bert-moe": {"query": "search_query: ", "passage": "search_document: "},
     "qwen3-embedding": {"query": f"Instruct: {TASK}\nQuery:", "document": ""},
     "gte": {"query": "query: ", "document": ""},
     "qwen2": {"query": f"Instruct: {TASK}\nQuery: ", "document": ""},
@@ -385,6 +386,11 @@ def tokens(name: str, inputs: list[Any], fed: list[list[int]], window: int) -> A
 
 
 def embedder(name: str, network: Any, tokenizer: Any, *after: torch.nn.Module, window: int = WINDOW) -> None:
+    save_embedder(name, network, tokenizer, *after)
+    expect_embeddings(name, window)
+
+
+def save_embedder(name: str, network: Any, tokenizer: Any, *after: torch.nn.Module) -> None:
     folder = str(HERE / name)
     shutil.rmtree(folder, ignore_errors=True)
     with tempfile.TemporaryDirectory() as plain:
@@ -392,7 +398,12 @@ def embedder(name: str, network: Any, tokenizer: Any, *after: torch.nn.Module, w
         modules = [Transformer(plain, model_kwargs={"dtype": "auto"}), *after, Normalize()]
         whole = SentenceTransformer(modules=modules, prompts=PROMPTS[name], device="cpu")
         whole.save(folder, create_model_card=False)
-    model = SentenceTransformer(folder, **LOAD)
+
+
+def expect_embeddings(name: str, window: int = WINDOW) -> None:
+    folder = str(HERE / name)
+    load = LOADERS.get(name, SentenceTransformer)
+    model = load(folder, **LOAD)
     arrays: Arrays = {}
     for start, prompt in (("", ""), ("query_", next(iter(PROMPTS[name].values())))):
         inputs = [prompt + text for text in TEXTS]
@@ -403,7 +414,7 @@ def embedder(name: str, network: Any, tokenizer: Any, *after: torch.nn.Module, w
     if name == "qwen3-embedding":
         half = SentenceTransformer(folder, truncate_dim=HIDDEN // 2, **LOAD)
         arrays["half_embeddings"] = np.stack([half.encode(text, normalize_embeddings=True) for text in TEXTS])
-    short = SentenceTransformer(folder, **BF16)
+    short = load(folder, **BF16)
     write_expected(name, arrays, lowest_cosine([short.encode(text) for text in TEXTS], arrays["embeddings"]))
 
 
@@ -655,6 +666,115 @@ def nomic_bert(name: str) -> None:
     embedder(name, model, words, Pooling(HIDDEN, "mean"))
 
 
+class Experts(torch.nn.Module):
+    """The published code's mixture of experts, of which transformers has none.
+
+    A token goes through the two experts that its softmax puts first, each weighed by its share as it is. Their
+    matrices lie one under the other, and one bias is added behind their sum.
+    """
+
+    def __init__(self, count: int, inner: int) -> None:
+        super().__init__()
+        self.router = torch.nn.Linear(HIDDEN, count, bias=False)
+        self.w1, self.w2 = (torch.nn.Parameter(torch.empty(count * inner, HIDDEN)) for _ in range(2))
+        self.bias = torch.nn.Parameter(torch.empty(HIDDEN))
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        rows = states.reshape(-1, HIDDEN)
+        found = torch.zeros_like(rows)
+        for row, share in enumerate(self.router(rows).softmax(dim=-1, dtype=torch.float32)):
+            for expert in share.topk(2).indices.tolist():
+                w1, w2 = (matrix.chunk(len(share))[expert] for matrix in (self.w1, self.w2))
+                found[row] += share[expert].to(rows.dtype) * (functional.gelu(rows[row] @ w1.T) @ w2)
+        return (found + self.bias).reshape(states.shape)
+
+
+class Plain(torch.nn.Module):
+    """A feed-forward layer that is not gated."""
+
+    def __init__(self, inner: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = torch.nn.Linear(HIDDEN, inner), torch.nn.Linear(inner, HIDDEN)
+
+    def forward(self, states: torch.Tensor) -> Any:
+        return self.fc2(functional.gelu(self.fc1(states)))
+
+
+def with_experts(model: Any) -> Any:
+    """A NomicBertModel as its second version has it: biases, and experts in every second layer."""
+    for i, layer in enumerate(model.layers):
+        for part in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            setattr(layer.self_attn, part, torch.nn.Linear(HIDDEN, HIDDEN))
+        layer.mlp = Experts(4, SIZES["intermediate_size"]) if i % 2 else Plain(SIZES["intermediate_size"])
+    return model
+
+
+NOMIC_MOE: dict[str, Any] = {
+    **{"n_embd": HIDDEN, "n_head": 4, "n_layer": 3, "n_inner": 96, "n_positions": WINDOW},
+    **{"layer_norm_epsilon": 1e-5, "activation_function": "gelu", "pad_token_id": 1, "type_vocab_size": 1},
+    **dict.fromkeys(("qkv_proj_bias", "mlp_fc1_bias", "mlp_fc2_bias"), True),
+    **{"num_experts": 4, "moe_top_k": 2, "moe_every_n_layers": 2, "moe_normalize_expert_weights": False},
+    **{"num_shared_experts": 0, "expert_choice_router": False, "ffn_div": 1},
+    **{"rotary_emb_base": 1000, "rotary_emb_fraction": 1.0, "rotary_emb_interleaved": False, "prenorm": False},
+}
+NOMIC_NAMES = {
+    "layers.": "encoder.layers.",
+    "embeddings.LayerNorm": "emb_ln",
+    "self_attn.o_proj": "attn.out_proj",
+    "post_attention_layernorm": "norm1",
+    "post_mlp_layernorm": "norm2",
+    "mlp.router": "mlp.router.layer",
+    "mlp.w": "mlp.experts.mlp.w",
+    "mlp.bias": "mlp.experts.bias",
+}
+"""What transformers' class or those above call a tensor -> what the published checkpoint calls it."""
+
+
+def nomic_moe_config(vocab_size: int) -> Any:
+    """Of transformers' class, where that says the same as the published keys."""
+    rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 1000.0}}
+    sizes = {**SIZES, "vocab_size": vocab_size, "num_hidden_layers": 3, "max_position_embeddings": WINDOW}
+    return hf.NomicBertConfig(**sizes, type_vocab_size=1, pad_token_id=1, layer_norm_eps=1e-5, **rope)
+
+
+def load_nomic_moe(folder: str, **options: Any) -> SentenceTransformer:
+    """The published layout, by transformers' class with the experts above, for it has none of its own."""
+    stored = load_file(Path(folder, "model.safetensors"))
+    for key in [key for key in stored if ".Wqkv." in key]:
+        for part, values in zip("qkv", stored.pop(key).chunk(3), strict=True):
+            stored[key.replace("attn.Wqkv", f"self_attn.{part}_proj")] = values
+    for own, published in NOMIC_NAMES.items():
+        stored = {key.replace(published, own): values for key, values in stored.items()}
+    with tempfile.TemporaryDirectory() as plain:
+        shutil.copytree(folder, plain, dirs_exist_ok=True, ignore=shutil.ignore_patterns("model.safetensors"))
+        config = nomic_moe_config(json.loads(Path(folder, "config.json").read_text())["vocab_size"])
+        hf.NomicBertModel(config).save_pretrained(plain)
+        model = SentenceTransformer(plain, **options)
+    with_experts(model[0].model).load_state_dict(stored)
+    model[0].model.to(options["model_kwargs"]["dtype"])
+    return model
+
+
+LOADERS = {"nomic-bert-moe": load_nomic_moe}
+"""What loads a checkpoint that sentence-transformers cannot."""
+
+
+def nomic_bert_moe(name: str) -> None:
+    pieces, folder = unigram(), HERE / name
+    network: Any = hf.NomicBertModel(nomic_moe_config(rows(pieces)))
+    save_embedder(name, network, pieces, Pooling(HIDDEN, "mean"))
+    stored = randomise(with_experts(network), 26, norm=0.5).state_dict()
+    for own, published in NOMIC_NAMES.items():
+        stored = {key.replace(own, published): values for key, values in stored.items()}
+    for key in [key for key in stored if ".q_proj." in key]:
+        parts = [stored.pop(key.replace("q_proj", f"{part}_proj")) for part in "qkv"]
+        stored[key.replace("self_attn.q_proj", "attn.Wqkv")] = torch.cat(parts)
+    save_file(stored, folder / "model.safetensors", {"format": "pt"})
+    said = {"architectures": ["NomicBertModel"], "model_type": "nomic_bert", "vocab_size": rows(pieces)}
+    (folder / "config.json").write_text(json.dumps(NOMIC_MOE | said, indent=2, sort_keys=True) + "\n")
+    expect_embeddings(name)
+
+
 def roberta_sizes(pieces: Any) -> dict[str, Any]:
     sizes = {**SIZES, "vocab_size": rows(pieces), "num_hidden_layers": 2, "max_position_embeddings": WINDOW + 2}
     return sizes | {"type_vocab_size": 1, "layer_norm_eps": 1e-5}
@@ -885,6 +1005,7 @@ MAKERS: dict[str, Callable[[str], None]] = {
     "nemotron-reranker": nemotron_reranker,
     "mpnet-cross-encoder": mpnet_cross_encoder,
     "nomic-bert": nomic_bert,
+    "nomic-bert-moe": nomic_bert_moe,
     "qwen2": qwen2,
     "qwen3-classifier": qwen3_classifier,
     "qwen3-embedding": qwen3_embedding,
