@@ -315,6 +315,7 @@ ARCHITECTURES = {
             ModernBert.of,
             write_modernbert,
             fixtures=("modernbert", "modernbert-reranker"),
+            unseen=True,
             prefixes=("model.",),
             harmless=(
                 *("embedding_dropout", "mlp_dropout", "initializer_cutoff_factor", "cls_token_id"),

@@ -42,6 +42,12 @@ WINDOWS = tuple(
 )
 """Where sentence-transformers keeps what it says of the transformer; the first that is there holds."""
 LIBRARY = "sentence_transformers."
+PYLATE = "pylate.models.Dense.Dense"
+"""The one class of PyLate's in `modules.json`."""
+STANFORD = "HF_ColBERT"
+"""The class of Stanford's own ColBERT."""
+METADATA = "artifact.metadata"
+"""Where it keeps its settings."""
 SPLADE = "SpladePooling"
 """The kind of module that makes sparse vectors."""
 MASK = "MultiVectorMask"
@@ -121,7 +127,7 @@ class Checkpoint:
     def _module(self, item: Settings) -> Module:
         library, _, kind = item.word("type").rpartition(".")
         path = item.word("path", default="")
-        if not f"{library}.".startswith(LIBRARY):
+        if not f"{library}.".startswith(LIBRARY) and item.word("type") != PYLATE:
             raise BuildError(
                 f"{item.path} has a module of type {library}.{kind}: code of its own computes it, which is "
                 "never run; "
@@ -206,10 +212,11 @@ class Checkpoint:
         paths = [path for name in WINDOWS if is_listed(path := self.transformer / name)]
         return self.settings(paths[0]) if paths else None
 
-    def max_tokens(self, positions: int, asked: int | None = None) -> int:
+    def max_tokens(self, positions: int, asked: int | None = None, least: int = 0) -> int:
         """The longest text in tokens, special tokens included, as sentence-transformers reads it, or as `asked`.
 
-        Raises BuildError where the checkpoint or the caller asks for more than there are `positions`.
+        What the checkpoint says is for texts without a word on them; those of a side may have `least`. Raises
+        BuildError where the checkpoint or the caller asks for more than there are `positions`.
         """
         longest = positions
         said = self.window.find("max_seq_length") if self.window is not None else None
@@ -224,6 +231,7 @@ class Checkpoint:
             longest = min(said, positions)
         elif isinstance(model_max, int | float) and model_max >= 1:  # 1e30 stands for none
             longest = int(min(model_max, positions))
+        longest = max(longest, least)
         if asked is not None and not 0 < asked <= longest:
             raise BuildError(f"{asked} tokens were asked for, but {self.folder} takes 1 to {longest}")
         return asked or longest
@@ -233,6 +241,23 @@ class Checkpoint:
         """`config_sentence_transformers.json`, without a key where it is missing."""
         path = self.folder / PROMPTS
         return self.settings(path) if is_listed(path) else Settings(path, {})
+
+    @property
+    def is_pylate(self) -> bool:
+        """Whether it is a ColBERT in PyLate's layout."""
+        kinds = [module.kind for module in self.modules]
+        is_own = self.library.find("model_type") == "ColBERT" or "query_prefix" in self.library
+        return is_own and bool(kinds) and MASK not in kinds and "Pooling" not in kinds
+
+    @property
+    def is_stanford(self) -> bool:
+        """Whether it is a ColBERT in the layout of Stanford's own code."""
+        return self.architecture == STANFORD and not self.modules
+
+    @property
+    def gives_vectors(self) -> bool:
+        """Whether it was trained to give a vector for each token."""
+        return self.is_pylate or self.is_stanford or MASK in [module.kind for module in self.modules]
 
     @property
     def is_cross_encoder(self) -> bool:
@@ -248,7 +273,9 @@ class Checkpoint:
         path, said = self.folder / PROMPTS, self.library
         # What scores are made with is read where there are some.
         said.skip(["__version__", "similarity_fn_name", "activation_fn", "requirements"])
-        said.require("model_type", "SentenceTransformer", "CrossEncoder", "SparseEncoder", "MultiVectorEncoder")
+        said.require(
+            "model_type", "SentenceTransformer", "CrossEncoder", "SparseEncoder", "MultiVectorEncoder", "ColBERT"
+        )
         said.require("max_active_dims", None)
         own = {}
         if (prompts := said.inner("prompts")) is not None:

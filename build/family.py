@@ -24,6 +24,7 @@ from build.check import check_apart
 from build.checkpoint import Checkpoint
 from build.errors import BuildError
 from build.files import GRAPHS, sha256
+from build.graphs.colbert import pickled_head
 from build.models import SOURCES, files_of, graph_to_adopt, models_of, source_name, write_model
 from build.onnx_file import data_files, read_onnx
 from build.settings import check_nothing_is_left
@@ -53,6 +54,8 @@ def build(entry: CatalogEntry, target: Target, model_repository: Path, cache: Pa
                 pass
         return False
     names = _names(entry)
+    if "embed_all" in entry.tasks:
+        check_nothing_is_left(pickled_head(names), entry.ignore)
     exported = None
     if isinstance(entry.source, Hub):
         described = Checkpoint(hub.describe(entry.source))
@@ -102,7 +105,7 @@ def _build(
         parts = models_of(entry, checkpoint, target)
         for model in parts:
             write_model(model, aside / model.config.name)
-        _check_tensors(entry, checkpoint)
+        _check_tensors(entry, checkpoint, names)
         ensembles = [model.config.name for model in parts if model.config.platform == "ensemble"]
         try:
             check_apart(aside, ensembles)
@@ -128,9 +131,10 @@ def _build(
         raise
 
 
-def _check_tensors(entry: CatalogEntry, checkpoint: Checkpoint) -> None:
+def _check_tensors(entry: CatalogEntry, checkpoint: Checkpoint, names: Collection[str]) -> None:
     """Raises BuildError for a tensor that nobody has read, and for an `ignore` that fits nothing."""
     passed = [name for name, _ in checkpoint.unread_settings()]
+    passed += [name for name, _ in pickled_head(names) if "embed_all" in entry.tasks]
     passed += check_nothing_is_left(checkpoint.unread_tensors(), entry.ignore)
     for pattern in entry.ignore:
         if not any(fnmatch(name, pattern) for name in passed):

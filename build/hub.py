@@ -41,7 +41,7 @@ from huggingface_hub.file_download import http_get, repo_folder_name
 from huggingface_hub.utils import build_hf_headers
 
 from build.catalog import Hub
-from build.checkpoint import MODULES, PROMPTS, WINDOWS, Checkpoint
+from build.checkpoint import METADATA, MODULES, PROMPTS, WINDOWS, Checkpoint
 from build.errors import BuildError
 from build.files import SHARDS, WEIGHTS, git_digest, git_hash, sha256
 from build.onnx_file import data_files, parse_onnx
@@ -49,6 +49,8 @@ from build.settings import Settings, read_json
 from build.vocabularies import ADDED_TOKENS, OTHERS, SPECIAL_TOKENS, TOKENIZER_CONFIG, VOCABULARIES
 
 ADAPTER = "adapter_config.json"
+HEADS = ("colbert_linear.safetensors", "sparse_linear.safetensors")
+"""Small layers in files of their own, as bge-m3's."""
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
@@ -79,7 +81,7 @@ def _describing(source: Hub) -> dict[str, Path]:
     vocabularies = [name for name in (*VOCABULARIES.values(), *OTHERS) if posixpath.join(inner, name) in there]
     tokenizer = ["tokenizer.json"] if posixpath.join(inner, "tokenizer.json") in there else vocabularies
     wanted = [posixpath.join(inner, name) for name in ("config.json", *(tokenizer or ["tokenizer.json"]))]
-    beside = (TOKENIZER_CONFIG, SPECIAL_TOKENS, ADDED_TOKENS, *WINDOWS, ADAPTER)
+    beside = (TOKENIZER_CONFIG, SPECIAL_TOKENS, ADDED_TOKENS, *WINDOWS, ADAPTER, METADATA, *HEADS)
     optional = [posixpath.join(inner, name) for name in beside]
     optional += [PROMPTS, *(posixpath.join(module.path, "config.json") for module in modules)]
     for name in dict.fromkeys([*wanted, *(name for name in optional if name in there)]):

@@ -110,12 +110,14 @@ def entry_of(model: str, options: argparse.Namespace) -> CatalogEntry:
     """The catalog entry that `model` names, or one made for the folder or the Hub's repository that it is."""
     asked = {name: getattr(options, name) for name in ASKED}
     asked |= {"ignore": options.ignore and tuple(options.ignore)}
-    asked |= {"tasks": options.task and (options.task,), "pooling": POOLINGS.get(options.pooling)}
+    asked |= {"pooling": POOLINGS.get(options.pooling)}
     if options.name is not None and not re.fullmatch(NAME, options.name):
         raise BuildError(f"{options.name!r} cannot be served as a name: it takes letters, digits and . _ -")
-    return replace(
-        known_entry(model, options.task), **{key: value for key, value in asked.items() if value is not None}
-    )
+    entry = known_entry(model, options.task)
+    # What reranks by vectors of tokens gives them, too.
+    if options.task is not None and (options.task, *entry.tasks[:1]) != ("rerank", "embed_all"):
+        asked["tasks"] = (options.task,)
+    return replace(entry, **{key: value for key, value in asked.items() if value is not None})
 
 
 def known_entry(model: str, task: str | None = None) -> CatalogEntry:

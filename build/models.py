@@ -18,6 +18,7 @@ from build.checkpoint import Checkpoint, own_code
 from build.errors import BuildError, NotPackedError
 from build.files import GRAPHS, SHARDS, WEIGHTS, is_listed
 from build.graphs.adopted import Adopted
+from build.graphs.colbert import read_multi_vector
 from build.graphs.dimensions import Dimensions, any_dimensions, label_names, labels
 from build.graphs.multi_vector import MultiVector, Side, write_maxsim, write_vectors
 from build.graphs.onnx_graph import OnnxGraph
@@ -129,24 +130,36 @@ def written_models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) 
         encoder = replace(encoder, segment_offset=encoder.vocab_size)
     vectors = None
     if "embed_all" in entry.tasks:
-        vectors = MultiVector.of(checkpoint, encoder.hidden_size, encoder.vocab_size)
+        vectors = read_multi_vector(checkpoint, encoder, weights, architecture.lexical)
         encoder = replace(encoder, unseen_offset=encoder.vocab_size if vectors.unseen else 0)
         if vectors.unseen and not architecture.unseen:
             raise BuildError(
                 f"{checkpoint.transformer} fills queries up with tokens that are seen by none, which is not "
                 f"written for {architecture.model_type!r}"
             )
+        if vectors.unseen and 0 < encoder.window < vectors.query.least:
+            raise BuildError(
+                f"{checkpoint.transformer} fills queries up to {vectors.query.least} tokens that see no further "
+                f"than {encoder.window - 1} places, where there may be none to see: make queries as short"
+            )
+    longest = vectors.longest if vectors is not None else 0
+    if longest > encoder.positions:
+        raise BuildError(
+            f"{checkpoint.transformer} reads queries or documents of {longest} tokens, over its window of "
+            f"{encoder.positions}: make their lengths as short"
+        )
     facts = {"precision": target.precision}
     if quantised is not None:
         facts["dequantised"] = quantised.name
         print(f"{entry.name}: {dequantised(quantised, target.precision)}", flush=True)
-    family = family_of(entry, checkpoint, target, encoder, facts)
+    family = family_of(entry, checkpoint, target, encoder, facts, longest)
     encoder = replace(encoder, longest=family.max_tokens)
     states = graph(repository.encoder(family), target, lambda g: architecture.write(g, encoder, weights))
     if "embed" in entry.tasks:
         return embedding_models(entry, checkpoint, family, states)
     if vectors is not None:
-        return multi_vector_models(entry, checkpoint, family, states, vectors)
+        plain = min(checkpoint.max_tokens(encoder.positions), family.max_tokens)
+        return multi_vector_models(entry, checkpoint, family, states, vectors, plain)
     if "embed_sparse" in entry.tasks:
         return sparse_models(checkpoint, family, states, encoder, weights)
     if "classify" in entry.tasks:
@@ -203,11 +216,19 @@ def others_than_packed(with_width: bool = True) -> str:
 
 
 def family_of(
-    entry: CatalogEntry, checkpoint: Checkpoint, target: Target, encoder: Dimensions, facts: Mapping[str, str]
+    entry: CatalogEntry,
+    checkpoint: Checkpoint,
+    target: Target,
+    encoder: Dimensions,
+    facts: Mapping[str, str],
+    longest: int = 0,
 ) -> Family:
-    """What the models have in common; raises BuildError where tokenizer and encoder do not fit each other."""
+    """What the models have in common; raises BuildError where tokenizer and encoder do not fit each other.
+
+    Queries or documents have up to `longest` tokens, where they are read otherwise than other texts.
+    """
     check_tokenizer(checkpoint)
-    max_tokens = checkpoint.max_tokens(encoder.positions, entry.max_tokens)
+    max_tokens = checkpoint.max_tokens(encoder.positions, entry.max_tokens, longest)
     texts = entry.batching.texts
     if target.feed.backend != "python":
         # Triton counts texts, and all of them may be as long as the longest or take its width in attention.
@@ -332,14 +353,21 @@ def check_ragged_results(entry: CatalogEntry, target: Target, exported: str | No
 
 
 def multi_vector_models(
-    entry: CatalogEntry, checkpoint: Checkpoint, family: Family, states: Model, vectors: MultiVector
+    entry: CatalogEntry,
+    checkpoint: Checkpoint,
+    family: Family,
+    states: Model,
+    vectors: MultiVector,
+    plain: int,
 ) -> list[Model]:
-    """The family of a model that gives a vector for each token, and reranks by them if asked to."""
-    longest = max(side.max_tokens or 0 for side in (vectors.query, vectors.document))
-    if longest > family.max_tokens:
+    """The family of a model that gives a vector for each token, and reranks by them if asked to.
+
+    Texts that are neither query nor document have `plain` tokens at most.
+    """
+    if vectors.longest > family.max_tokens:
         raise BuildError(
-            f"{checkpoint.transformer} reads queries or documents of {longest} tokens, over its window of "
-            f"{family.max_tokens}: make its query_length, document_length or query_expansion.length as short"
+            f"{checkpoint.transformer} reads queries or documents of {vectors.longest} tokens, over the "
+            f"{family.max_tokens} that were asked for: say --max-tokens {vectors.longest} or more"
         )
     if "rerank" in entry.tasks and not vectors.has_sides:
         raise BuildError(
@@ -351,10 +379,10 @@ def multi_vector_models(
                 f"{checkpoint.folder} gives vectors that need not have length 1, of which no score of 0 to 1 can "
                 "be made: build it with --task embed_all"
             )
-        checkpoint.library.require("similarity_fn_name", None, "maxsim", "cosine", "dot")
+        checkpoint.library.require("similarity_fn_name", None, "maxsim", "MaxSim", "cosine", "dot")
     family = replace(family, facts={**family.facts, "dimensions": str(vectors.width)})
     prompts, window = checkpoint.prompts, family.max_tokens
-    text = Side(skipped=vectors.document.skipped)
+    text = Side(plain, skipped=vectors.document.skipped, leading=vectors.document.leading)
     sides = {"": text, "query": vectors.query, "document": vectors.document} if vectors.has_sides else {}
     words = repository.sided_tokenizer(
         family, prompts, {name: one.parameter(window) for name, one in sides.items()}

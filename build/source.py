@@ -14,9 +14,10 @@ from pathlib import Path
 
 from build import hub
 from build.catalog import CatalogEntry, Hub, Wheel
-from build.checkpoint import MASK, SPLADE, Checkpoint
+from build.checkpoint import METADATA, SPLADE, Checkpoint
 from build.errors import BuildError
 from build.files import is_listed, own_file, sha256
+from build.graphs.colbert import LINEAR
 from build.graphs.dimensions import labels
 from build.vocabularies import VOCABULARIES
 
@@ -54,14 +55,15 @@ def describe(source: Path | Hub, name: str, task: str | None = None) -> CatalogE
     else:
         folder, title, files = source, name, hashes(source)
         source = source.resolve()
-    return CatalogEntry(name, title, (task,) if task else tasks_of(Checkpoint(folder)), source, files)
+    return CatalogEntry(name, title, tasks_of(Checkpoint(folder), task), source, files)
 
 
-def tasks_of(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """All that a checkpoint is for, by its own files; raises BuildError where they do not say."""
-    if MASK in [module.kind for module in checkpoint.modules]:
+def tasks_of(checkpoint: Checkpoint, task: str | None = None) -> tuple[str, ...]:
+    """All that a checkpoint is for, by its own files or as asked; raises BuildError where they do not say."""
+    has_head = is_listed(checkpoint.transformer / f"{LINEAR}.safetensors")
+    if checkpoint.gives_vectors if task is None else task == "rerank" and (checkpoint.gives_vectors or has_head):
         return ("embed_all", "rerank")
-    return (task_of(checkpoint),)
+    return (task or task_of(checkpoint),)
 
 
 ASKED = "Qwen3ForSequenceClassification"
@@ -94,6 +96,10 @@ def task_of(checkpoint: Checkpoint) -> str:
     return "rerank"
 
 
+OTHER_SETTINGS = (METADATA, *VOCABULARIES.values())
+"""Names of files that a build reads, beside all of JSON and safetensors."""
+
+
 def hashes(folder: Path) -> dict[str, str]:
     """The sha256 of every file of a checkpoint folder that a build reads; BuildError for one not its own."""
     if not is_listed(Checkpoint(folder).transformer / "config.json"):
@@ -101,7 +107,7 @@ def hashes(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): sha256(own_file(path, folder))
         for path in sorted(folder.rglob("*"))
-        if (path.suffix in (".json", ".safetensors") or path.name in VOCABULARIES.values()) and not path.is_dir()
+        if (path.suffix in (".json", ".safetensors") or path.name in OTHER_SETTINGS) and not path.is_dir()
     }
 
 

@@ -47,8 +47,8 @@ ALLOWED = {
     "build.engine": "build.config build.errors build.graphs build.plan build.target",
     "build.models": "build.architectures build.catalog build.checkpoint build.errors build.files build.graphs "
     "build.quantised build.repository build.settings build.target build.tokenization build.weights",
-    "build.family": "build.catalog build.check build.checkpoint build.errors build.files build.hub build.models "
-    "build.onnx_file build.settings build.source build.target",
+    "build.family": "build.catalog build.check build.checkpoint build.errors build.files build.graphs build.hub "
+    "build.models build.onnx_file build.settings build.source build.target",
     "build.make": "build.catalog build.errors build.family build.files build.gpu build.source build.target",
     "build.reference": "build.errors build.templates",
     "build.quality": "build.errors",

@@ -1,4 +1,4 @@
-"""Vectors of tokens: a tiny ColBERT, and a model that pools, through builder, a real Triton and gateway."""
+"""Vectors of tokens: tiny ColBERTs, and a model that pools, through builder, a real Triton and gateway."""
 
 from __future__ import annotations
 
@@ -14,11 +14,16 @@ import numpy.typing as npt
 import pytest
 from conftest import TINY, Precision, Stack, cosines
 from engines import Array, OnnxRuntime, OpenVino, feeds, requests, states_fed
+from tokenizers import Tokenizer
 from tritonclient.utils import InferenceServerException
 
 from build import make
+from build.config import read_config
 
 COLBERT = "bert-colbert"
+COLBERTS = [COLBERT, "pylate-colbert", "stanford-colbert"]
+"""Of each layout."""
+M3 = "bge-m3-colbert"
 TEXTS: list[str] = json.loads((TINY / "texts.json").read_text())
 PAIRS: list[list[str]] = json.loads((TINY / "pairs.json").read_text())
 QUERIES, PASSAGES = [query for query, _ in PAIRS], [passage for _, passage in PAIRS]
@@ -35,9 +40,9 @@ RUNS = [
 ]
 
 
-def expected(start: str, name: str = "vectors") -> list[Array]:
+def expected(start: str, name: str = "vectors", model: str = COLBERT) -> list[Array]:
     """What sentence-transformers gave for each text."""
-    arrays = np.load(TINY / COLBERT / "expected.npz")
+    arrays = np.load(TINY / model / "expected.npz")
     counts = arrays[f"{start}{'vector' if name == 'vectors' else 'token'}_counts"]
     return np.split(arrays[f"{start}{name}"], np.cumsum(counts)[:-1])
 
@@ -57,18 +62,20 @@ def kept(answer: dict[str, Array]) -> list[Array]:
 
 @pytest.mark.parametrize(("engine", "runtime"), RUNS)
 @pytest.mark.parametrize("start", SIDES.values())
+@pytest.mark.parametrize("name", COLBERTS)
 def test_graphs_give_what_the_reference_gives(
-    start: str, runtime: str, engine: type[OnnxRuntime] | type[OpenVino], tmp_path: Path
+    name: str, start: str, runtime: str, engine: type[OnnxRuntime] | type[OpenVino], tmp_path: Path
 ) -> None:
     """And a text has the same bits alone and in any batch; what fills a query up is seen by none."""
-    build(COLBERT, tmp_path, "--runtime", runtime)
-    config = json.loads((TINY / COLBERT / "config.json").read_text())
-    encoder, head = (engine(tmp_path / f"{COLBERT}-{s}" / "1" / "model.onnx") for s in ("encoder", "vectors"))
-    ids = [row.tolist() for row in expected(start, "token_ids")]
+    build(name, tmp_path, "--runtime", runtime)
+    config = json.loads((TINY / name / "config.json").read_text())
+    words = Tokenizer.from_file(str(TINY / name / "tokenizer.json"))
+    encoder, head = (engine(tmp_path / f"{name}-{s}" / "1" / "model.onnx") for s in ("encoder", "vectors"))
+    ids = [row.tolist() for row in expected(start, "token_ids", name)]
     if start == "query_":
-        mask = 4
+        mask, end = (words.token_to_id(f"[{word}]") for word in ("MASK", "SEP"))
         ids = [
-            [i + config["vocab_size"] * (i == mask and 3 in row[:place]) for place, i in enumerate(row)]
+            [i + config["vocab_size"] * (i == mask and end in row[:place]) for place, i in enumerate(row)]
             for row in ids
         ]
 
@@ -85,17 +92,20 @@ def test_graphs_give_what_the_reference_gives(
             (alone,) = answer([np.array([ids[i]], np.int32)])
             np.testing.assert_array_equal(alone, vectors)
             if start == "query_":  # whose vectors all count
-                np.testing.assert_allclose(vectors, expected(start)[i], atol=1e-5)
+                np.testing.assert_allclose(vectors, expected(start, model=name)[i], atol=1e-5)
 
 
 @pytest.fixture(scope="module", params=["fp32", "bf16"])
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Precision]:
-    """Both in one server, in fp32 and then in bf16."""
+    """All in one server, in fp32 and then in bf16."""
     folder = tmp_path_factory.mktemp(f"vectors-{request.param}")
-    build(COLBERT, folder / "repository")
+    for name in COLBERTS:
+        build(name, folder / "repository")
+    build(M3, folder / "repository", "--task", "rerank")
     build("bert-cls", folder / "repository", "--task", "embed_all", "--name", "plain")
     build("bert-cls", folder / "repository")
-    names = [COLBERT, f"{COLBERT}-rerank", "plain", "bert-cls"]
+    own = [f"{name}{end}" for name in (*COLBERTS, M3) for end in ("", "-rerank")]
+    names = [*own, "plain", "bert-cls"]
     stack = Stack(
         folder / "work",
         ["--repository", str(folder / "repository"), "--models", *names],
@@ -112,16 +122,31 @@ def embed_all(stack: Stack, texts: list[str], model: str, prompt: str | None = N
 
 
 @pytest.mark.parametrize("prompt", SIDES)
-def test_vectors_equal_the_reference(served: Precision, prompt: str | None) -> None:
+@pytest.mark.parametrize("name", COLBERTS)
+def test_vectors_equal_the_reference(served: Precision, name: str, prompt: str | None) -> None:
     """Queries are filled up to 32 tokens, documents cut to 48, and their punctuation is left out."""
     named = {} if prompt is None else {"prompt_name": [prompt] * len(TEXTS)}
-    answer = served.stack.infer(COLBERT, text=TEXTS, **named)
-    direct, reference = kept(answer), expected(SIDES[prompt])
+    answer = served.stack.infer(name, text=TEXTS, **named)
+    direct, reference = kept(answer), expected(SIDES[prompt], model=name)
     assert list(map(len, direct)) == list(map(len, reference))
     assert cosines(np.concatenate(direct), np.concatenate(reference)).min() >= served.minimum_cosine
-    assert answer["token_count"][:, 0].tolist() == list(map(len, expected(SIDES[prompt], "token_ids")))
-    for one, other in zip(embed_all(served.stack, TEXTS, COLBERT, prompt), direct, strict=True):
+    reference_ids = expected(SIDES[prompt], "token_ids", name)
+    assert answer["token_count"][:, 0].tolist() == list(map(len, reference_ids))
+    for one, other in zip(embed_all(served.stack, TEXTS, name, prompt), direct, strict=True):
         np.testing.assert_array_equal(one, other)
+    ids = served.stack.infer(f"{name}-tokenizer", text=TEXTS, **named)["input_ids"]
+    size = json.loads((TINY / name / "config.json").read_text())["vocab_size"]
+    for row, own in zip(ids, reference_ids, strict=True):
+        np.testing.assert_array_equal(row[row >= 0] % size, own)
+
+
+@pytest.mark.parametrize("prompt", SIDES)
+def test_vectors_of_bge_m3(served: Precision, prompt: str | None) -> None:
+    """Without that of the first token, and alike for both sides."""
+    named = {} if prompt is None else {"prompt_name": [prompt] * len(TEXTS)}
+    direct, reference = kept(served.stack.infer(M3, text=TEXTS, **named)), expected("", model=M3)
+    assert list(map(len, direct)) == list(map(len, reference))
+    assert cosines(np.concatenate(direct), np.concatenate(reference)).min() >= served.minimum_cosine
 
 
 def test_hidden_states_of_a_model_that_pools(served: Precision) -> None:
@@ -134,20 +159,24 @@ def test_hidden_states_of_a_model_that_pools(served: Precision) -> None:
 
 
 @pytest.mark.parametrize("prompt", SIDES)
-def test_a_text_has_the_same_bits_in_any_company(served: Precision, prompt: str | None) -> None:
-    together = embed_all(served.stack, TEXTS, COLBERT, prompt)
+@pytest.mark.parametrize("name", [*COLBERTS, M3])
+def test_a_text_has_the_same_bits_in_any_company(served: Precision, name: str, prompt: str | None) -> None:
+    together = embed_all(served.stack, TEXTS, name, prompt)
     with ThreadPoolExecutor(16) as clients:
-        alone = list(clients.map(lambda text: embed_all(served.stack, [text], COLBERT, prompt)[0], TEXTS))
+        alone = list(clients.map(lambda text: embed_all(served.stack, [text], name, prompt)[0], TEXTS))
     for one, other in zip(alone, together, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
-def test_scores_equal_the_references_maxsim(served: Precision) -> None:
-    answer = served.stack.infer(f"{COLBERT}-rerank", query=QUERIES, passage=PASSAGES)
-    reference = np.load(TINY / COLBERT / "expected.npz")["pair_maxsim"]
-    atol = 32 * {0.99999: 1e-5, 0.998: 1e-2}[served.minimum_cosine]  # of as many products
-    np.testing.assert_allclose(answer["logit"][:, 0], reference, atol=atol)
-    np.testing.assert_allclose(answer["score"][:, 0], (1 + reference / 32) / 2, atol=atol / 32)
+@pytest.mark.parametrize("name", [*COLBERTS, M3])
+def test_scores_equal_the_references_maxsim(served: Precision, name: str) -> None:
+    answer = served.stack.infer(f"{name}-rerank", query=QUERIES, passage=PASSAGES)
+    reference = np.load(TINY / name / "expected.npz")["pair_maxsim"]
+    queries = {"text": QUERIES, "prompt_name": ["query"] * len(QUERIES)}
+    count = served.stack.infer(name, **queries)["vector_count"][:, 0]
+    error = {0.99999: 1e-5, 0.998: 1e-2}[served.minimum_cosine]  # of one product
+    assert (abs(answer["logit"][:, 0] - reference) <= error * count).all()
+    np.testing.assert_allclose(answer["score"][:, 0], (1 + reference / count) / 2, atol=error)
 
 
 def test_a_pair_has_the_same_bits_in_any_company(served: Precision) -> None:
@@ -217,7 +246,8 @@ def test_passages_of_which_nothing_counts(tmp_path: Path) -> None:
 def test_a_model_of_another_task(served: Precision) -> None:
     pooled = served.stack.post("embed", "/embed_all", {"inputs": "a", "model": "bert-cls"})
     assert pooled.status == 404
-    assert pooled.json()["error"] == f"no model 'bert-cls' for embed_all; this server has: {COLBERT}, plain"
+    others = ", ".join([*COLBERTS, M3, "plain"])
+    assert pooled.json()["error"] == f"no model 'bert-cls' for embed_all; this server has: {others}"
     vectors = served.stack.post("embed", "/embed", {"texts": ["a"], "model": COLBERT})
     assert vectors.status == 404
     assert vectors.json()["error"] == f"no model '{COLBERT}' for embed; this server has: bert-cls"
@@ -264,6 +294,63 @@ def test_what_a_build_refuses(
     assert sentence in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "file", "changes", "sentence"),
+    [
+        ("pylate-colbert", "query_prefix", "[QUERY]", "query_prefix = '[QUERY]', which is no token"),
+        ("pylate-colbert", "document_prefix", None, "has no document_prefix"),
+        ("pylate-colbert", "query_length", None, "has no query_length"),
+        ("pylate-colbert", "document_length", 65, "documents of 65 tokens, over its window of 64"),
+        ("pylate-colbert", "query_length", 40, "up to 40 tokens that see no further than 32 places"),
+        ("pylate-colbert", "model_kind", "own", "model_kind"),
+        ("pylate-colbert", "similarity_fn_name", "XTR", "XTR"),
+        ("stanford-colbert", "similarity", "l2", 'similarity = "l2"'),
+        ("stanford-colbert", "interaction", "flipr", 'interaction = "flipr"'),
+        ("stanford-colbert", "doc_token_id", "[unused9]", "doc_token_id = '[unused9]', which is no token"),
+        ("stanford-colbert", "query_maxlen", None, "has no query_maxlen"),
+        ("stanford-colbert", "dim", 32, "of shape [24, 48], but the configuration asks for [32, 48]"),
+        ("stanford-colbert", "attends", True, "attends = true, which is not read"),
+    ],
+)
+def test_what_of_older_layouts_a_build_refuses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, file: str, changes: object, sentence: str
+) -> None:
+    folder = copied(tmp_path, name)
+    said = folder / ("artifact.metadata" if name == "stanford-colbert" else "config_sentence_transformers.json")
+    said.write_text(json.dumps(json.loads(said.read_text()) | {file: changes}))
+    assert make.main([str(folder), "--repository", str(tmp_path / "repository")]) == 1
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_query_that_is_not_filled_up(tmp_path: Path) -> None:
+    """Of PyLate's models without expansion a query is read as it is, behind its marker."""
+    folder = copied(tmp_path, "pylate-colbert")
+    said = folder / "config_sentence_transformers.json"
+    said.write_text(json.dumps(json.loads(said.read_text()) | {"do_query_expansion": False}))
+    build(str(folder), tmp_path / "repository", "--name", "bare")
+    config = read_config(tmp_path / "repository", "bare-tokenizer")
+    marker = Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id("[Q] ")
+    sides = json.loads(config.parameters["sides"].string_value)
+    assert sides["query"] == {"max_tokens": 32, "marker": marker}
+
+
+def test_a_colbert_without_its_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = copied(tmp_path, "stanford-colbert")
+    (folder / "artifact.metadata").unlink()
+    assert make.main([str(folder), "--repository", str(tmp_path / "repository")]) == 1
+    assert "the checkpoint has no artifact.metadata" in capsys.readouterr().err
+
+
+def test_a_layer_in_a_pickle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is refused, and passed over where it is named."""
+    folder = copied(tmp_path, M3)
+    (folder / "colbert_linear.safetensors").rename(folder / "colbert_linear.pt")
+    options = [str(folder), "--task", "embed_all", "--repository", str(tmp_path / "repository")]
+    assert make.main(options) == 1
+    assert "save what it holds as colbert_linear.safetensors" in capsys.readouterr().err
+    assert make.main([*options, "--ignore", "colbert_linear.pt"]) == 0
+
+
 def test_vectors_of_any_length_make_no_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = copied(tmp_path)
     modules = json.loads((folder / "modules.json").read_text())
@@ -274,11 +361,11 @@ def test_vectors_of_any_length_make_no_score(tmp_path: Path, capsys: pytest.Capt
     assert make.main([str(folder), "--task", "embed_all", *repository]) == 0
 
 
-def copied(folder: Path) -> Path:
-    """The files of the ColBERT in a folder of their own."""
+def copied(folder: Path, name: str = COLBERT) -> Path:
+    """The files of a ColBERT in a folder of their own."""
     copy = folder / "copy"
-    for path in (TINY / COLBERT).rglob("*.*"):
+    for path in (TINY / name).rglob("*.*"):
         if path.is_file() and not path.name.startswith("expected"):
-            (copy / path.relative_to(TINY / COLBERT)).parent.mkdir(parents=True, exist_ok=True)
-            (copy / path.relative_to(TINY / COLBERT)).write_bytes(path.read_bytes())
+            (copy / path.relative_to(TINY / name)).parent.mkdir(parents=True, exist_ok=True)
+            (copy / path.relative_to(TINY / name)).write_bytes(path.read_bytes())
     return copy

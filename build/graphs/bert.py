@@ -13,7 +13,7 @@ Every text is one segment (token type 0), but for cross-encoders that tell their
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -24,7 +24,7 @@ from build.graphs.blocks import Mask, attention, gelu, key_mask
 from build.graphs.dimensions import Dimensions, split_evenly
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.parameters import Parameters
-from build.graphs.ragged import Packed, Ragged, last_hidden_state, ragged, ragged_inputs
+from build.graphs.ragged import Packed, last_hidden_state, ragged, ragged_inputs, with_unseen
 from build.settings import Settings
 from build.weights import Weights
 
@@ -112,8 +112,8 @@ See: TypeAlias = Callable[[OnnxGraph, Packed], Mask]
 def write_bert(g: OnnxGraph, bert: Bert, weights: Weights, names: Names = BERTS, see: See = key_mask) -> None:
     """Writes the encoder into `g`, reading one tensor at a time."""
     p, hidden = Parameters(g, weights), bert.hidden_size
-    r = ragged(g, *ragged_inputs(g))
-    mask = see(g, seen(g, r, bert.unseen_offset) if bert.unseen_offset else r)
+    r = with_unseen(g, ragged(g, *ragged_inputs(g)), bert.unseen_offset)
+    mask = see(g, r)
     x = embed(p, bert, r)
     for i in range(bert.layers):
         layer = f"{names.layer}.{i}"
@@ -136,8 +136,6 @@ def embed(p: Parameters, bert: Bert, r: Packed) -> str:
         else np.zeros((1, width), np.float32)
     )
     token_ids, kinds = r.token_ids, ""
-    if bert.unseen_offset:
-        token_ids = g.op("Mod", token_ids, g.constant(bert.unseen_offset, np.int32))
     if bert.segment_offset:
         # The ids of a pair's second text come raised by the size of the vocabulary.
         size = g.constant(bert.segment_offset, np.int32)
@@ -165,13 +163,6 @@ def behind_attention(p: Parameters, bert: Bert, layer: str, names: Names, x: str
     inner = gelu(g, p.linear(x, f"{layer}.{names.inner}", bert.inner, hidden))
     out = p.linear(inner, f"{layer}.{names.outer}", hidden, bert.inner)
     return p.layer_norm(g.op("Add", x, out), f"{layer}.{names.norm}", hidden, bert.epsilon)
-
-
-def seen(g: OnnxGraph, r: Packed, offset: int) -> Packed:
-    """The batch with nothing but tokens of ids below `offset` in its cells; others come last in their text."""
-    assert isinstance(r, Ragged)
-    is_seen = g.op("Less", g.op("Gather", r.token_ids, r.token_of_cell), g.constant(offset, np.int32))
-    return replace(r, real=g.op("And", r.real, is_seen))
 
 
 def counted_positions(g: OnnxGraph, r: Packed, token_ids: str, padding: int) -> str:

@@ -98,7 +98,10 @@ def window_mask(g: OnnxGraph, r: Packed, window: int, is_causal: bool = False) -
         return _mask(g, g.op("And", before, g.op("Less", query, g.op("Add", key, reach))))
     near = g.op("And", g.op("Less", key, g.op("Add", query, reach)), g.op("Less", query, g.op("Add", key, reach)))
     # An empty cell sees itself: a softmax over nothing is not a number.
-    return _mask(g, g.op("And", near, g.op("Or", _keys(g, r), g.op("Equal", key, query))))
+    itself = g.op("Equal", key, query)
+    if r.seen != r.real:
+        itself = g.op("And", itself, g.op("Not", g.op("Unsqueeze", r.real, g.constant([1, 2], np.int64))))
+    return _mask(g, g.op("And", near, g.op("Or", _keys(g, r), itself)))
 
 
 def relative_mask(g: OnnxGraph, r: Packed, biases: str, reach: int) -> Mask:
@@ -135,14 +138,14 @@ def _summand(g: OnnxGraph, seen: str) -> str:
 
 
 def _counts(g: OnnxGraph, r: Ragged) -> str:
-    """INT64 [B]: the keys that are tokens, which come first."""
+    """INT64 [B]: the keys that are seen, which come first."""
     g.raise_opset(24)  # the first that counts keys
-    return g.op("ReduceSum", g.op("Cast", r.real, to=TensorProto.INT64), g.constant([1], np.int64), keepdims=0)
+    return g.op("ReduceSum", g.op("Cast", r.seen, to=TensorProto.INT64), g.constant([1], np.int64), keepdims=0)
 
 
 def _keys(g: OnnxGraph, r: Ragged) -> str:
-    """BOOL [B, 1, 1, S]: the keys that are tokens."""
-    return g.op("Unsqueeze", r.real, g.constant([1, 2], np.int64))
+    """BOOL [B, 1, 1, S]: the keys that are seen."""
+    return g.op("Unsqueeze", r.seen, g.constant([1, 2], np.int64))
 
 
 def _cell_pairs(g: OnnxGraph, r: Ragged) -> tuple[str, str]:

@@ -34,6 +34,8 @@ class Dimensions:
     """What is added to the ids of a pair's second text, 0 where the two are not told apart."""
     unseen_offset: int = 0
     """What is added to the ids of tokens that see others and are seen by none, 0 without such tokens."""
+    window: int = 0
+    """A token of a sliding layer sees those fewer than so many places away; 0 where it sees all."""
     padding: int = 0
     """The id in cells without a token, where a graph asks for one."""
     tied: bool = False

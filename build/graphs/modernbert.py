@@ -24,7 +24,7 @@ from build.graphs.blocks import (
 from build.graphs.dimensions import FULL, SLIDING, Dimensions, layer_types, split_evenly
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.parameters import Parameters
-from build.graphs.ragged import last_hidden_state, ragged, ragged_inputs
+from build.graphs.ragged import last_hidden_state, ragged, ragged_inputs, with_unseen
 from build.graphs.rope import Rotation, thetas_by_type
 from build.settings import Settings
 from build.weights import Weights
@@ -41,8 +41,6 @@ class ModernBert(Dimensions):
     """Of a head."""
     inner: int
     epsilon: float
-    window: int
-    """A token of a sliding layer sees those fewer than so many places away."""
     thetas: dict[str, float]
     """Layer type -> base of its rotary positions."""
 
@@ -92,7 +90,7 @@ def write_modernbert(g: OnnxGraph, modernbert: ModernBert, weights: Weights) -> 
     def linear(x: str, name: str, outputs: int, inputs: int) -> str:
         return p.linear(x, name, outputs, inputs, bias=False)
 
-    r = ragged(g, *ragged_inputs(g))
+    r = with_unseen(g, ragged(g, *ragged_inputs(g)), modernbert.unseen_offset)
     masks = {SLIDING: window_mask(g, r, modernbert.window), FULL: key_mask(g, r)}
     angles = {kind: rotary_angles(g, r, Rotation.plain(theta, width)) for kind, theta in modernbert.thetas.items()}
 

@@ -62,12 +62,14 @@ class Dense:
     activation: str
     """One of ACTIVATIONS."""
     residual: bool
+    layer: str = "linear."
+    """What comes before the names of its tensors."""
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, path: str, width: int, name: str = VECTOR) -> Dense:
         """The layer, which is fed `width` values of the vectors called `name`."""
         config = checkpoint.settings(checkpoint.folder / path / "config.json")
-        check_vector(config, name)
+        check_vector(config, name, default=name)
         activation = config.word("activation_function", default=TANH)
         library, _, kind = activation.rpartition(".")
         if not f"{library}.".startswith("torch.nn.") or kind not in ACTIVATIONS:
@@ -88,16 +90,16 @@ class Dense:
 
     def write(self, g: OnnxGraph, x: str) -> str:
         """[B, inputs] -> [B, width]."""
-        linear = self._linear(g, x, "linear", self.bias)
+        linear = self._linear(g, x, self.layer, self.bias)
         out = ACTIVATIONS[self.activation](g, linear)
         if not self.residual:
             return out
-        return g.op("Add", out, x if self.inputs == self.width else self._linear(g, x, "residual", bias=False))
+        return g.op("Add", out, x if self.inputs == self.width else self._linear(g, x, "residual.", bias=False))
 
     def _linear(self, g: OnnxGraph, x: str, layer: str, bias: bool) -> str:
         shapes = {"weight": (self.width, self.inputs), **({"bias": (self.width,)} if bias else {})}
         parts = (
-            g.weight(f"{self.name}.{layer}.{part}", self.weights.tensor(f"{layer}.{part}", *shape))
+            g.weight(f"{self.name}.{layer}{part}", self.weights.tensor(f"{layer}{part}", *shape))
             for part, shape in shapes.items()
         )
         return g.linear(x, *parts)
@@ -170,9 +172,9 @@ def optional_config(checkpoint: Checkpoint, path: str) -> Settings:
     return checkpoint.settings(file) if is_listed(file) else Settings(file, {})
 
 
-def check_vector(config: Settings, name: str = VECTOR) -> None:
-    """Raises BuildError where a module reads or writes something else than `name`."""
-    config.require("module_input_name", name, default=VECTOR)
+def check_vector(config: Settings, name: str = VECTOR, default: str = VECTOR) -> None:
+    """Raises BuildError where a module reads or writes something else than `name`; unsaid it reads `default`."""
+    config.require("module_input_name", name, default=default)
     config.require("module_output_name", name)  # what it reads, where it does not say
 
 

@@ -23,6 +23,7 @@ from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.pooling import LOWEST, token_rows
 from build.graphs.ragged import state_inputs
 from build.graphs.sparse import compacted
+from build.settings import Settings
 
 NOTHING_TO_SCORE = -1e9
 """sentence-transformers' score of a passage of whose tokens none counts: below that of any other."""
@@ -43,12 +44,18 @@ class Side:
     """With this id."""
     skipped: tuple[int, ...] = ()
     """Ids whose vectors are not kept."""
+    marker: int | None = None
+    """The id that is put behind the first token, which counts as one of the longest."""
+    leading: int = 0
+    """So many vectors are not kept at the start."""
 
     def parameter(self, window: int) -> dict[str, object]:
         """As the tokenizer step reads it."""
         skipped = {"skipped": list(self.skipped)} if self.skipped else {}
         filled = {"least": self.least, "filling": self.filling} if self.least else {}
-        return {"max_tokens": self.max_tokens or window, **filled, **skipped}
+        marked = {"marker": self.marker} if self.marker is not None else {}
+        led = {"leading": self.leading} if self.leading else {}
+        return {"max_tokens": self.max_tokens or window, **filled, **skipped, **marked, **led}
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ class MultiVector:
     modules: tuple[Module, ...] = ()
     query: Side = Side()
     document: Side = Side()
-    """One of a text without a word on it too, but for its length."""
+    """Its skipped and leading vectors are also those of a text without a word on it."""
     unseen: bool = False
     """Whether the tokens that fill a query up are seen by none."""
 
@@ -72,6 +79,11 @@ class MultiVector:
     def width(self) -> int:
         """Of a vector."""
         return self.modules[-1].width if self.modules else self.hidden_size
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest query or document, 0 where nothing is said of either."""
+        return max(side.max_tokens or 0 for side in (self.query, self.document))
 
     @property
     def has_sides(self) -> bool:
@@ -113,8 +125,22 @@ def _skipped(checkpoint: Checkpoint, path: str) -> dict[str, tuple[int, ...]]:
     tasks = ["document"] if said is None else [said] if isinstance(said, str) else said
     if not isinstance(tasks, list) or not {"query", "document"}.issuperset(tasks):
         raise BuildError(f"{config.path} has skiplist_tasks = {tasks}; there are query and document")
-    ids = tuple(sorted(i for word in words if (i := checkpoint.tokenizer.token_to_id(word)) is not None))
-    return dict.fromkeys(tasks, ids)
+    return dict.fromkeys(tasks, ids_of(checkpoint, words))
+
+
+def ids_of(checkpoint: Checkpoint, words: Iterable[str]) -> tuple[int, ...]:
+    """Of the words that are a token of their own."""
+    return tuple(sorted(i for word in words if (i := checkpoint.tokenizer.token_to_id(word)) is not None))
+
+
+def filling(checkpoint: Checkpoint, said: Settings, word: str | None = None) -> int:
+    """The id that queries are filled up with: of a `word`, or of what hides one, or else of an end."""
+    word = word or checkpoint.mask_token or checkpoint.named_token("eos")
+    if (found := checkpoint.tokenizer.token_to_id(word)) is None:
+        raise BuildError(
+            f"{said.path} fills queries up with {word!r}, which is no token: say one as query_expansion.token"
+        )
+    return found
 
 
 def _sides(
@@ -134,16 +160,12 @@ def _sides(
         return Side(lengths[0], skipped=query.skipped), document, False
     expansion.require("strategy", "fixed", "min")
     least, attend = expansion.integer("length"), expansion.flag("attend", default=False)
-    word = expansion.word("token", default=checkpoint.mask_token)
-    filling = checkpoint.tokenizer.token_to_id(word)
-    if filling is None:
-        raise BuildError(
-            f"{window.path} fills queries up with {word!r}, which is no token: say one as query_expansion.token"
-        )
-    if filling in query.skipped:
+    own = filling(checkpoint, window, expansion.find("token") and expansion.word("token"))
+    if own in query.skipped:
+        word = checkpoint.tokenizer.id_to_token(own)
         raise BuildError(f"{window.path} fills queries up with {word!r}, whose vectors the checkpoint leaves out")
     longest = least if expansion.find("strategy") == "fixed" else lengths[0] and max(lengths[0], least)
-    return Side(longest, least, filling + vocabulary * (not attend), query.skipped), document, not attend
+    return Side(longest, least, own + vocabulary * (not attend), query.skipped), document, not attend
 
 
 def write_vectors(g: OnnxGraph, vectors: MultiVector) -> None:

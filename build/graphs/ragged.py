@@ -15,7 +15,7 @@ takes them as they are.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from onnx import TensorProto
@@ -64,6 +64,8 @@ class Ragged(Packed):
     """[S] 0, 1, ... S - 1."""
     real: str
     """[B, S] BOOL."""
+    seen: str
+    """[B, S] BOOL: of these, those that others see."""
     real_slots: str
     """[T] BOOL."""
 
@@ -149,6 +151,7 @@ def opened(g: OnnxGraph, input_ids: str, lengths: str) -> Ragged:
             token_of_slot=None,
             column=g.op("Range", zero, width, one),
             real=real,
+            seen=real,
             real_slots=real_slots,
         )
 
@@ -173,8 +176,22 @@ def opened(g: OnnxGraph, input_ids: str, lengths: str) -> Ragged:
         token_of_slot=running_index(real_slots),
         column=g.op("Range", zero, width, one),
         real=real,
+        seen=real,
         real_slots=real_slots,
     )
+
+
+def with_unseen(g: OnnxGraph, r: Packed, offset: int) -> Packed:
+    """The batch with ids below `offset`: what was raised by it is seen by none and comes last in its text.
+
+    0 stands for no such tokens.
+    """
+    if not offset:
+        return r
+    assert isinstance(r, Ragged)
+    size = g.constant(offset, np.int32)
+    is_seen = g.op("Less", g.op("Gather", r.token_ids, r.token_of_cell), size)
+    return replace(r, token_ids=g.op("Mod", r.token_ids, size), seen=g.op("And", r.real, is_seen))
 
 
 def _places(g: OnnxGraph, input_ids: str, lengths: str) -> tuple[str, str]:

@@ -21,8 +21,8 @@ Model parameters: `max_tokens`, the longest row; `vocabulary`, how many ids the 
 `segment_offset`, added to the ids of the second text so that its token type travels in them, or `template`, a
 JSON object with `prefix` and `suffix`, which truncation never touches, `body`, a format of instruction, query
 and passage, and `instruction`, the default; for texts also `sides`, a JSON object of prompt name -> `max_tokens`,
-`least` and `filling` for an id that fills shorter texts up, and `skipped` ids. `tokenizer.json` lies in the
-version folder.
+`least` and `filling` for an id that fills shorter texts up, `marker` for one that is put behind the first token,
+`skipped` ids and how many `leading` vectors are not kept. `tokenizer.json` lies in the version folder.
 """
 
 from __future__ import annotations
@@ -94,6 +94,8 @@ class Side:
     least: int = 0
     filling: int = 0
     skipped: Sequence[int] = ()
+    marker: int | None = None
+    leading: int = 0
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,7 @@ class TritonPythonModel:
             rows.append(row)
             if describes:
                 with self._cut_to(text.side):
-                    described.append(self._described(text.parts[0], parts[0]))
+                    described.append(self._described(text.parts[0], parts[0], text.side))
         tensors = _tensors(rows, bool(self._sides))
         return [*tensors, _tokens(described)] if describes else tensors
 
@@ -192,10 +194,11 @@ class TritonPythonModel:
     @contextmanager
     def _cut_to(self, side: Side) -> Iterator[None]:
         """Has the tokenizer cut as the side says, and then again as all others do."""
-        if side.max_tokens == self._room.max_tokens:
+        room = side.max_tokens - (side.marker is not None)
+        if room == self._room.max_tokens:
             yield
             return
-        self._tokenizer.enable_truncation(side.max_tokens, strategy="longest_first")
+        self._tokenizer.enable_truncation(room, strategy="longest_first")
         try:
             yield
         finally:
@@ -252,8 +255,11 @@ class TritonPythonModel:
         ids = encoding.ids
         if self._segment_offset:
             ids = [i + self._segment_offset * kind for i, kind in zip(ids, encoding.type_ids, strict=True)]
+        if side.marker is not None:
+            ids = [*ids[:1], side.marker, *ids[1:]]
         ids = self._prefix + ids + self._suffix
         kept = [NO_TOKEN if i in side.skipped else i for i in ids]
+        kept[: side.leading] = [NO_TOKEN] * min(side.leading, len(kept))
         filling = [side.filling] * (side.least - len(ids) if ids else 0)
         return Row(ids + filling, bool(encoding.overflowing), kept + filling)
 
@@ -261,7 +267,7 @@ class TritonPythonModel:
         """How an error names a row."""
         return f"{'text' if self._is_of_texts else 'passage'}[{i}]"
 
-    def _described(self, text: str, beginning: Beginning) -> bytes:
+    def _described(self, text: str, beginning: Beginning, side: Side) -> bytes:
         """The tokens of a text in words, encoded once more because the fast way keeps no offsets."""
         encoding = self._tokenizer.encode(beginning.text)
         tokens = []
@@ -273,6 +279,14 @@ class TritonPythonModel:
             if not special:
                 words = {"text": text[start:stop], "special": False, "start": start, "stop": stop}
             tokens.append({"id": i, **words})
+        if side.marker is not None:
+            marker = {
+                "text": self._tokenizer.id_to_token(side.marker),
+                "special": True,
+                "start": None,
+                "stop": None,
+            }
+            tokens.insert(1, {"id": side.marker, **marker})
         return json.dumps(tokens).encode()
 
 

@@ -148,12 +148,13 @@ def wrap(tokenizer: Tokenizer, window: int = WINDOW, types: bool = False, **opti
     return fast(tokenizer_object=tokenizer, model_max_length=window, model_input_names=names, **options)
 
 
-def wordpiece() -> Any:
+def wordpiece(unused: int = 0) -> Any:
     tokenizer = Tokenizer(models.WordPiece({}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     special: dict[str, Any] = {f"{s.lower()}_token": f"[{s}]" for s in ("PAD", "UNK", "CLS", "SEP", "MASK")}
-    ids = {piece: i for i, piece in enumerate([*special.values(), *common_pieces(tokenizer, "##")])}
+    spare = [f"[unused{i}]" for i in range(unused)]
+    ids = {piece: i for i, piece in enumerate([*special.values(), *spare, *common_pieces(tokenizer, "##")])}
     tokenizer.model = models.WordPiece(ids, unk_token="[UNK]")
     ends = [("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"])]
     tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", ends)
@@ -448,6 +449,11 @@ def multi_vector_encoder(name: str, network: Any, tokenizer: Any, *after: torch.
         MultiVectorEncoder(modules=modules, prompts=PROMPTS[name], device="cpu").save(
             folder, create_model_card=False
         )
+    vectors_expected(name)
+
+
+def vectors_expected(name: str) -> None:
+    folder = str(HERE / name)
     model = MultiVectorEncoder(folder, **LOAD)
     kinds: dict[str, Callable[[Any, str], Any]] = {
         "": lambda encoder, text: encoder.encode(text),
@@ -457,7 +463,7 @@ def multi_vector_encoder(name: str, network: Any, tokenizer: Any, *after: torch.
     arrays: Arrays = {}
     for start, encode in kinds.items():
         task = start.removesuffix("_") or None
-        prompt = PROMPTS[name].get(task or "", "")
+        prompt = model.prompts.get(task or "", "")
         fed = [model.preprocess([text], prompt=prompt, task=task)["input_ids"][0].tolist() for text in TEXTS]
         vectors = [np.asarray(encode(model, text)) for text in TEXTS]
         arrays |= {f"{start}token_ids": flat(fed), f"{start}token_counts": flat([len(ids)] for ids in fed)}
@@ -967,6 +973,94 @@ def bert_colbert(name: str) -> None:
     multi_vector_encoder(name, model, words, *after, query_expansion=expansion, document_length=48)
 
 
+def pylate_colbert(name: str) -> None:
+    """As PyLate 1 saves it: it has no module for skiplist and norm, and markers that are tokens put in by code."""
+    folder = HERE / name
+    shutil.rmtree(folder, ignore_errors=True)
+    words = modern()
+    words.add_tokens(["[Q] ", "[D] "])
+    sizes = modernbert_sizes(words) | {"local_attention": 64}
+    save(folder, randomise(hf.ModernBertModel(hf.ModernBertConfig(**sizes)), 26, norm=0.5), words)
+    dense = randomise(torch.nn.Linear(HIDDEN, 24, bias=False), 27)
+    (folder / "1_Dense").mkdir()
+    save_file({"linear.weight": dense.weight}, folder / "1_Dense" / "model.safetensors")
+    identity = "torch.nn.modules.linear.Identity"
+    kinds = {"": "sentence_transformers.models.Transformer", "1_Dense": "pylate.models.Dense.Dense"}
+    files = {
+        "modules.json": [
+            {"idx": i, "name": str(i), "path": path, "type": kind} for i, (path, kind) in enumerate(kinds.items())
+        ],
+        "sentence_bert_config.json": {"max_seq_length": 47, "do_lower_case": False},
+        "1_Dense/config.json": {
+            **{"in_features": HIDDEN, "out_features": 24, "bias": False},
+            **{"activation_function": identity, "use_residual": False},
+        },
+        "config_sentence_transformers.json": {
+            "model_type": "ColBERT",
+            "__version__": {"sentence_transformers": "5.3.0", "transformers": "5.3.0", "pytorch": "2.10.0"},
+            "prompts": {"query": "", "document": ""},
+            "default_prompt_name": None,
+            "similarity_fn_name": "MaxSim",
+            "query_prefix": "[Q] ",
+            "document_prefix": "[D] ",
+            "query_length": 32,
+            "document_length": 48,
+            "attend_to_expansion_tokens": False,
+            "skiplist_words": list(string.punctuation),
+            "do_query_expansion": True,
+        },
+    }
+    for path, content in files.items():
+        (folder / path).write_text(json.dumps(content, indent=2) + "\n")
+    vectors_expected(name)
+
+
+def stanford_colbert(name: str) -> None:
+    """As Stanford's code saves it: a class of its own with a matrix beside its BERT, and no modules."""
+    folder = HERE / name
+    shutil.rmtree(folder, ignore_errors=True)
+    words = wordpiece(unused=2)
+    model: Any = randomise(hf.BertModel(hf.BertConfig(**bert_sizes(words))), 28)
+    save(folder, model, words)
+    dense = randomise(torch.nn.Linear(HIDDEN, 24, bias=False), 29)
+    tensors = {f"bert.{name}": tensor for name, tensor in model.state_dict().items()}
+    save_file({"linear.weight": dense.weight, **tensors}, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text()) | {"architectures": ["HF_ColBERT"]}
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    said = {"query_token_id": "[unused0]", "doc_token_id": "[unused1]", "query_token": "[Q]", "doc_token": "[D]"}
+    said |= {"similarity": "cosine", "interaction": "colbert", "dim": 24, "mask_punctuation": True}  # type: ignore
+    said |= {"query_maxlen": 32, "doc_maxlen": 48, "attend_to_mask_tokens": False, "nway": 2}  # type: ignore
+    (folder / "artifact.metadata").write_text(json.dumps(said, indent=2) + "\n")
+    vectors_expected(name)
+
+
+@torch.inference_mode()
+def bge_m3_colbert(name: str) -> None:
+    """Vectors as FlagEmbedding has them: w h + b of all tokens but the first, of length 1."""
+    pieces = unigram()
+    model = randomise(hf.XLMRobertaModel(hf.XLMRobertaConfig(**roberta_sizes(pieces))), 30)
+    linear = randomise(torch.nn.Linear(HIDDEN, HIDDEN), 31)
+    shutil.rmtree(HERE / name, ignore_errors=True)
+    save(HERE / name, model, pieces)
+    save_file(linear.state_dict(), HERE / name / "colbert_linear.safetensors")
+
+    def vectors(dtype: torch.dtype, text: str) -> Any:
+        network = hf.AutoModel.from_pretrained(HERE / name, dtype=dtype)
+        ids = pieces(text, truncation=True, max_length=WINDOW)["input_ids"]
+        states = network(torch.tensor([ids])).last_hidden_state[0, 1:]
+        weight, bias = (p.to(dtype) for p in linear.parameters())
+        return functional.normalize(functional.linear(states, weight, bias), dim=-1).float()
+
+    fed = [pieces(text, truncation=True, max_length=WINDOW)["input_ids"] for text in TEXTS]
+    found = [vectors(torch.float32, text) for text in TEXTS]
+    arrays = tokens(name, TEXTS, fed, WINDOW)
+    arrays |= {"vectors": torch.cat(found).numpy(), "vector_counts": flat([len(one)] for one in found)}
+    pairs = [[vectors(torch.float32, text) for text in pair] for pair in PAIRS]
+    arrays["pair_maxsim"] = np.asarray([(q @ p.T).max(dim=1).values.sum().item() for q, p in pairs], np.float32)
+    short = torch.cat([vectors(torch.bfloat16, text) for text in TEXTS])
+    write_expected(name, arrays, lowest_cosine(short, arrays["vectors"]))
+
+
 def bert_splade(name: str) -> None:
     words = wordpiece()
     model: Any = hf.BertForMaskedLM(hf.BertConfig(**bert_sizes(words)))
@@ -984,6 +1078,7 @@ MAKERS: dict[str, Callable[[str], None]] = {
     "bert-cross-encoder": bert_cross_encoder,
     "bert-colbert": bert_colbert,
     "bert-splade": bert_splade,
+    "bge-m3-colbert": bge_m3_colbert,
     "bge-m3-sparse": bge_m3,
     "camembert": camembert,
     "camembert-cross-encoder": camembert_cross_encoder,
@@ -1010,8 +1105,10 @@ MAKERS: dict[str, Callable[[str], None]] = {
     "qwen3-classifier": qwen3_classifier,
     "qwen3-embedding": qwen3_embedding,
     "qwen3-reranker": qwen3_reranker,
+    "pylate-colbert": pylate_colbert,
     "roberta": roberta,
     "roberta-cross-encoder": roberta_pairs,
+    "stanford-colbert": stanford_colbert,
     "xlm-roberta": xlm_roberta,
 }
 
