@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from build.checkpoint import MODEL2VEC, STATIC
 from build.graphs.bert import Bert, write_bert
 from build.graphs.deberta_v2 import DebertaV2, write_deberta_v2
 from build.graphs.decoder import (
@@ -39,6 +40,7 @@ from build.graphs.scoring import (
     yes_no_logit,
 )
 from build.graphs.sparse import MaskedHead
+from build.graphs.static import read_static, write_static
 from build.settings import Settings
 from build.templates import NEMOTRON_RERANKER, QWEN3_RERANKER
 from build.weights import Weights
@@ -151,6 +153,8 @@ class Architecture:
     """Whether its page is written for tokens that are seen by none."""
     lexical: bool = False
     """Whether words are weighed by `sparse.LINEAR` where no head of a language model does it."""
+    static: bool = False
+    """Whether tensors say its sizes, and a token's vector does not depend on other tokens."""
     packed: bool = True
     """Whether its page is written for packed tokens, too."""
     own_code: frozenset[str] = frozenset()
@@ -178,6 +182,7 @@ POOLER = ("pooler.dense.*",)
 ARCHITECTURES = {
     entry.model_type: entry
     for entry in (
+        Architecture(STATIC, read_static, write_static, fixtures=("static",), static=True),
         Architecture(
             "bert",
             Bert.of,
@@ -311,6 +316,18 @@ ARCHITECTURES = {
             unused=(*BUFFERS, *LANGUAGE_HEADS),
         ),
         Architecture(
+            MODEL2VEC,
+            read_static,
+            write_static,
+            fixtures=("model2vec", "model2vec-mapped"),
+            # How it was distilled, and what its tensors say themselves; nobody reads `seq_length`.
+            harmless=(
+                *("tokenizer_name", "apply_pca", "apply_zipf", "sif_coefficient", "pooling", "seq_length"),
+                *("hidden_dim", "embedding_dtype", "vocabulary_quantization"),
+            ),
+            static=True,
+        ),
+        Architecture(
             "modernbert",
             ModernBert.of,
             write_modernbert,
@@ -404,4 +421,4 @@ ARCHITECTURES = {
         ),
     )
 }
-"""`model_type` of config.json -> its entry."""
+"""`model_type` of config.json -> its entry; STATIC has no such file, and goes by its module."""

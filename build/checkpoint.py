@@ -54,6 +54,10 @@ MASK = "MultiVectorMask"
 """The kind of module that says of which tokens the vectors count, where a text has one for each."""
 TRANSFORMERS = ("Transformer", "MLMTransformer")
 """Kinds of modules that run the transformer; older sparse models have one of their own for their head."""
+STATIC = "StaticEmbedding"
+"""The kind of module that takes a transformer's place where tokens have a vector each; and that architecture."""
+MODEL2VEC = "model2vec"
+"""The same as its own library calls it in `config.json`."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,8 @@ class Checkpoint:
 
     def _module(self, item: Settings) -> Module:
         library, _, kind = item.word("type").rpartition(".")
-        path = item.word("path", default="")
+        path = item.word("path", default="").removeprefix("./").removesuffix("/")
+        path = "" if path == "." else path
         if not f"{library}.".startswith(LIBRARY) and item.word("type") != PYLATE:
             raise BuildError(
                 f"{item.path} has a module of type {library}.{kind}: code of its own computes it, which is "
@@ -145,12 +150,27 @@ class Checkpoint:
     def transformer(self) -> Path:
         """The folder of the transformer: the checkpoint's own, or one in it, as `0_Transformer`."""
         first = self.modules[0] if self.modules else None
-        return self.folder / first.path if first is not None and first.kind in TRANSFORMERS else self.folder
+        return self.folder / first.path if first and first.kind in (*TRANSFORMERS, STATIC) else self.folder
 
     @cached_property
     def config(self) -> Settings:
-        """`config.json`."""
-        return self.settings(self.transformer / "config.json")
+        """`config.json`, which sentence-transformers' STATIC has not."""
+        path = self.transformer / "config.json"
+        if not self.modules or self.modules[0].kind != STATIC:
+            return self.settings(path)
+        said = read_json(own_file(path, self.folder)) if is_listed(path) else {}
+        is_its_own = Settings(path, said).find("model_type") == MODEL2VEC
+        return self.settings(path) if is_its_own else Settings(path, {"model_type": STATIC})
+
+    @property
+    def is_model2vec(self) -> bool:
+        """Whether model2vec is the reference, which reads `config.json` and puts nothing before it."""
+        return self.model_type == MODEL2VEC
+
+    @property
+    def is_static(self) -> bool:
+        """Whether tokens have a vector each; of the tokenizer's files the reference then reads one alone."""
+        return self.model_type in (STATIC, MODEL2VEC)
 
     @cached_property
     def model_type(self) -> str:
@@ -166,7 +186,7 @@ class Checkpoint:
     def tokenizer_config(self) -> Settings:
         """`tokenizer_config.json`, without a key where it is missing."""
         path = self.transformer / TOKENIZER_CONFIG
-        return self.settings(path) if is_listed(path) else Settings(path, {})
+        return self.settings(path) if is_listed(path) and not self.is_static else Settings(path, {})
 
     @cached_property
     def tokenizer_class(self) -> str:
@@ -198,7 +218,7 @@ class Checkpoint:
 
     def _older(self, name: str) -> Settings:
         path = self.transformer / name
-        is_read = is_listed(path) and "added_tokens_decoder" not in self.tokenizer_config
+        is_read = is_listed(path) and not self.is_static and "added_tokens_decoder" not in self.tokenizer_config
         return self.settings(path) if is_read else Settings(path, {})
 
     @cached_property
@@ -210,7 +230,7 @@ class Checkpoint:
     def window(self) -> Settings | None:
         """What sentence-transformers says of the transformer."""
         paths = [path for name in WINDOWS if is_listed(path := self.transformer / name)]
-        return self.settings(paths[0]) if paths else None
+        return self.settings(paths[0]) if paths and not self.is_static else None
 
     def max_tokens(self, positions: int, asked: int | None = None, least: int = 0) -> int:
         """The longest text in tokens, special tokens included, as sentence-transformers reads it, or as `asked`.
@@ -315,12 +335,22 @@ class Checkpoint:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         check_unknown(tokenizer, path)
+        if self.is_static:
+            return self._without_ends(tokenizer)
         if self.is_ended_by_code:
             end = token(self.tokenizer_config, "eos_token").content
             ends = [(end, tokenizer.token_to_id(end))]
             tokenizer.post_processor = TemplateProcessing(f"$A {end}", f"$A {end} $B:1 {end}:1", ends)
             self._is_remade = True
         return self._as_its_class(tokenizer, content) or tokenizer
+
+    def _without_ends(self, tokenizer: Tokenizer) -> Tokenizer:
+        """The same that puts no token around a text."""
+        content = json.loads(tokenizer.to_str())
+        if content["post_processor"] is None:
+            return tokenizer
+        self._is_remade = True
+        return Tokenizer.from_str(json.dumps(content | {"post_processor": None}))
 
     @cached_property
     def tokenizer_steps(self) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def build(entry: CatalogEntry, target: Target, model_repository: Path, cache: Pa
     if isinstance(entry.source, Hub):
         described = Checkpoint(hub.describe(entry.source))
         exported = graph_to_adopt(entry, described, names)
-        if exported is None:
+        if exported is None and not described.is_static:  # whose sizes its tensors say
             models_of(entry, described, target)  # refuses what it can before gigabytes are brought
     checkpoint = obtain(entry, cache / "checkpoints", exported)
     with _alone(model_repository) as staging:

@@ -41,7 +41,7 @@ from huggingface_hub.file_download import http_get, repo_folder_name
 from huggingface_hub.utils import build_hf_headers
 
 from build.catalog import Hub
-from build.checkpoint import METADATA, MODULES, PROMPTS, WINDOWS, Checkpoint
+from build.checkpoint import METADATA, MODULES, PROMPTS, STATIC, WINDOWS, Checkpoint
 from build.errors import BuildError
 from build.files import SHARDS, WEIGHTS, git_digest, git_hash, sha256
 from build.onnx_file import data_files, parse_onnx
@@ -77,10 +77,12 @@ def _describing(source: Hub) -> dict[str, Path]:
     there = _listing(source)
     paths = {MODULES: _bring(source, MODULES)} if MODULES in there else {}
     modules = Checkpoint(_folder(paths)).modules if paths else []
-    inner = modules[0].path if modules and modules[0].kind == "Transformer" else ""
+    inner = modules[0].path if modules and modules[0].kind in ("Transformer", STATIC) else ""
     vocabularies = [name for name in (*VOCABULARIES.values(), *OTHERS) if posixpath.join(inner, name) in there]
     tokenizer = ["tokenizer.json"] if posixpath.join(inner, "tokenizer.json") in there else vocabularies
     wanted = [posixpath.join(inner, name) for name in ("config.json", *(tokenizer or ["tokenizer.json"]))]
+    if modules and modules[0].kind == STATIC and wanted[0] not in there:
+        del wanted[0]  # which sentence-transformers does not write
     beside = (TOKENIZER_CONFIG, SPECIAL_TOKENS, ADDED_TOKENS, *WINDOWS, ADAPTER, METADATA, *HEADS)
     optional = [posixpath.join(inner, name) for name in beside]
     optional += [PROMPTS, *(posixpath.join(module.path, "config.json") for module in modules)]

@@ -32,6 +32,7 @@ from build.graphs.scoring import (
     write_scoring,
 )
 from build.graphs.sparse import Splade, is_tied, lexical_weights, unweighed, write_lexical, write_splade
+from build.graphs.static import Static, measured
 from build.quantised import Quantised
 from build.repository import Family
 from build.settings import check_nothing_is_left
@@ -52,6 +53,8 @@ LANGUAGE_MODELS = tuple(f"{kind}ForCausalLM" for kind in ("Llama", "Mistral", "Q
 
 ENDS = ("prefix", "suffix")
 """Parts of a reranker's template that are never cut."""
+
+NONE: Mapping[str, str] = {}
 
 PACKED_TEXTS = 256
 """In one batch of packed tokens at least, so that short ones fill a GPU too; its step cuts batches by tokens."""
@@ -125,6 +128,8 @@ def written_models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) 
     encoder = architecture.read(checkpoint.config)
     checkpoint.config.skip((*HARMLESS, *architecture.harmless))
     weights = checkpoint.weights(checkpoint.transformer, architecture.prefixes, architecture.unused, quantised)
+    if isinstance(encoder, Static):
+        encoder = measured(encoder, checkpoint, weights)
     is_pair = entry.tasks[0] in ("rerank", "classify") and checkpoint.architecture in architecture.rerankers
     if is_pair and encoder.token_types > 1 and checkpoint.feeds_token_types:
         encoder = replace(encoder, segment_offset=encoder.vocab_size)
@@ -156,7 +161,8 @@ def written_models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) 
     encoder = replace(encoder, longest=family.max_tokens)
     states = graph(repository.encoder(family), target, lambda g: architecture.write(g, encoder, weights))
     if "embed" in entry.tasks:
-        return embedding_models(entry, checkpoint, family, states)
+        reading = reading_of(encoder, family) if isinstance(encoder, Static) else {}
+        return embedding_models(entry, checkpoint, family, states, reading)
     if vectors is not None:
         plain = min(checkpoint.max_tokens(encoder.positions), family.max_tokens)
         return multi_vector_models(entry, checkpoint, family, states, vectors, plain)
@@ -237,13 +243,16 @@ def family_of(
         texts = max(texts, PACKED_TEXTS)
     if entry.ignore:
         facts = {**facts, "ignored": ", ".join(entry.ignore)}
+    known, beyond = known_ids(checkpoint, encoder.vocab_size), max(encoder.segment_offset, encoder.unseen_offset)
+    if isinstance(encoder, Static):
+        beyond = encoder.vocab_size + 1 - known  # the row behind the table is that of a text without tokens
     return Family(
         entry.name,
         target,
         encoder.hidden_size,
         max_tokens,
-        known_ids(checkpoint, encoder.vocab_size),
-        max(encoder.segment_offset, encoder.unseen_offset),
+        known,
+        beyond,
         texts,
         {**facts_of(entry), **facts},
     )
@@ -316,15 +325,29 @@ def graph_to_adopt(entry: CatalogEntry, checkpoint: Checkpoint, names: Collectio
     )
 
 
-def embedding_models(entry: CatalogEntry, checkpoint: Checkpoint, family: Family, encoder: Model) -> list[Model]:
-    """The family of an embedding model; where it also reranks, it does so as a bi-encoder."""
+def reading_of(static: Static, family: Family) -> dict[str, str]:
+    """What the tokenizer's step is told of static embeddings."""
+    return {
+        "characters": str(static.characters * family.max_tokens),
+        "dropped": json.dumps([] if static.dropped is None else [static.dropped]),
+        "nothing": str(static.vocab_size),
+    }
+
+
+def embedding_models(
+    entry: CatalogEntry, checkpoint: Checkpoint, family: Family, encoder: Model, reading: Mapping[str, str] = NONE
+) -> list[Model]:
+    """The family of an embedding model; where it also reranks, it does so as a bi-encoder.
+
+    `reading` are more parameters of the tokenizer's step.
+    """
     pooling = Pooling.of(checkpoint, family.hidden_size, entry.pooling, entry.normalise, entry.dimensions)
     dimensions, head = pooling.width, family.target.head
     facts = {"pooling": ", ".join(pooling.modes), "unit_length": "true" if pooling.unit_length else "false"}
     family = replace(family, facts={**family.facts, **facts})
     ensembles = [Model(repository.embed_ensemble(family, dimensions))]
     steps = [
-        tokenizer(repository.tokenizer(family, checkpoint.prompts | entry.prompts), checkpoint),
+        tokenizer(repository.tokenizer(family, checkpoint.prompts | entry.prompts, reading), checkpoint),
         *with_head(
             encoder,
             repository.headless_encoder(family, dimensions),

@@ -95,7 +95,8 @@ class Family:
     vocabulary: int
     """Token ids that the encoder has vectors for, from 0."""
     segment_offset: int
-    """What is added to the ids of a pair's second text, or of tokens seen by none; 0 where there are none."""
+    """How far ids go past the vocabulary: those of a pair's second text, of tokens that are seen by none, or of a
+    text without tokens; 0 where there are none."""
     max_batch_size: int
     """Texts in one batch: bounds the hidden states that pass from encoder to head at once."""
     facts: Mapping[str, str] = field(default_factory=dict)
@@ -108,9 +109,12 @@ def render(config: ModelConfig) -> str:
     return text
 
 
-def tokenizer(family: Family, prompts: Mapping[str, str]) -> ModelConfig:
-    """`<family>-tokenizer`: text -> input_ids, token_count, truncated, and tokens for who asks for them."""
-    config = _tokenizer(family, [TEXT, PROMPT_NAME], {"prompts": json.dumps(dict(prompts))})
+def tokenizer(family: Family, prompts: Mapping[str, str], reading: Mapping[str, str] | None = None) -> ModelConfig:
+    """`<family>-tokenizer`: text -> input_ids, token_count, truncated, and tokens for who asks for them.
+
+    `reading` are more parameters of its step.
+    """
+    config = _tokenizer(family, [TEXT, PROMPT_NAME], {"prompts": json.dumps(dict(prompts)), **(reading or {})})
     config.output.append(TOKENS.as_output())
     return config
 

@@ -102,7 +102,8 @@ OTHER_SETTINGS = (METADATA, *VOCABULARIES.values())
 
 def hashes(folder: Path) -> dict[str, str]:
     """The sha256 of every file of a checkpoint folder that a build reads; BuildError for one not its own."""
-    if not is_listed(Checkpoint(folder).transformer / "config.json"):
+    checkpoint = Checkpoint(folder)
+    if not is_listed(checkpoint.transformer / "config.json") and not checkpoint.is_static:
         raise BuildError(f"{folder} is no checkpoint: it has no config.json")
     return {
         str(path.relative_to(folder)): sha256(own_file(path, folder))

@@ -21,6 +21,8 @@ from build.quantised import FP8, INT8, KEY, Quantised
 from build.settings import Settings, read_json
 
 FLOATS = ("F64", "F32", "F16", "BF16")
+INTEGERS = ("I64", "I32")
+BYTES = (INT8,)
 LEGACY = {"gamma": "weight", "beta": "bias"}
 """What TensorFlow's names for a norm's parameters stand for, as transformers reads them."""
 
@@ -80,8 +82,8 @@ class Weights:
         with _opened(self._files[stored]) as file:
             return tuple(file.get_slice(stored).get_shape())
 
-    def tensor(self, name: str, *shape: int) -> npt.NDArray[np.float32]:
-        """The tensor `name` as FP32, with or without a prefix.
+    def tensor(self, name: str, *shape: int, more: Sequence[str] = ()) -> npt.NDArray[np.float32]:
+        """The tensor `name` as FP32, with or without a prefix; of floating-point numbers, or `more` types.
 
         Raises BuildError when there is none, when it has another `shape` than config.json says or another type
         than a floating-point one, and when not all of its values are finite.
@@ -89,13 +91,18 @@ class Weights:
         stored = self._stored(name)
         path = self._files[stored]
         kept = self._quantised
-        values, dtype = self._array(stored, FLOATS if kept is None else (*FLOATS, kept.dtype), shape)
+        values, dtype = self._array(stored, (*FLOATS, *more, *([kept.dtype] if kept else [])), shape)
         if kept is not None and dtype == kept.dtype:
             values = self._dequantised(stored, values, kept)
         values = np.asarray(values, np.float32)
         if not np.isfinite(values.sum(dtype=np.float64)):  # a sum that nothing finite can take past its type
             raise BuildError(f"{path} has values in {stored} that are not finite: download it again")
         return values
+
+    def integers(self, name: str, *shape: int) -> npt.NDArray[np.int64]:
+        """The tensor `name` of whole numbers; raises BuildError when there is none of the `shape`."""
+        values, _ = self._array(self._stored(name), INTEGERS, shape)
+        return np.asarray(values, np.int64)
 
     def unread(self) -> Iterator[tuple[str, str]]:
         """Each tensor that nobody has read and that is not harmless, with a sentence on it."""

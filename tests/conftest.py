@@ -192,10 +192,11 @@ def send(request: urllib.request.Request) -> Answer:
 
 
 def cosines(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Cosine of each row of `a` with the same row of `b`."""
+    """Cosine of each row of `a` with the same row of `b`; zeros are alike, and like nothing else."""
     a64, b64 = a.astype(np.float64), b.astype(np.float64)
     lengths = np.linalg.norm(a64, axis=1) * np.linalg.norm(b64, axis=1)
-    return np.asarray((a64 * b64).sum(axis=1) / lengths)
+    both = ~a64.any(axis=1) & ~b64.any(axis=1)
+    return np.where(both, 1, (a64 * b64).sum(axis=1) / np.maximum(lengths, 1e-300))
 
 
 def rows(flat: npt.NDArray[Any], counts: npt.NDArray[np.int32]) -> list[list[int]]:

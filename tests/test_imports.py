@@ -36,7 +36,7 @@ ALLOWED = {
     # A page of mathematics loads no client of the Hub and no renderer of configurations.
     "build.graphs": "build.catalog build.checkpoint build.errors build.files build.onnx_file build.settings "
     "build.target build.weights",
-    "build.architectures": "build.graphs build.settings build.templates build.weights",
+    "build.architectures": "build.checkpoint build.graphs build.settings build.templates build.weights",
     "build.hub": "build.catalog build.checkpoint build.errors build.files build.onnx_file build.settings "
     "build.vocabularies",
     "build.source": "build.catalog build.checkpoint build.errors build.files build.graphs build.hub "

@@ -39,7 +39,7 @@ REFUSED = {
 }
 """Models of types that we write, which are other models all the same -> what the sentence names."""
 
-UNQUOTED = {"camembert", "deberta-v2", "gte", "llama", "llama_bidirec", "mistral"}
+UNQUOTED = {"StaticEmbedding", "camembert", "deberta-v2", "gte", "llama", "llama_bidirec", "mistral", "model2vec"}
 """Types of which no copy of an embedding model's files was found."""
 
 TASKS = {"Qwen/Qwen3-Reranker-0.6B": "rerank"}

@@ -26,6 +26,8 @@ def is_reranker(name: str) -> bool:
     return checkpoint.architecture in heads
 
 
+STATIC = [name for one in ARCHITECTURES.values() if one.static for name in one.fixtures]
+"""Those without layers."""
 PACKED = [name for one in ARCHITECTURES.values() if one.packed for name in one.fixtures]
 """Those that run on packed tokens, too."""
 RERANKERS = [name for name in NAMES if is_reranker(name)]

@@ -12,13 +12,14 @@ Then the modules of `build.graphs.modules`, as far as the checkpoint asks for th
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from onnx import TensorProto
 
-from build.checkpoint import Checkpoint
+from build.checkpoint import STATIC, Checkpoint
 from build.errors import BuildError
 from build.graphs.modules import (
     MODULES,
@@ -81,7 +82,9 @@ class Pooling:
 
         Raises BuildError on what these graphs do not write, naming it, and without modules or a `mode`.
         """
-        if checkpoint.modules:
+        if checkpoint.is_static:
+            said = cls._of_static(checkpoint, hidden_size, mode)
+        elif checkpoint.modules:
             said = cls._of_modules(checkpoint, hidden_size, mode)
         elif mode is not None:
             said = cls((mode,), hidden_size, ())
@@ -108,6 +111,36 @@ class Pooling:
         if normalise and not is_unit:
             modules.append(Normalize(modules[-1].width if modules else said.width))
         return cls(said.modes, hidden_size, tuple(modules), said.unit_tokens)
+
+    @classmethod
+    def _of_static(cls, checkpoint: Checkpoint, hidden_size: int, mode: str | None) -> Pooling:
+        """The mean, and what follows it; of model2vec its own configuration says whether that is a norm."""
+        if mode not in (None, "mean"):
+            raise BuildError(
+                f"{checkpoint.folder} holds static embeddings, which are pooled by their mean: leave --pooling out"
+            )
+        listed = checkpoint.modules[1:]
+        kinds = [module.kind for module in checkpoint.modules]
+        if checkpoint.is_model2vec:
+            is_unit = checkpoint.config.flag("normalize", default=False)
+            if kinds not in ([], [STATIC, *["Normalize"] * is_unit]):
+                raise BuildError(
+                    f"{checkpoint.folder / 'modules.json'} lists {', '.join(kinds)}, but {checkpoint.config.path} "
+                    f"has normalize = {json.dumps(is_unit)}: libraries differ in which of them they follow; make "
+                    "the two agree"
+                )
+            return cls(("mean",), hidden_size, (Normalize(hidden_size),) * is_unit)
+        checkpoint.library.require("model_type", "SentenceTransformer")
+        if wrong := next((kind for kind in kinds[1:] if kind not in MODULES), None):
+            raise BuildError(
+                f"{checkpoint.folder / 'modules.json'} lists {wrong} behind {STATIC}; the pooling graph is "
+                f"written for any of {', '.join(MODULES)} there"
+            )
+        modules: list[Module] = []
+        for module in listed:
+            width = modules[-1].width if modules else hidden_size
+            modules.append(MODULES[module.kind](checkpoint, module.path, width))
+        return cls(("mean",), hidden_size, tuple(modules))
 
     @classmethod
     def _of_modules(cls, checkpoint: Checkpoint, hidden_size: int, mode: str | None) -> Pooling:

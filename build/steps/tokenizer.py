@@ -22,7 +22,9 @@ Model parameters: `max_tokens`, the longest row; `vocabulary`, how many ids the 
 JSON object with `prefix` and `suffix`, which truncation never touches, `body`, a format of instruction, query
 and passage, and `instruction`, the default; for texts also `sides`, a JSON object of prompt name -> `max_tokens`,
 `least` and `filling` for an id that fills shorter texts up, `marker` for one that is put behind the first token,
-`skipped` ids and how many `leading` vectors are not kept. `tokenizer.json` lies in the version folder.
+`skipped` ids and how many `leading` vectors are not kept; of static embeddings `characters`, how many of a text
+are read, 0 for all of them, `dropped`, a JSON list of ids that are left out of a row, and `nothing`, the id that a
+text without tokens has, which is not counted. `tokenizer.json` lies in the version folder.
 """
 
 from __future__ import annotations
@@ -84,6 +86,8 @@ class Row:
     truncated: bool
     kept: list[int]
     """Its ids, and -1 for those whose vectors are not kept."""
+    count: int
+    """How many ids it is said to have."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,9 @@ class TritonPythonModel:
         self._tokenizer.enable_truncation(room, strategy="longest_first")
         self._long_texts = LongTexts(self._tokenizer, room)
         self._room = Side(room)
+        self._characters = int(parameters.get("characters", "0"))
+        self._dropped: list[int] = json.loads(parameters.get("dropped", "[]"))
+        self._nothing = [int(parameters["nothing"])] if "nothing" in parameters else []
         sides = json.loads(parameters.get("sides", "{}"))
         self._sides = {name: Side(**side) for name, side in sides.items()}
         names = {item["name"] for item in config["input"]}
@@ -167,11 +174,13 @@ class TritonPythonModel:
             if time.monotonic() > latest or (sum(map(len, text.parts)) > LONG and request.is_cancelled()):
                 raise CancelledError
             try:
-                parts = self._long_texts.row(*text.parts)
+                read = [part[: self._characters or None] for part in text.parts]
+                parts = self._long_texts.row(*read)
             except UnsettledError as error:
                 raise BadRequestError(f"{self._place(i)}: {error}") from None
             encoding = self._encoding(parts, text.side)
-            row = self._row(encoding, text.side)
+            is_cut = sum(map(len, read)) < sum(map(len, text.parts))
+            row = self._row(encoding, text.side, is_cut)
             if encoding.ids and (last := max(encoding.ids)) >= self._vocabulary:
                 token = self._tokenizer.id_to_token(last)
                 raise BadRequestError(f"{self._place(i)} has {token!r}, a token that the model has no vector for")
@@ -251,8 +260,10 @@ class TritonPythonModel:
             for instruction, (query, passage) in zip(instructions, pairs, strict=True)
         ]
 
-    def _row(self, encoding: Encoding, side: Side) -> Row:
-        ids = encoding.ids
+    def _row(self, encoding: Encoding, side: Side, is_cut: bool) -> Row:
+        ids = [i for i in encoding.ids if i not in self._dropped] if self._dropped else encoding.ids
+        if not ids and self._nothing:
+            return Row(self._nothing, is_cut or bool(encoding.overflowing), self._nothing, 0)
         if self._segment_offset:
             ids = [i + self._segment_offset * kind for i, kind in zip(ids, encoding.type_ids, strict=True)]
         if side.marker is not None:
@@ -261,7 +272,8 @@ class TritonPythonModel:
         kept = [NO_TOKEN if i in side.skipped else i for i in ids]
         kept[: side.leading] = [NO_TOKEN] * min(side.leading, len(kept))
         filling = [side.filling] * (side.least - len(ids) if ids else 0)
-        return Row(ids + filling, bool(encoding.overflowing), kept + filling)
+        ids += filling
+        return Row(ids, is_cut or bool(encoding.overflowing), kept + filling, len(ids))
 
     def _place(self, i: int) -> str:
         """How an error names a row."""
@@ -274,6 +286,8 @@ class TritonPythonModel:
         for i, token, special, offsets in zip(
             encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets, strict=True
         ):
+            if i in self._dropped:
+                continue
             start, stop = beginning.place(offsets[0]), beginning.place(offsets[1] - 1) + 1
             words = {"text": token, "special": True, "start": None, "stop": None}
             if not special:
@@ -331,11 +345,10 @@ def _filled_up(rows: Sequence[list[int]]) -> npt.NDArray[np.int32]:
 
 
 def _tensors(rows: list[Row], has_sides: bool) -> list[Any]:
-    lengths = [len(row.ids) for row in rows]
     kept = [pb_utils.Tensor("kept_ids", _filled_up([row.kept for row in rows]))] if has_sides else []
     return [
         *kept,
         pb_utils.Tensor("input_ids", _filled_up([row.ids for row in rows])),
-        pb_utils.Tensor("token_count", np.array(lengths, np.int32)[:, None]),
+        pb_utils.Tensor("token_count", np.array([[row.count] for row in rows], np.int32)),
         pb_utils.Tensor("truncated", np.array([[row.truncated] for row in rows])),
     ]

@@ -2,8 +2,8 @@
 
 Those are texts without a visible character, and one that spells out special tokens.
 
-It reads the tiny checkpoints beside it and that of all-MiniLM-L6-v2. It needs torch, transformers and
-sentence-transformers, which nothing else in this repository may need. To run it:
+It reads the tiny checkpoints beside it and that of all-MiniLM-L6-v2. It needs torch, transformers,
+sentence-transformers and model2vec, which nothing else in this repository may need. To run it:
 
     python tests/reference/make_blank.py <checkpoint folder of all-MiniLM-L6-v2>
 
@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers as hf
+from model2vec import StaticModel
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.util import quantize_embeddings
 
@@ -36,7 +37,7 @@ sys.path.insert(0, str(TINY))
 
 from make_tiny import BODY, LOAD, LOADERS, NEMOTRON_BODY, PREFIX, SUFFIX, TASK, nemotron_logits  # noqa: E402
 
-PACKAGES = ("torch", "transformers", "sentence-transformers", "tokenizers", "numpy")
+PACKAGES = ("torch", "transformers", "sentence-transformers", "tokenizers", "numpy", "model2vec")
 EMBEDDERS = (
     "bert-cls",
     "camembert",
@@ -54,8 +55,10 @@ EMBEDDERS = (
     "qwen2",
     "qwen3-embedding",
     "roberta",
+    "static",
     "xlm-roberta",
 )
+STATIC_MODELS = ("model2vec", "model2vec-mapped")
 CROSS_ENCODERS = (
     "bert-cross-encoder",
     "camembert-cross-encoder",
@@ -97,6 +100,9 @@ def main() -> None:
     for name, folder in {"minilm": checkpoint, **{name: TINY / name for name in EMBEDDERS}}.items():
         model = LOADERS.get(name, SentenceTransformer)(str(folder), **LOAD)
         arrays[name] = np.stack([model.encode(text, batch_size=1, show_progress_bar=False) for text in TEXTS])
+    for name in STATIC_MODELS:
+        static = StaticModel.from_pretrained(TINY / name)
+        arrays[name] = np.stack([static.encode(text) for text in TEXTS]).astype(np.float32)
     for precision in ("binary", "ubinary"):
         arrays[precision] = quantize_embeddings(arrays["minilm"], precision=precision)
     documents = ["", *TEXTS]

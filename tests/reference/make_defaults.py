@@ -1,6 +1,6 @@
 """Write defaults.json: what transformers and sentence-transformers take where a checkpoint's file has no such key.
 
-It needs transformers, sentence-transformers and torch, which nothing else in this repository may need:
+It needs transformers, sentence-transformers, model2vec and torch, which nothing else in this repository may need:
 
     python tests/reference/make_defaults.py
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from model2vec.model import _DEFAULT_NORMALIZE, DEFAULT_MAX_LENGTH
 from sentence_transformers.base.modules import Dense
 from sentence_transformers.sentence_transformer.modules import Pooling
 
@@ -64,7 +65,7 @@ def of_tokenizer(kind: type) -> dict[str, Any]:
 def main() -> None:
     """Writes the file beside this one."""
     written = {
-        "versions": {name: version(name) for name in ("transformers", "sentence-transformers")},
+        "versions": {name: version(name) for name in ("transformers", "sentence-transformers", "model2vec")},
         "config.json": {name: one().to_dict() for name, one in CONFIGURATIONS.items()},
         "1_Pooling/config.json": of_module(Pooling),
         "2_Dense/config.json": of_module(Dense),
@@ -73,6 +74,9 @@ def main() -> None:
     # Of NVIDIA's LlamaBidirectionalConfig, of which transformers has no class.
     own = {"model_type": "llama_bidirec", "pooling": "avg", "temperature": 1.0}
     written["config.json"]["llama_bidirec"] = written["config.json"]["llama"] | own
+    # model2vec has no class of it either.
+    own = {"model_type": "model2vec", "max_length": DEFAULT_MAX_LENGTH, "normalize": _DEFAULT_NORMALIZE}
+    written["config.json"]["model2vec"] = own
     text = json.dumps(written, indent=1, sort_keys=True, default=plain)
     (Path(__file__).parent / "defaults.json").write_text(text + "\n")
 

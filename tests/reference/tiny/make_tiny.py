@@ -64,18 +64,20 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import transformers as hf
+from model2vec import StaticModel
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer, SparseEncoder
 from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, StaticEmbedding
 from sentence_transformers.sparse_encoder.modules import SpladePooling
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from torch.nn import functional
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("torch", "transformers", "sentence-transformers", "tokenizers", "safetensors", "numpy")
+MODEL2VEC = (*PACKAGES, "model2vec")
 TEXTS: list[str] = json.loads((HERE / "texts.json").read_text(encoding="utf-8"))
 PAIRS: list[tuple[str, str]] = [(q, p) for q, p in json.loads((HERE / "pairs.json").read_text(encoding="utf-8"))]
 BLANK: list[str] = json.loads((HERE.parent / "blank.json").read_text(encoding="utf-8"))["texts"]
@@ -117,6 +119,7 @@ PROMPTS = {  # the one for queries comes first
     "gemma3": {"query": "task: search result | query: ", "document": "title: none | text: "},
     "bert-colbert": {"query": "[Q] ", "document": "[D] "},
     "modernbert": {"query": "search_query: ", "document": "search_document: "},
+    "static": {"query": "query: ", "document": ""},
 }
 CORPUS: list[str] = json.loads((HERE / "corpus.json").read_text(encoding="utf-8"))
 
@@ -360,14 +363,14 @@ def largest_difference(found: Any, expected: Any) -> float:
     return float(np.abs(np.asarray(found, np.float64) - np.asarray(expected, np.float64)).max())
 
 
-def write_expected(name: str, arrays: Arrays, bf16: float) -> None:
+def write_expected(name: str, arrays: Arrays, bf16: float, packages: Iterable[str] = PACKAGES) -> None:
     if not all(np.isfinite(array).all() for array in arrays.values()):
         raise ValueError(f"{name}: a result is not finite")
     folder = HERE / name
     np.savez_compressed(folder / "expected.npz", **arrays)
     weights = sorted(folder.rglob("*.safetensors"))
     hashes = {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in weights}
-    versions = {"python": platform.python_version()} | {p: version(p) for p in PACKAGES}
+    versions = {"python": platform.python_version()} | {p: version(p) for p in packages}
     made_with = {"versions": versions, "sha256": hashes, "bf16": round(bf16, 6)}
     (folder / "expected.json").write_text(json.dumps(made_with, indent=2) + "\n", encoding="utf-8")
 
@@ -923,6 +926,93 @@ def modernbert_reranker(name: str) -> None:
     cross_encoder(name, randomise(classifier, 12, norm=0.5), words)
 
 
+def static(name: str) -> None:
+    """In a folder of its own, and cut where its tokenizer says so; special tokens are there and not put around."""
+    tokenizer = wordpiece().backend_tokenizer
+    tokenizer.enable_truncation(WINDOW)
+    table = randomise(torch.nn.Embedding(rows(wordpiece()), HIDDEN), 25).weight.data
+    folder = HERE / name
+    shutil.rmtree(folder, ignore_errors=True)
+    modules = [StaticEmbedding(tokenizer, embedding_weights=table), Normalize()]
+    SentenceTransformer(modules=modules, prompts=PROMPTS[name], device="cpu").save(
+        str(folder), create_model_card=False
+    )
+    (folder / "0_StaticEmbedding").mkdir()
+    for file in ("model.safetensors", "tokenizer.json"):
+        (folder / file).rename(folder / "0_StaticEmbedding" / file)
+    listed = json.loads((folder / "modules.json").read_text())
+    listed[0]["path"] = "0_StaticEmbedding"
+    (folder / "modules.json").write_text(json.dumps(listed, indent=2))
+    model = SentenceTransformer(str(folder), **LOAD)
+    whole = Tokenizer.from_file(str(folder / "0_StaticEmbedding" / "tokenizer.json"))
+    whole.no_truncation()
+    arrays: Arrays = {}
+    for start, prompt in (("", ""), ("query_", PROMPTS[name]["query"])):
+        inputs = [prompt + text for text in TEXTS]
+        fed = [model.preprocess([text])["input_ids"].tolist() for text in inputs]
+        cut = [len(whole.encode(text, add_special_tokens=False).ids) > WINDOW for text in inputs]
+        arrays |= {f"{start}token_ids": flat(fed), f"{start}token_counts": flat([len(ids)] for ids in fed)}
+        arrays |= {f"{start}truncated": np.asarray(cut)}
+        arrays |= {f"{start}embeddings": np.stack([model.encode(text, prompt=prompt) for text in TEXTS])}
+    short = SentenceTransformer(str(folder), **LOAD).bfloat16()
+    found = np.stack([short.encode(text, convert_to_tensor=True).float() for text in TEXTS])
+    write_expected(name, arrays, lowest_cosine(found, arrays["embeddings"]))
+
+
+def model2vec_arrays(model: Any) -> Arrays:
+    """What it makes of the texts, which it cuts by characters and by tokens before unknown words are left out."""
+    read = [text[: model.max_length * model.median_token_length] for text in TEXTS]
+    fed = model.tokenize(read)
+    whole = [model.tokenizer.encode(text, add_special_tokens=False) for text in read]
+    cut = [len(a) < len(b) or bool(c.overflowing) for a, b, c in zip(read, TEXTS, whole, strict=True)]
+    vectors = np.stack([model.encode(text) for text in TEXTS]).astype(np.float32)
+    found = {"token_ids": flat(fed), "token_counts": flat([len(ids)] for ids in fed), "truncated": np.asarray(cut)}
+    return found | {"embeddings": vectors}
+
+
+def static_model(name: str, model: StaticModel) -> None:
+    folder = HERE / name
+    shutil.rmtree(folder, ignore_errors=True)
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink()
+    model = StaticModel.from_pretrained(folder)
+    found = model2vec_arrays(model)
+    arrays = {start + key: array for start in ("", "query_") for key, array in found.items()}
+    # Folded, as a token's vector is one tensor in a graph.
+    table = model.embedding.astype(np.float32)
+    table = table if model.token_mapping is None else table[model.token_mapping]
+    table = table if model.weights is None else table * model.weights[:, None]
+    rounded = torch.tensor(table).bfloat16().float().numpy()
+    short = StaticModel(rounded, model.tokenizer, normalize=model.normalize, max_length=model.max_length)
+    some = found["embeddings"].any(axis=1)
+    bf16 = lowest_cosine(model2vec_arrays(short)["embeddings"][some], found["embeddings"][some])
+    write_expected(name, arrays, bf16, MODEL2VEC)
+
+
+def model2vec(name: str) -> None:
+    """As potion's, whose configuration has more keys than its library writes."""
+    tokenizer = wordpiece().backend_tokenizer
+    table = randomise(torch.nn.Embedding(tokenizer.get_vocab_size(), HIDDEN), 26).weight.data.numpy()
+    config: Any = {"model_type": "model2vec", "architectures": ["StaticModel"], "tokenizer_name": "tiny"}
+    config |= {"apply_pca": HIDDEN, "apply_zipf": True, "hidden_dim": HIDDEN, "seq_length": 1000000}
+    static_model(name, StaticModel(table, tokenizer, config, normalize=True, max_length=WINDOW))
+
+
+def model2vec_mapped(name: str) -> None:
+    """Of integers, with a row for several tokens and a weight for each."""
+    tokenizer = unigram().backend_tokenizer
+    size = tokenizer.get_vocab_size()
+    generator = np.random.default_rng(27)
+    table = generator.integers(-127, 128, (size // 2, HIDDEN), np.int8)
+    mapping = generator.integers(0, size // 2, size, np.int64)
+    weights = generator.uniform(0.1, 1, size).astype(np.float32)
+    config: Any = {"model_type": "model2vec", "architectures": ["StaticModel"]}
+    model = StaticModel(
+        table, tokenizer, config, normalize=True, weights=weights, token_mapping=mapping, max_length=WINDOW
+    )
+    static_model(name, model)
+
+
 @torch.inference_mode()
 def bge_m3(name: str) -> None:
     """Lexical weights as FlagEmbedding has them: max(w h + b, 0), the largest of an id that is not special."""
@@ -1094,6 +1184,8 @@ MAKERS: dict[str, Callable[[str], None]] = {
     "gte": gte,
     "llama": llama,
     "mistral": mistral,
+    "model2vec": model2vec,
+    "model2vec-mapped": model2vec_mapped,
     "modernbert": modernbert,
     "modernbert-reranker": modernbert_reranker,
     "mpnet": mpnet,
@@ -1109,6 +1201,7 @@ MAKERS: dict[str, Callable[[str], None]] = {
     "roberta": roberta,
     "roberta-cross-encoder": roberta_pairs,
     "stanford-colbert": stanford_colbert,
+    "static": static,
     "xlm-roberta": xlm_roberta,
 }
 
