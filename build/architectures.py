@@ -174,6 +174,11 @@ BERTS_OWN = (
     # Of those who trained it, read by nobody.
     *("emb_pooler", "emb_size", "uniem_embedding_strategy", "export_model_type", "tie_word_embeddings"),
 )
+GTES_OWN = (
+    # How attention is computed, and what is only read where scores grow with a text's length.
+    *("unpad_inputs", "use_memory_efficient_attention", "logn_attention_clip1"),
+    *("matryoshka_dimensions", "tie_word_embeddings"),
+)
 BUFFERS = ("*position_ids", "*token_type_ids", "*rotary_emb.inv_freq")
 LANGUAGE_HEADS = ("cls.*", "lm_head.*")
 DEBERTAS_LANGUAGE_HEADS = ("cls.*", "lm_predictions.*", "mask_predictions.*")
@@ -283,8 +288,10 @@ ARCHITECTURES = {
             write_gte,
             fixtures=("gte",),
             prefixes=("new.", "gte."),
-            harmless=("tie_word_embeddings",),
+            harmless=GTES_OWN,
             unused=(*BUFFERS, *LANGUAGE_HEADS, *POOLER),
+            rerankers={"GteForSequenceClassification": Reranker(bert_logit)},
+            own_code=frozenset({"configuration_hf_alibaba_nlp_gte", "modeling_hf_alibaba_nlp_gte"}),
         ),
         Architecture(
             "llama",
@@ -354,6 +361,18 @@ ARCHITECTURES = {
             unused=(*BUFFERS, *LANGUAGE_HEADS, *POOLER),
             rerankers={"MPNetForSequenceClassification": Reranker(roberta_logit)},
             packed=False,
+        ),
+        Architecture(
+            "new",
+            Gte.of_new,
+            write_gte,
+            fixtures=("new", "new-reranker"),
+            prefixes=("new.",),
+            harmless=GTES_OWN,
+            # The classifier of a token weighs words; it is read where it is a text's.
+            unused=(*BUFFERS, *LANGUAGE_HEADS, *POOLER, "classifier.*"),
+            rerankers={"NewForSequenceClassification": Reranker(bert_logit)},
+            own_code=frozenset({"configuration", "modeling"}),
         ),
         Architecture(
             "nomic_bert",

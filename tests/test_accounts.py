@@ -241,6 +241,31 @@ def test_a_type_of_known_code_is_a_llama(tmp_path: Path) -> None:
     assert graphs(folder, tmp_path / "found") == expected
 
 
+def test_gte_with_code_of_its_own_is_the_same(tmp_path: Path) -> None:
+    """As snowflake-arctic-embed-m-v2.0 has it, with keys that say how, not what."""
+    expected = graphs(copied("gte", tmp_path / "newer"), tmp_path / "expected")
+    folder = copied("gte", tmp_path / "older")
+    edit(folder / "config.json", rope_of_4)
+    names = {"AutoConfig": "configuration_hf_alibaba_nlp_gte.GteConfig"}
+    names |= {"AutoModel": "modeling_hf_alibaba_nlp_gte.GteModel"}
+    own = {"auto_map": names, "layer_norm_type": "layer_norm", "pack_qkv": True, "position_embedding_type": "rope"}
+    own |= {"logn_attention_clip1": False, "logn_attention_scale": False, "matryoshka_dimensions": [256]}
+    own |= {"unpad_inputs": True, "use_memory_efficient_attention": True}
+    edit(folder / "config.json", lambda values: values.update(own))
+    assert graphs(folder, tmp_path / "found") == expected
+
+
+def test_positions_that_are_drawn_together_are_plain(tmp_path: Path) -> None:
+    """GTE's own code stretches by factors over 1 only."""
+    found = []
+    for factor in (0.5, 1.0, None, 2.0):
+        folder = copied("new", tmp_path / str(factor))
+        said = {"type": "ntk", "factor": factor} if factor else None
+        edit(folder / "config.json", lambda values, said=said: values.update(rope_scaling=said))
+        found.append(graphs(folder, tmp_path / "found" / str(factor)))
+    assert found[0] == found[1] == found[2] != found[3]
+
+
 def files(name: str) -> Iterator[Path]:
     for path in sorted((TINY / name).rglob("*.json")):
         inner = path.relative_to(TINY / name)

@@ -116,6 +116,8 @@ CONFIG, POOLING, TOKENIZER, WINDOW = (
     "sentence_bert_config.json",
 )
 GTE_QWEN2 = {"AutoModel": "modeling_qwen.Qwen2Model"}
+GTE_CODE = {"AutoModel": "modeling_hf_alibaba_nlp_gte.GteModel"}
+NEW_CODE = {"AutoModel": "Alibaba-NLP/new-impl--modeling.NewModel"}
 CASES: Mapping[str, tuple[str, Change, str]] = {
     # Each of these gives other vectors in transformers.
     "sees what comes": ("gemma3", said(CONFIG, is_causal=False), "is_causal = false, which is not read"),
@@ -300,11 +302,40 @@ CASES: Mapping[str, tuple[str, Change, str]] = {
         }.items()
     },
     "gte's hidden_act": ("gte", said(CONFIG, hidden_act="silu"), "has hidden_act = "),
+    "gte's logn_attention_scale": ("gte", said(CONFIG, logn_attention_scale=True), "has logn_attention_scale = "),
     "gte's head_dim": ("gte", said(CONFIG, head_dim=24), "has head_dim = "),
-    "gte, scaled by its own code": (
+    "gte, scaled as its own code does": (
         "gte",
         said(CONFIG, rope_parameters={"rope_type": "ntk", "factor": 8.0, "rope_theta": 20000.0}),
         r'rope_parameters.rope_type = "ntk"',
+    ),
+    "gte with code of its own, scaled as transformers does": (
+        "gte",
+        said(CONFIG, auto_map=GTE_CODE, rope_parameters={"rope_type": "linear", "factor": 8.0}),
+        r'rope_parameters.rope_type = "linear"',
+    ),
+    "gte with other code": ("gte", said(CONFIG, auto_map={"AutoModel": "modeling.NewModel"}), "has auto_map"),
+    "code of new in another model": ("bert-cls", said(CONFIG, auto_map=NEW_CODE), "has auto_map"),
+    "new with other code": ("new", said(CONFIG, auto_map={"AutoModel": "modeling_new.NewModel"}), "has auto_map"),
+    **{
+        f"new's {key}": ("new", said(CONFIG, **{key: value}), f"has {key} = ")
+        for key, value in {
+            "hidden_act": "silu",
+            "layer_norm_type": "rms_norm",
+            "logn_attention_scale": True,
+            "pack_qkv": False,
+            "position_embedding_type": "absolute",
+        }.items()
+    },
+    "new, scaled as llama is": (
+        "new",
+        said(CONFIG, rope_scaling={"type": "dynamic", "factor": 8.0}),
+        r'rope_scaling.type = "dynamic"',
+    ),
+    "new, scaled in parts": (
+        "new",
+        said(CONFIG, rope_scaling={"type": "ntk", "factor": 8.0, "mixed_b": 0.6}),
+        "rope_scaling.mixed_b = 0.6, which is not read",
     ),
     "modernbert, scaled as of 5": (
         "modernbert",

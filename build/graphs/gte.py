@@ -4,19 +4,21 @@ Input   input_ids INT32 [T], lengths INT32 [B] (see `build.graphs.ragged`)
 Output  last_hidden_state FP32 [T, H], zeros in slots without a token
 
 BERT with rotary positions and GeGLU in place of learned positions and GELU. Names are those of the published
-checkpoints.
+checkpoints, whose own code (Alibaba-NLP/new-impl) calls it "new"; transformers calls it "gte".
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from build.graphs.blocks import attention, gelu, halves, key_mask, rotary_angles, rotate, split_merged
 from build.graphs.dimensions import Dimensions, split_evenly
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.parameters import Parameters
 from build.graphs.ragged import last_hidden_state, ragged, ragged_inputs
-from build.graphs.rope import Rotation, rope_theta
+from build.graphs.rope import KINDS, Rotation, rotation
 from build.settings import Settings
 from build.weights import Weights
 
@@ -31,28 +33,46 @@ class Gte(Dimensions):
     """Of a head."""
     inner: int
     epsilon: float
-    theta: float
+    rotation: Rotation
 
     @classmethod
     def of(cls, config: Settings) -> Gte:
-        """Reads the configuration; raises BuildError on what this page does not write, naming the key."""
-        config.require("hidden_act", "gelu")
-        hidden_size = config.integer("hidden_size", default=768)
-        heads = config.integer("num_attention_heads", default=12)
-        width = split_evenly(config, hidden_size, heads)
-        config.require("head_dim", width)
-        return cls(
-            hidden_size=hidden_size,
-            vocab_size=config.integer("vocab_size", default=250048),
-            positions=config.integer("max_position_embeddings", default=8192),
-            token_types=config.integer("type_vocab_size", default=1, least=0),
-            layers=config.integer("num_hidden_layers", default=12),
-            heads=heads,
-            width=width,
-            inner=config.integer("intermediate_size", default=3072),
-            epsilon=config.number("layer_norm_eps", default=1e-12),
-            theta=rope_theta(config, 160_000.0),
-        )
+        """Reads transformers' configuration, or that of the code beside it; BuildError on what is not written."""
+        if "auto_map" in config:
+            return cls.of_new(config)
+        return _read(config, vocab_size=250048, positions=8192, theta=160_000.0)
+
+    @classmethod
+    def of_new(cls, config: Settings) -> Gte:
+        """Reads the configuration of the published code, with its defaults; BuildError on what is not written."""
+        return _read(config, vocab_size=30528, positions=2048, theta=10_000.0, kinds=("default", "ntk"))
+
+
+def _read(
+    config: Settings, *, vocab_size: int, positions: int, theta: float, kinds: tuple[str, ...] = KINDS
+) -> Gte:
+    config.require("hidden_act", "gelu")
+    config.require("layer_norm_type", "layer_norm")
+    config.require("position_embedding_type", "rope")
+    config.require("pack_qkv", True)
+    config.require("logn_attention_scale", False)
+    hidden_size = config.integer("hidden_size", default=768)
+    heads = config.integer("num_attention_heads", default=12)
+    width = split_evenly(config, hidden_size, heads)
+    config.require("head_dim", width)
+    positions = config.integer("max_position_embeddings", default=positions)
+    return Gte(
+        hidden_size=hidden_size,
+        vocab_size=config.integer("vocab_size", default=vocab_size),
+        positions=positions,
+        token_types=config.integer("type_vocab_size", default=1, least=0),
+        layers=config.integer("num_hidden_layers", default=12),
+        heads=heads,
+        width=width,
+        inner=config.integer("intermediate_size", default=3072),
+        epsilon=config.number("layer_norm_eps", default=1e-12),
+        rotation=rotation(config, width, positions, theta, kinds),
+    )
 
 
 def write_gte(g: OnnxGraph, gte: Gte, weights: Weights) -> None:
@@ -60,14 +80,23 @@ def write_gte(g: OnnxGraph, gte: Gte, weights: Weights) -> None:
     p, hidden, width, heads = Parameters(g, weights), gte.hidden_size, gte.width, gte.heads
     r = ragged(g, *ragged_inputs(g))
     mask = key_mask(g, r)
-    angles = rotary_angles(g, r, Rotation.plain(gte.theta, width))
+    angles = rotary_angles(g, r, gte.rotation)
 
-    segment = None
+    token_ids, kinds = r.token_ids, ""
+    if gte.segment_offset:
+        # The ids of a pair's second text come raised by the size of the vocabulary.
+        size = g.constant(gte.segment_offset, np.int32)
+        token_ids, kinds = g.op("Mod", token_ids, size), g.op("Div", token_ids, size)
+    segments = None
     if gte.token_types:
-        # One segment per text, so its embedding is folded into every word.
-        segment = weights.tensor("embeddings.token_type_embeddings.weight", gte.token_types, hidden)[0]
-    words = p.table("embeddings.word_embeddings", gte.vocab_size, hidden, plus=segment)
-    x = p.layer_norm(g.op("Gather", words, r.token_ids), "embeddings.LayerNorm", hidden, gte.epsilon)
+        segments = weights.tensor("embeddings.token_type_embeddings.weight", gte.token_types, hidden)
+    # Where every text is one segment, its embedding is folded into every word.
+    plus = None if segments is None or kinds else segments[0]
+    words = p.table("embeddings.word_embeddings", gte.vocab_size, hidden, plus)
+    x = g.op("Gather", words, token_ids)
+    if segments is not None and kinds:
+        x = g.op("Add", x, g.op("Gather", g.weight("embeddings.token_type_embeddings.weight", segments), kinds))
+    x = p.layer_norm(x, "embeddings.LayerNorm", hidden, gte.epsilon)
     for i in range(gte.layers):
         layer = f"encoder.layer.{i}"
         q, k, v = split_merged(g, p.linear(x, f"{layer}.attention.qkv_proj", 3 * hidden, hidden), heads, width)

@@ -30,10 +30,16 @@ class Rotation:
         return cls(tuple(_frequencies(theta, width)))
 
 
-def rotation(config: Settings, width: int, positions: int, theta: float) -> Rotation:
+KINDS = ("default", "linear", "dynamic", "yarn", "llama3")
+"""Of rotary positions, as transformers calls them."""
+
+
+def rotation(
+    config: Settings, width: int, positions: int, theta: float, kinds: tuple[str, ...] = KINDS
+) -> Rotation:
     """Of heads of `width` values, scaled or not; `positions` and `theta` are for what is not said.
 
-    Raises BuildError for a kind of scaling that is not written.
+    Raises BuildError for a kind of scaling that is not among the `kinds` that the model's code knows.
     """
     if width % 2:
         raise BuildError(f"{config.path} has heads of {width} values, and rotary positions turn pairs of them")
@@ -41,11 +47,14 @@ def rotation(config: Settings, width: int, positions: int, theta: float) -> Rota
     if said is None:
         return Rotation.plain(theta, width)
     for name in ("rope_type", "type"):
-        said.require(name, "default", "linear", "dynamic", "yarn", "llama3")
+        said.require(name, *kinds)
     frequencies = _frequencies(theta, width)
     match said.word("rope_type", "type", default="default"):
         case "linear":  # places lie closer together (Chen et al., 2023, arXiv:2306.15595)
             return Rotation(tuple(frequencies / said.number("factor")))
+        case "ntk":  # all of them by one factor more than their base has it (Su, 2023, kexue.fm/archives/9706, 6)
+            factor = max(said.number("factor"), 1.0)  # positions are stretched and never drawn together
+            return Rotation(tuple(_frequencies(theta * factor, width) / factor ** (2 / width)))
         case "yarn":
             return _yarn(said, theta, width, positions)
         case "llama3":

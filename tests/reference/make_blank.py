@@ -50,6 +50,7 @@ EMBEDDERS = (
     "mistral",
     "modernbert",
     "mpnet",
+    "new",
     "nomic-bert",
     "nomic-bert-moe",
     "qwen2",
@@ -68,6 +69,7 @@ CROSS_ENCODERS = (
     "electra-cross-encoder",
     "modernbert-reranker",
     "mpnet-cross-encoder",
+    "new-reranker",
     "roberta-cross-encoder",
 )
 TEXTS = [" ", "\n\t\r\n", "\u00a0\u3000", "\0", "\u200b\u200d\ufeff", "\ue000\uf8ff", "\u0301\u0301", "\u2028"]
@@ -107,7 +109,7 @@ def main() -> None:
         arrays[precision] = quantize_embeddings(arrays["minilm"], precision=precision)
     documents = ["", *TEXTS]
     for name in CROSS_ENCODERS:
-        scorer = CrossEncoder(str(TINY / name), **LOAD)
+        scorer = LOADERS.get(name, CrossEncoder)(str(TINY / name), **LOAD)
         identity = torch.nn.Identity()
         arrays[name] = np.concatenate(
             [scorer.predict([(QUERY, one)], activation_fn=identity) for one in documents]

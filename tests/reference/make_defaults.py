@@ -71,6 +71,12 @@ def main() -> None:
         "2_Dense/config.json": of_module(Dense),
         "tokenizer_config.json": {one.__name__: of_tokenizer(one) for one in TOKENIZERS},
     }
+    # Of Alibaba's NewConfig, of which transformers has none.
+    own = {"model_type": "new", "vocab_size": 30528, "max_position_embeddings": 2048, "rope_theta": 10000.0}
+    own |= {"rope_scaling": None, "rope_parameters": None, "layer_norm_type": "layer_norm", "pack_qkv": True}
+    own |= {"position_embedding_type": "rope", "logn_attention_scale": False, "logn_attention_clip1": False}
+    own |= {"unpad_inputs": False, "use_memory_efficient_attention": False}
+    written["config.json"]["new"] = written["config.json"]["gte"] | own
     # Of NVIDIA's LlamaBidirectionalConfig, of which transformers has no class.
     own = {"model_type": "llama_bidirec", "pooling": "avg", "temperature": 1.0}
     written["config.json"]["llama_bidirec"] = written["config.json"]["llama"] | own

@@ -20,7 +20,7 @@ start with query_ for the texts behind the model's prompt for queries:
 
 and for a reranker token_ids, token_counts and truncated of the pairs, and:
 
-    token_type_ids   (bert-cross-encoder, electra-cross-encoder) int32, one for each of token_ids
+    token_type_ids   (bert-cross-encoder, electra-cross-encoder, new-reranker) int32, one for each of token_ids
     logits           float32 [pairs], for qwen3-reranker the logit of "yes" less that of "no"
     scores           float32 [pairs], the sigmoid of logits, and so for qwen3-reranker the softmax's share of "yes"
 
@@ -57,6 +57,7 @@ import string
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -113,6 +114,7 @@ PROMPTS = {  # the one for queries comes first
     "nomic-bert-moe": {"query": "search_query: ", "passage": "search_document: "},
     "qwen3-embedding": {"query": f"Instruct: {TASK}\nQuery:", "document": ""},
     "gte": {"query": "query: ", "document": ""},
+    "new": {"query": "query: ", "document": ""},
     "qwen2": {"query": f"Instruct: {TASK}\nQuery: ", "document": ""},
     "mistral": {"query": f"Instruct: {TASK}\nQuery: ", "document": ""},
     "llama": {"query": "query: ", "document": "passage: "},
@@ -431,14 +433,20 @@ def cross_encoder(name: str, network: Any, tokenizer: Any, window: int = WINDOW)
         save(plain, network, tokenizer)
         if plain != folder:
             CrossEncoder(plain, device="cpu").save(folder, create_model_card=False)
-    model = CrossEncoder(folder, **LOAD)
+    expect_scores(name, window)
+
+
+def expect_scores(name: str, window: int = WINDOW) -> None:
+    folder = str(HERE / name)
+    load = LOADERS.get(name, CrossEncoder)
+    model = load(folder, **LOAD)
     features = [model.preprocess([pair]) for pair in PAIRS]
     arrays = tokens(name, PAIRS, [item["input_ids"][0].tolist() for item in features], window)
     for key, activation in (("logits", torch.nn.Identity()), ("scores", torch.nn.Sigmoid())):
         arrays[key] = np.concatenate([model.predict([pair], activation_fn=activation) for pair in PAIRS])
-    if "token_type_ids" in features[0] and network.config.type_vocab_size:
+    if "token_type_ids" in features[0] and model.config.type_vocab_size:
         arrays["token_type_ids"] = flat(item["token_type_ids"][0].tolist() for item in features)
-    short = CrossEncoder(folder, **BF16)
+    short = load(folder, **BF16)
     scores = np.concatenate([short.predict([pair], activation_fn=torch.nn.Sigmoid()) for pair in PAIRS])
     write_expected(name, arrays, largest_difference(scores, arrays["scores"]))
 
@@ -764,10 +772,6 @@ def load_nomic_moe(folder: str, **options: Any) -> SentenceTransformer:
     return model
 
 
-LOADERS = {"nomic-bert-moe": load_nomic_moe}
-"""What loads a checkpoint that sentence-transformers cannot."""
-
-
 def nomic_bert_moe(name: str) -> None:
     pieces, folder = unigram(), HERE / name
     network: Any = hf.NomicBertModel(nomic_moe_config(rows(pieces)))
@@ -801,6 +805,81 @@ def gte(name: str) -> None:
     sizes = {**SIZES, "vocab_size": rows(pieces), "num_hidden_layers": 2, "max_position_embeddings": WINDOW}
     model: Any = hf.GteModel(hf.GteConfig(**sizes, **rope))
     embedder(name, randomise(model, 24, norm=0.5), pieces, Pooling(HIDDEN, "cls"))
+
+
+NEW_CODE = {"AutoConfig": "configuration.NewConfig", "AutoModel": "modeling.NewModel"}
+NEW_HEADS = ("SequenceClassification", "TokenClassification")
+NEW_CODE |= {f"AutoModelFor{head}": f"modeling.NewFor{head}" for head in NEW_HEADS}
+
+
+def as_new(name: str, architectures: list[str], own: dict[str, Any], more: dict[str, torch.Tensor]) -> None:
+    """The checkpoint as the published ones are, whose own code has this model by another name.
+
+    `own` are keys in place of transformers' rotary positions, `more` are tensors that an embedder does not read.
+    """
+    folder = HERE / name
+    config = json.loads((folder / "config.json").read_text())
+    for key in ("rope_parameters", "bos_token_id", "eos_token_id", "tie_word_embeddings"):
+        del config[key]
+    code = {kind: f"Alibaba-NLP/new-impl--{place}" for kind, place in NEW_CODE.items()}
+    config |= {"model_type": "new", "architectures": architectures, "auto_map": code, "pack_qkv": True} | own
+    config |= {"layer_norm_type": "layer_norm", "position_embedding_type": "rope", "unpad_inputs": False}
+    config |= {"logn_attention_scale": False, "logn_attention_clip1": False}
+    config |= {"use_memory_efficient_attention": False, "torch_dtype": config.pop("dtype")}
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    heads = ("classifier", "new.")
+    tensors = load_file(folder / "model.safetensors")
+    kept = {key.removeprefix("gte."): one for key, one in tensors.items()}
+    named = {key if key.startswith(heads) else f"new.{key}": one for key, one in kept.items()}
+    save_file(named | more, folder / "model.safetensors", {"format": "pt"})
+
+
+def stretched(theta: float, k: float) -> dict[str, Any]:
+    """What the published code calls `ntk`, of which transformers knows nothing.
+
+    A pair of values turns by (theta k)^(-2i/d) / k^(2/d) from place to place (kexue.fm/archives/9706, formula 6):
+    that is `linear` of another base and factor.
+    """
+    width = HIDDEN // SIZES["num_attention_heads"]
+    return {"rope_type": "linear", "rope_theta": theta * k, "factor": k ** (2 / width)}
+
+
+def load_new(folder: str, kind: Any, **options: Any) -> Any:
+    """What `as_new` has made, as transformers has it, by sentence-transformers' class `kind`."""
+    config = json.loads(Path(folder, "config.json").read_text())
+    theta, scaling, _ = (config.pop(key) for key in ("rope_theta", "rope_scaling", "auto_map"))
+    config["model_type"] = "gte"
+    config["architectures"] = [config["architectures"][0].replace("New", "Gte")]
+    config["rope_parameters"] = stretched(theta, scaling["factor"] if scaling else 1.0)
+    with tempfile.TemporaryDirectory() as copy:
+        shutil.copytree(folder, copy, dirs_exist_ok=True)
+        Path(copy, "config.json").write_text(json.dumps(config))
+        return kind(copy, **options)
+
+
+def new(name: str) -> None:
+    """As gte-multilingual-base."""
+    pieces = unigram()
+    sizes = {**SIZES, "vocab_size": rows(pieces), "num_hidden_layers": 2, "max_position_embeddings": WINDOW}
+    model: Any = hf.GteModel(hf.GteConfig(**sizes, rope_parameters=stretched(100.0, 8.0)))
+    save_embedder(name, randomise(model, 25, norm=0.5), pieces, Pooling(HIDDEN, "cls"))
+    own = {"rope_theta": 100.0, "rope_scaling": {"type": "ntk", "factor": 8.0}, "num_labels": 1}
+    classifier = randomise(torch.nn.Linear(HIDDEN, 1), 26).state_dict(prefix="classifier.")
+    as_new(name, ["NewModel", "NewForTokenClassification"], own, classifier)
+    expect_embeddings(name)
+
+
+def new_reranker(name: str) -> None:
+    """As gte-multilingual-reranker-base, with the words and the segments of gte-large-en-v1.5."""
+    words = wordpiece()
+    config = hf.GteConfig(
+        **bert_sizes(words), **ONE, type_vocab_size=2, rope_parameters={"rope_type": "default", "rope_theta": 1e3}
+    )
+    classifier: Any = hf.GteForSequenceClassification(config)
+    shutil.rmtree(HERE / name, ignore_errors=True)
+    save(HERE / name, randomise(classifier, 27, norm=0.5), words)
+    as_new(name, ["NewForSequenceClassification"], {"rope_theta": 1000.0, "rope_scaling": None}, {})
+    expect_scores(name)
 
 
 def roberta_cross_encoder(name: str) -> None:
@@ -1163,6 +1242,14 @@ def distilbert_splade(name: str) -> None:
     sparse_encoder(name, randomise(model, 19), words, "sum")
 
 
+LOADERS: dict[str, Callable[..., Any]] = {
+    "new": partial(load_new, kind=SentenceTransformer),
+    "new-reranker": partial(load_new, kind=CrossEncoder),
+    "nomic-bert-moe": load_nomic_moe,
+}
+"""What loads a checkpoint that sentence-transformers cannot."""
+
+
 MAKERS: dict[str, Callable[[str], None]] = {
     "bert-cls": bert_cls,
     "bert-cross-encoder": bert_cross_encoder,
@@ -1191,6 +1278,8 @@ MAKERS: dict[str, Callable[[str], None]] = {
     "mpnet": mpnet,
     "nemotron-reranker": nemotron_reranker,
     "mpnet-cross-encoder": mpnet_cross_encoder,
+    "new": new,
+    "new-reranker": new_reranker,
     "nomic-bert": nomic_bert,
     "nomic-bert-moe": nomic_bert_moe,
     "qwen2": qwen2,
