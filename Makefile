@@ -11,7 +11,7 @@ export PIP_NO_INDEX := 1
 export PIP_FIND_LINKS := $(abspath $(WHEELS))
 endif
 
-.PHONY: help setup build serve deploy undeploy logs smoke pin test lint bench bench-peers gpu-proof soak lock clean
+.PHONY: help setup build serve deploy undeploy logs smoke pin test lint bench bench-peers gpu-proof soak backfill lock clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -46,7 +46,7 @@ pin: ## Write the digests of the images that come from outside into tools/deploy
 # What the tests and benchmarks expect of it.
 test bench bench-peers soak: RUNTIME := python
 
-test: build .venv/test.lock .venv-clients/clients.lock .venv-clients/package-lock.json ## Run the tests (ARGS="-k health" picks some)
+test: build .venv/test.lock .venv/backfill.lock .venv-clients/clients.lock .venv-clients/package-lock.json ## Run the tests (ARGS="-k health" picks some)
 	$(VENV)/python -m pytest $(ARGS)
 
 lint: .venv/test.lock ## Check style and types
@@ -71,12 +71,16 @@ gpu-proof: setup .venv/bench.lock $(TRIAL:%=%/torch.txt) ## Prove RUNTIME=torch 
 soak: build .venv/test.lock ## An hour of mixed load: memory, files and threads must stay flat (ARGS="--seconds 60")
 	@$(VENV)/python -m tools.soak $(ARGS)
 
+backfill: .venv/backfill.lock ## Embed a corpus into Postgres, Parquet or JSON lines (ARGS="--help")
+	@$(VENV)/python -m tools.backfill $(ARGS)
+
 RESOLVE = -q --universal --python-version 3.10 --generate-hashes
 lock: ## Resolve the dependencies of pyproject.toml anew (needs uv and npm)
 	uv pip compile $(RESOLVE) --no-header pyproject.toml -o serve.lock
 	uv pip compile $(RESOLVE) --no-header -c serve.lock pyproject.toml --group gpu -o gpu.lock
 	uv pip compile $(RESOLVE) --no-header pyproject.toml --group test -o test.lock
 	uv pip compile $(RESOLVE) --no-header pyproject.toml --group bench -o bench.lock
+	uv pip compile $(RESOLVE) --no-header -c test.lock --group pyproject.toml:backfill -o backfill.lock
 	uv pip compile $(RESOLVE) --no-header -c serve.lock -c tests/torch.txt pyproject.toml --group verify -o verify.lock
 	uv pip compile $(RESOLVE) --no-header --group pyproject.toml:clients -o clients.lock
 	npm install --prefix tests/clients/npm --package-lock-only

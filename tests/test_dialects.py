@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shutil
 import subprocess
 import urllib.request
@@ -72,6 +73,7 @@ def test_openai_base64_is_the_same_float32s(stack: Stack) -> None:
 def test_openai_models(stack: Stack) -> None:
     minilm, reranker = ok(stack.get("embed", "/v1/models"))["data"]
     assert minilm.pop("residency") == reranker["residency"] | {"seconds_since_call": ANY}
+    assert re.fullmatch("[0-9a-f]{64}", minilm.pop("graph"))
     assert minilm == {
         "id": "minilm",
         "object": "model",

@@ -73,6 +73,9 @@ ALLOWED = {
     "build.steps build.texts tools.bench tools.command tools.direct",
     "tools.bench": "build.catalog build.graphs build.repository build.source build.texts tools.command "
     "tools.direct tools.triton",
+    # Where it runs, nothing of the server's is installed.
+    "tools.backfill": "tools.command tools.direct",
+    "tools.search": "tools.backfill",
     "tools.soak": "tools.bench tools.command tools.shim",
 }
 

@@ -39,6 +39,9 @@ GPU_BATCH = 2 * 10**9
 """What CUDA and a batch take of a GPU's memory, about."""
 
 RECORD = "build.json"
+DECIDING = (".onnx", ".onnx.data", "tokenizer.json")
+"""How files are called that decide what a family computes."""
+
 HINT = "memory.json"
 """Beside the record of the build: what the family took when it was last served, and for which build."""
 
@@ -121,6 +124,25 @@ def fingerprint(repository: Path, family: Family) -> str:
     with suppress(OSError):
         return hashlib.sha256((repository / family.name / RECORD).read_bytes()).hexdigest()
     return ""
+
+
+def space(repository: Path, config: ModelConfig) -> str | None:
+    """sha256 of all that decides an ensemble's vectors: its graphs, weights, tokenizer, prompts and window.
+
+    By the record of its build; None where there is none. Two builds that differ in nothing else have the same.
+    """
+    steps = steps_of(config)
+    for path in sorted(repository.glob(f"*/{RECORD}")):
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, BuildError):
+            outputs: dict[str, str] = json.loads(path.read_text())["outputs"]
+            if f"{config.name}/config.pbtxt" not in outputs:
+                continue
+            parts = {name: value for name, value in outputs.items() if name.split("/")[0] in steps}
+            found = {name: value for name, value in sorted(parts.items()) if name.endswith(DECIDING)}
+            parameters = read_config(repository, steps[0]).parameters
+            said = {key: parameters[key].string_value for key in ("max_tokens", "prompts") if key in parameters}
+            return hashlib.sha256(json.dumps([found, said]).encode()).hexdigest()
+    return None
 
 
 def hint(repository: Path, family: Family) -> int | None:

@@ -28,7 +28,7 @@ from tools.direct import channel_options
 from tools.shim import tracing
 from tools.shim.control import is_missing
 from tools.shim.errors import GatewayError, is_dead_step, not_ready, quoted, unknown_model
-from tools.shim.families import Task, steps_of, task_of
+from tools.shim.families import Task, space, steps_of, task_of
 from tools.shim.residency import Residency
 
 CONFIG_SECONDS = 5.0
@@ -365,6 +365,8 @@ class Upstream:
             raise BuildError(f"{name} is no ensemble that does any of {', '.join(get_args(Task))}")
         parameters = (await self._config(steps[0])).parameters
         facts = {key: value.string_value for key, value in config.parameters.items()}
+        if self.residency is not None and (graph := space(self.residency.repository, config)):
+            facts["graph"] = graph
         dimensions = {output.name: list(output.dims) for output in config.output}.get("embeddings")
         if dimensions is None and "dimensions" in facts:
             dimensions = [int(facts["dimensions"])]

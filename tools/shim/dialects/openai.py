@@ -128,6 +128,8 @@ class Model(TypedDict):
     precision: str | None
     source: str | None
     revision: str | None
+    graph: str | None
+    """sha256 of graphs, weights, tokenizer, prompts and window, where the gateway reads the repository."""
     ignored: str | None
     """Of the checkpoint, what its build passed over because it was told to."""
     residency: Residence | None
@@ -199,6 +201,7 @@ def describe(model: ServedModel, residency: Residency | None) -> Model:
         "precision": model.facts.get("precision"),
         "source": model.facts.get("source"),
         "revision": model.facts.get("revision"),
+        "graph": model.facts.get("graph"),
         "ignored": model.facts.get("ignored"),
         "residency": residency.describe(model.name) if residency else None,
     }

@@ -1,0 +1,627 @@
+"""A backfill into a real Postgres with pgvector, by the real stack: nothing twice, missing or wrong."""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from conftest import ROOT, TINY, Stack, cosines
+from containers import until
+from postgres import Database, Postgres, postgres
+from tiny import build_tiny
+
+PAGE = (ROOT / "docs" / "backfill.md").read_text()
+
+FAMILIES = ["bert-cls", "roberta", "bert-cross-encoder"]
+DIMENSIONS = 48
+ROWS = 20_000
+WINDOWS = 5
+"""Of 4096 rows each, that 20,000 rows are."""
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("backfill") / "repository"
+    build_tiny(FAMILIES, "--repository", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny(repository: Path) -> Iterator[Stack]:
+    running = Stack(repository.parent / "work", options(repository)).start()
+    yield running
+    assert running.stop() == 0
+
+
+def options(repository: Path) -> list[str]:
+    return ["--repository", str(repository), "--models", *FAMILIES]
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Postgres]:
+    with postgres() as running:
+        yield running
+
+
+@pytest.fixture
+def database(server: Postgres) -> Database:
+    return server.database()
+
+
+def texts_of(count: int) -> list[str]:
+    """Short ones of many lengths, none twice."""
+    generator = random.Random(7)
+    words = ["stone", "river", "paper", "light", "engine", "winter", "copper", "window", "garden", "signal"]
+    return [f"{i} {' '.join(generator.choices(words, k=generator.randrange(1, 9)))}" for i in range(count)]
+
+
+def fill(database: Database, texts: Sequence[str | None], table: str = "chunks") -> None:
+    database.run(
+        f"CREATE TABLE {table} (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, content text, "
+        f"embedding vector({DIMENSIONS}))"
+    )
+    database.copy(f"COPY {table} (content) FROM STDIN", ([text] for text in texts))
+
+
+def command(*words: object) -> list[str]:
+    return [sys.executable, "-m", "tools.backfill", *map(str, words)]
+
+
+def chunks(stack: Stack, database: Database, *words: object) -> list[object]:
+    url = stack.url("embed", "")
+    return [database.url, "--table", "chunks", "--text", "content", "--url", url, "--model", "bert-cls", *words]
+
+
+def run(*words: object, status: int = 0, **more: Any) -> str:
+    """Runs the command to its end; what it said."""
+    done = subprocess.run(command(*words), cwd=ROOT, capture_output=True, text=True, timeout=240, **more)
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def embedded(said: str) -> int:
+    """Texts that the server embedded, by the summary."""
+    (found,) = re.findall(r"rows in [\d.]+ s: (\d+) texts", said)
+    return int(found)
+
+
+def vectors(database: Database, table: str = "chunks", column: str = "embedding") -> npt.NDArray[np.float32]:
+    """In the order of ids, zeros for none."""
+    found = database.run(f"SELECT {column}::real[] FROM {table} ORDER BY id")
+    return np.array([row or [0.0] * DIMENSIONS for (row,) in found], np.float32)
+
+
+def direct(stack: Stack, texts: list[str], model: str = "bert-cls") -> npt.NDArray[np.float32]:
+    """By a call of one's own, with the prompt of documents."""
+    rows = []
+    for start in range(0, len(texts), 1000):
+        body = {"input": texts[start : start + 1000], "model": model, "input_type": "document"}
+        rows += stack.post("embed", "/v1/embeddings", body).json()["data"]
+    return np.array([row["embedding"] for row in rows], np.float32)
+
+
+def claims(database: Database, job: subprocess.Popen[Any]) -> None:
+    """Waits until the job works, or has ended."""
+    jobs = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'backfill'"
+    working = f"{jobs} AND datname = current_database()"
+    claimed = "SELECT count(*) FROM embedding_windows WHERE first IS NOT NULL AND NOT done"
+    until(lambda: database.run(working) == [(2,)] or job.poll() is not None)
+    until(lambda: database.run("SELECT to_regclass('embedding_windows')") != [(None,)])
+    until(lambda: database.run(claimed) != [(0,)] or job.poll() is not None)
+
+
+@pytest.fixture(scope="module")
+def expected(tiny: Stack) -> npt.NDArray[np.float32]:
+    return direct(tiny, texts_of(ROWS))
+
+
+def test_twenty_thousand_rows(tiny: Stack, database: Database, expected: npt.NDArray[np.float32]) -> None:
+    fill(database, texts_of(ROWS))
+    said = run(*chunks(tiny, database))
+    assert embedded(said) == ROWS
+    assert (vectors(database) == expected).all()
+    hashes = "s.text_sha256 = sha256(convert_to(c.content, 'UTF8'))"
+    joined = f"SELECT count(*) FROM chunks c JOIN chunks_embedding_origin s ON s.id = c.id AND {hashes}"
+    assert database.run(joined) == [(ROWS,)]
+    ((origin,),) = database.run("SELECT origin FROM embedding_origins")
+    graph = tiny.get("embed", "/v1/models/bert-cls").json()["graph"]
+    assert re.fullmatch("[0-9a-f]{64}", graph)
+    assert origin == {
+        "family": "bert-cls",
+        "source": "bert-cls",
+        "revision": None,
+        "graph": graph,
+        "precision": "fp32",
+        "prompt": "document",
+        "dimensions": DIMENSIONS,
+    }
+    assert database.run("SELECT count(*) FROM embedding_windows") == [(0,)]
+    again = run(*chunks(tiny, database))
+    assert embedded(again) == 0
+    assert f"{ROWS} of them done before" in again
+
+
+def test_vectors_are_those_of_the_reference(tiny: Stack, database: Database) -> None:
+    texts = json.loads((TINY / "texts.json").read_text())
+    fill(database, texts)
+    run(*chunks(tiny, database, "--prompt", "query"))
+    reference = np.load(TINY / "bert-cls" / "expected.npz")["query_embeddings"]
+    assert cosines(vectors(database), reference).min() >= 0.999
+
+
+def test_killed_five_times_it_ends_the_same(
+    tiny: Stack, database: Database, expected: npt.NDArray[np.float32]
+) -> None:
+    fill(database, texts_of(ROWS))
+    generator = random.Random(3)
+    done = [0]
+    for _ in range(5):
+        job = subprocess.Popen(command(*chunks(tiny, database)), cwd=ROOT, stderr=subprocess.DEVNULL)
+        claims(database, job)
+        time.sleep(generator.random())
+        job.kill()
+        job.wait()
+        with_vector = "SELECT count(embedding) FROM chunks"
+        with_origin = "SELECT count(*) FROM chunks_embedding_origin"
+        assert database.run(with_vector) == database.run(with_origin)
+        done += [count for (count,) in database.run(with_vector)]
+    assert done == sorted(done)
+    said = run(*chunks(tiny, database))
+    assert embedded(said) == ROWS - done[-1]
+    assert (vectors(database) == expected).all()
+
+
+def test_two_jobs_share_the_rows(tiny: Stack, database: Database, expected: npt.NDArray[np.float32]) -> None:
+    fill(database, texts_of(ROWS))
+    words = command(*chunks(tiny, database))
+    jobs = [subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    counts = [embedded(job.communicate()[1]) for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0]
+    assert sum(counts) == ROWS
+    assert min(counts) > 0
+    assert (vectors(database) == expected).all()
+
+
+def test_a_job_takes_over_what_a_dead_one_claimed(
+    tiny: Stack, database: Database, expected: npt.NDArray[np.float32]
+) -> None:
+    """While it lives itself, so that the claims are not simply forgotten."""
+    fill(database, texts_of(ROWS))
+    words = command(*chunks(tiny, database))
+    dead = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.DEVNULL)
+    claims(database, dead)
+    living = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    until(lambda: database.run("SELECT count(DISTINCT job) FROM embedding_windows") == [(2,)])
+    assert dead.poll() is None
+    dead.kill()
+    dead.wait()
+    living.communicate()
+    assert living.returncode == 0
+    assert (vectors(database) == expected).all()
+
+
+def test_texts_that_change_are_never_given_a_stale_vector(tiny: Stack, database: Database) -> None:
+    fill(database, texts_of(8192))
+    stop = threading.Event()
+
+    def change() -> None:
+        generator = random.Random(5)
+        while not stop.is_set():
+            rows = [generator.randrange(1, 8193) for _ in range(40)]
+            database.run("UPDATE chunks SET content = content || ' changed' WHERE id = ANY(%s)", [rows])
+            time.sleep(0.02)
+
+    changing = threading.Thread(target=change)
+    changing.start()
+    try:
+        run(*chunks(tiny, database))
+    finally:
+        stop.set()
+        changing.join()
+    stale = (
+        "SELECT count(*) FROM chunks c JOIN chunks_embedding_origin s ON s.id = c.id "
+        "WHERE s.text_sha256 <> sha256(convert_to(c.content, 'UTF8'))"
+    )
+    ((left,),) = database.run(stale)
+    assert embedded(run(*chunks(tiny, database))) == left  # what changed after it was written, and nothing else
+    texts = [text for (text,) in database.run("SELECT content FROM chunks ORDER BY id")]
+    assert sum("changed" in text for text in texts) > 100
+    assert (vectors(database) == direct(tiny, texts)).all()
+
+
+def test_what_has_no_vector_is_listed_and_stops_nothing(tiny: Stack, database: Database, tmp_path: Path) -> None:
+    fill(database, ["a", None, "", "b", "word " * 200_000, "x" * (2**24 + 1), " "])
+    said = run(*chunks(tiny, database, "--refused", tmp_path / "refused.jsonl"), status=3)
+    assert "4 rows in" in said
+    assert "1 texts were cut" in said
+    listed = [json.loads(line) for line in (tmp_path / "refused.jsonl").read_text().splitlines()]
+    assert {row["id"]: row["reason"] for row in listed} == {
+        "2": "its text is NULL",
+        "3": "its text is empty",
+        "6": "its text has 16777217 bytes, over the 16777216 that a call may have",
+    }
+    assert all(f"  {row['id']}: {row['reason']}" in said for row in listed)
+    there = [vector is not None for (vector,) in database.run("SELECT embedding FROM chunks ORDER BY id")]
+    assert there == [True, False, False, True, True, False, True]
+    assert (vectors(database)[[0, 3]] == direct(tiny, ["a", "b"])).all()
+    database.run("UPDATE chunks SET content = '' WHERE id = 1")
+    said = run(*chunks(tiny, database), status=3)
+    assert "1: its text is empty" in said
+    assert database.run("SELECT count(*) FROM chunks WHERE id = 1 AND embedding IS NULL") == [(1,)]
+    assert database.run("SELECT count(*) FROM chunks_embedding_origin WHERE id = 1") == [(0,)]
+
+
+def test_a_text_that_the_model_refuses_is_found_among_others(tiny: Stack, database: Database) -> None:
+    hostile = "a" + "\u0903" * 2_000_000
+    fill(database, [*texts_of(100), hostile, *texts_of(100)])
+    said = run(*chunks(tiny, database), status=3)
+    assert "200 rows in" in said
+    assert re.search(r"^  101: .+", said, re.MULTILINE)
+
+
+def test_a_server_that_is_gone_is_waited_for(
+    repository: Path, tmp_path: Path, database: Database, expected: npt.NDArray[np.float32]
+) -> None:
+    fill(database, texts_of(ROWS))
+    stack = Stack(tmp_path / "work", options(repository)).start()
+    job = subprocess.Popen(
+        command(*chunks(stack, database)), cwd=ROOT, stderr=subprocess.PIPE, text=True, bufsize=1
+    )
+    claims(database, job)
+    until(lambda: database.run("SELECT count(embedding) > 0 FROM chunks") == [(True,)])
+    for process in stack.tree():
+        process.kill()
+    stack.process.wait()
+    time.sleep(1)
+    assert job.poll() is None
+    stack.start()
+    said = job.communicate()[1]
+    assert job.returncode == 0, said
+    assert "waiting for http://127.0.0.1" in said
+    assert (vectors(database) == expected).all()
+    assert stack.stop() == 0
+
+
+def test_two_vector_spaces_never_mix(tiny: Stack, database: Database) -> None:
+    fill(database, texts_of(50))
+    run(*chunks(tiny, database))
+    other = chunks(tiny, database, "--model", "roberta")
+    said = run(*other, status=1)
+    assert re.search(r"^error: public\.chunks\.embedding holds 50 vectors of bert-cls \(.*--replace", said, re.M)
+    assert (vectors(database) == direct(tiny, texts_of(50))).all()
+    said = run(*other, "--replace", "--where", "id <= 10", status=1)
+    assert "of which --where would leave 40" in said
+    run(*other, "--replace")
+    assert (vectors(database) == direct(tiny, texts_of(50), "roberta")).all()
+    assert embedded(run(*other)) == 0
+    assert "holds 50 vectors of roberta" in run(*chunks(tiny, database, "--prompt", "query"), status=1)
+
+
+def test_vectors_of_unknown_origin_are_not_taken_for_ours(tiny: Stack, database: Database) -> None:
+    fill(database, texts_of(5))
+    database.run(f"UPDATE chunks SET embedding = array_fill(1, ARRAY[{DIMENSIONS}])::real[]::vector WHERE id = 2")
+    assert "holds 1 vectors of unknown origin" in run(*chunks(tiny, database), status=1)
+    run(*chunks(tiny, database, "--replace"))
+    assert (vectors(database) == direct(tiny, texts_of(5))).all()
+
+
+def test_only_what_is_missing_or_changed_is_done(tiny: Stack, database: Database) -> None:
+    fill(database, texts_of(100))
+    run(*chunks(tiny, database))
+    database.run("UPDATE chunks SET content = 'another text' WHERE id = 7")
+    database.run("UPDATE chunks SET embedding = NULL WHERE id = 8")
+    database.run("INSERT INTO chunks (content) VALUES ('a new one')")
+    assert embedded(run(*chunks(tiny, database))) == 3
+    texts = [text for (text,) in database.run("SELECT content FROM chunks ORDER BY id")]
+    assert (vectors(database) == direct(tiny, texts)).all()
+
+
+@pytest.mark.parametrize("kind", ["uuid", "text", "int"])
+def test_any_kind_of_id_and_a_table_of_their_own(tiny: Stack, database: Database, kind: str) -> None:
+    """A schema, names that want quotes, a filter with a percent sign in it."""
+    database.run('CREATE SCHEMA "My Docs"')
+    make = {"uuid": "gen_random_uuid()", "text": "'b' || i || '\"é'", "int": "-i"}[kind]
+    database.run(
+        f'CREATE TABLE "My Docs"."Chunks" ("Id" {kind} PRIMARY KEY, "the text" varchar); '
+        f'INSERT INTO "My Docs"."Chunks" SELECT {make}, \'text \' || i FROM generate_series(1, 5000) i'
+    )
+    words: list[object] = [database.url, "--table", '"My Docs"."Chunks"', "--id", "Id", "--text", "the text"]
+    words += ["--into", "vectors", "--where", "\"the text\" LIKE 'text 1%'", "--url", tiny.url("embed", "")]
+    assert embedded(run(*words)) == 1111
+    joined = 'SELECT c."the text", v.embedding::real[] FROM "My Docs"."Chunks" c JOIN vectors v ON v.id = c."Id"'
+    rows = database.run(joined)
+    assert len(rows) == 1111
+    assert (np.array([row for _, row in rows], np.float32) == direct(tiny, [text for text, _ in rows])).all()
+    assert embedded(run(*words)) == 0
+    assert embedded(run(*words[:-4], *words[-2:])) == 5000 - 1111
+
+
+def test_half_precision_and_an_index(tiny: Stack, database: Database) -> None:
+    fill(database, texts_of(200))
+    database.run(f"ALTER TABLE chunks ALTER embedding TYPE halfvec({DIMENSIONS})")
+    said = run(*chunks(tiny, database, "--index"))
+    assert "built: CREATE INDEX CONCURRENTLY" in said
+    definition = "SELECT indexdef FROM pg_indexes WHERE tablename = 'chunks' AND indexdef LIKE '%hnsw%'"
+    assert "halfvec_cosine_ops" in database.run(definition)[0][0]
+    np.testing.assert_allclose(vectors(database), direct(tiny, texts_of(200)), atol=1e-3)
+    database.run("INSERT INTO chunks (content) VALUES ('a new one')")
+    assert "chunks_embedding_idx is kept in step" in run(*chunks(tiny, database, "--index"))
+    assert len(database.run(definition)) == 1
+
+
+def test_a_dry_run_writes_nothing(tiny: Stack, database: Database) -> None:
+    fill(database, [*texts_of(600), None])
+    said = run(*chunks(tiny, database, "--dry-run"))
+    assert re.search(r"600 texts of \d+ bytes are to be done; 512 of them took .* hours", said)
+    assert database.run("SELECT count(embedding), to_regclass('embedding_origins') FROM chunks") == [(0, None)]
+    run(*chunks(tiny, database), status=3)
+    assert "nothing is to be done" in run(*chunks(tiny, database, "--dry-run"))
+
+
+WRONG: dict[str, tuple[str, list[object], str]] = {
+    "size": (
+        "ALTER TABLE chunks ALTER embedding TYPE vector(1024)",
+        [],
+        r"is vector\(1024\) and the model gives 48",
+    ),
+    "type": ("ALTER TABLE chunks ALTER embedding TYPE text", [], r"embedding is text: .* of type vector\(48\)"),
+    "no vector": (
+        "ALTER TABLE chunks DROP embedding",
+        [],
+        r"ALTER TABLE chunks ADD COLUMN embedding vector\(48\)$",
+    ),
+    "no text": ("", ["--text", "body"], r"has no column 'body' for --text: it has id, content, embedding"),
+    "no table": ("", ["--table", "missing"], "there is no table missing in the database 'test"),
+    "no key": ("ALTER TABLE chunks DROP CONSTRAINT chunks_pkey", [], "is not known to be unique"),
+    "no extension": ("DROP EXTENSION vector CASCADE", [], "run CREATE EXTENSION vector"),
+    "filter": ("", ["--where", "nonsense ="], "Postgres refuses: syntax error"),
+    "no right": ("", ["--into", "pg_catalog.mine"], "Postgres refuses: permission denied"),
+    "model": ("", ["--model", "gpt"], "no model 'gpt'"),
+    "reranker": ("", ["--model", "bert-cross-encoder"], "serves no model that embeds called bert-cross-encoder"),
+    "prompt": ("", ["--prompt", "summary"], "there is no prompt 'summary': bert-cls has document, query"),
+    "dimensions": ("", ["--dimensions", "7"], "gives 48 dimensions and was not trained to give fewer"),
+    "calls": ("", ["--calls", "0"], "--calls must be at least 1"),
+    "url": ("", ["--url", "localhost"], "'localhost' is no URL"),
+    "no server": ("", ["--url", "http://127.0.0.1:9"], "no gateway answers at http://127.0.0.1:9"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_one_sentence(tiny: Stack, database: Database, name: str) -> None:
+    fill(database, ["a"])
+    statement, words, sentence = WRONG[name]
+    if statement:
+        database.run(statement)
+    assert_one_sentence(run(*chunks(tiny, database, *words), status=1), sentence)
+
+
+def assert_one_sentence(said: str, sentence: str) -> None:
+    lines = [line for line in said.splitlines() if not line.startswith("vectors of ")]
+    assert len(lines) == 1, said
+    assert re.match(rf"error: .*{sentence}", lines[0]), said
+
+
+def test_a_wrong_password_and_no_database(tiny: Stack, database: Database) -> None:
+    words = chunks(tiny, database)
+    url = str(words[0])
+    wrong = [re.sub(r":a%20.*@", ":wrong@", url), *words[1:]]
+    assert_one_sentence(run(*wrong, status=1), "cannot connect to Postgres: password authentication failed")
+    missing = [f"{url}-not-there", *words[1:]]
+    assert_one_sentence(run(*missing, status=1), 'cannot connect to Postgres: database ".*" does not exist')
+    gone = [re.sub(r":\d+/", ":9/", url), *words[1:]]
+    assert_one_sentence(run(*gone, status=1), "cannot connect to Postgres: connection failed")
+    assert_one_sentence(run(url, status=1), "name the table with --table")
+
+
+class Gateway(ThreadingHTTPServer):
+    """Speaks as a gateway does, and is busy, failing or another model when the test says so."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.answers: list[tuple[int, dict[str, str]]] = []
+        """Statuses and headers of the next calls, before all is well."""
+        self.graph = "a"
+        self.calls: list[tuple[float, list[str]]] = []
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Gateway
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        names = ("revision", "minimum_dimensions", "ignored", "residency", "pooling")
+        model = {"id": "m", "task": "embed", "prompts": [], "source": "s", "precision": "fp32"}
+        model |= {"graph": self.server.graph, **dict.fromkeys(names)}
+        self._reply(200, model if self.path.endswith("/m") else {"data": [model]}, {})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if body["input"] != ["ready?"]:
+            self.server.calls.append((time.monotonic(), body["input"]))
+            if self.server.answers:
+                status, headers = self.server.answers.pop(0)
+                self._reply(status, {"error": {"message": "wait"}}, headers)
+                return
+        row = base64.b64encode(np.ones(DIMENSIONS, "<f4").tobytes()).decode()
+        data = [{"embedding": row} for _ in body["input"]]
+        self._reply(200, {"data": data}, {"X-Token-Count": "1", "X-Truncated": "0"})
+
+    def _reply(self, status: int, content: object, headers: dict[str, str]) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def gateway() -> Iterator[Gateway]:
+    with Gateway() as running:
+        yield running
+        running.shutdown()
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_busy_server_is_obeyed(gateway: Gateway, database: Database, status: int) -> None:
+    fill(database, ["a"])
+    gateway.answers = [(status, {"Retry-After": "2"})]
+    said = run(database.url, "--table", "chunks", "--text", "content", "--url", gateway.url)
+    first, second = (moment for moment, _ in gateway.calls)
+    assert second - first >= 2
+    assert "waiting for" in said
+
+
+def test_a_call_that_takes_too_long_is_sent_in_halves(gateway: Gateway, database: Database) -> None:
+    fill(database, texts_of(64))
+    gateway.answers = [(504, {})]
+    run(database.url, "--table", "chunks", "--text", "content", "--url", gateway.url)
+    assert [len(texts) for _, texts in gateway.calls] == [64, 32, 32]
+    assert database.run("SELECT count(embedding) FROM chunks") == [(64,)]
+
+
+def test_a_server_that_becomes_another_model_writes_nothing(gateway: Gateway, database: Database) -> None:
+    fill(database, texts_of(50))
+    gateway.answers = [(503, {"Retry-After": "2"})]
+    words = [database.url, "--table", "chunks", "--text", "content", "--url", gateway.url]
+    job = subprocess.Popen(command(*words), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    until(lambda: len(gateway.calls) == 1)
+    gateway.graph = "another"
+    said = job.communicate()[1]
+    assert job.returncode == 1
+    assert re.search("^error: .* has become m .* and was m ", said, re.MULTILINE)
+    assert database.run("SELECT count(embedding) FROM chunks") == [(0,)]
+
+
+def test_stacks_of_unlike_builds_are_refused(gateway: Gateway, database: Database) -> None:
+    fill(database, ["a"])
+    with Gateway() as other:
+        words = [database.url, "--table", "chunks", "--text", "content", "--url", gateway.url, other.url]
+        run(*words)
+        other.graph = "another"
+        assert_one_sentence(run(*words, status=1), "their vectors do not mix")
+        other.shutdown()
+
+
+def test_another_job_with_other_vectors_is_refused(gateway: Gateway, database: Database) -> None:
+    """Before the first has written anything that would tell."""
+    fill(database, ["a"])
+    gateway.answers = [(503, {"Retry-After": "60"})]
+    words = [database.url, "--table", "chunks", "--text", "content", "--url"]
+    job = subprocess.Popen(command(*words, gateway.url), cwd=ROOT, stderr=subprocess.DEVNULL)
+    until(lambda: len(gateway.calls) == 1)
+    with Gateway() as other:
+        other.graph = "another"
+        assert_one_sentence(run(*words, other.url, status=1), "another job is filling public.chunks.embedding")
+        other.shutdown()
+    job.terminate()
+    assert job.wait(30) == 130
+
+
+def test_the_help_is_one_screen() -> None:
+    done = subprocess.run(command("--help"), cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert len(lines) <= 60
+    assert max(map(len, lines)) <= 115
+
+
+CORPUS = {
+    "photosynthesis": "Plants make sugar out of light, water and carbon dioxide.",
+    "bank": "The central bank raised its interest rates by half a point.",
+    "python": "A generator yields values one at a time and keeps its place in between.",
+    "rome": "The Roman aqueducts carried water over long distances into the cities.",
+    "index": "An index on a column lets the database find rows without reading all of them.",
+    "whale": "The blue whale is the largest animal that has ever lived.",
+}
+QUESTIONS = {
+    "how do plants turn light into sugar": "photosynthesis",
+    "what did the central bank do to interest rates": "bank",
+    "what does a generator yield": "python",
+    "how did water get into Roman cities": "rome",
+    "how does a database find rows quickly": "index",
+    "which animal is the largest": "whale",
+}
+"""The answer to each, as whoever reads it would say."""
+
+
+def test_a_question_finds_its_text(stack: Stack, database: Database) -> None:
+    """Question, vector, order by pgvector, /rerank of the first 80, among two hundred others; as the page says."""
+    database.run("CREATE TABLE chunks (id text PRIMARY KEY, content text)")
+    database.run(re.findall(r"```sql\n(CREATE EXTENSION.*?)```", PAGE, re.DOTALL)[0].replace("1024", "384"))
+    database.copy(
+        "COPY chunks (id, content) FROM STDIN", [*CORPUS.items(), *((f"t{t}", t) for t in texts_of(200))]
+    )
+    words: list[object] = ["--table", "chunks", "--text", "content", "--url", stack.url("embed", "")]
+    assert_one_sentence(search(database, "which animal", *words, status=1)[1], "no backfill has filled")
+    shown_commands = re.findall(r'^make backfill ARGS="postgresql://me@localhost/rag (.*)"$', PAGE, re.MULTILINE)
+    assert len(shown_commands) == 2
+    assert "206 texts of" in run(database.url, *shown_commands[0].split(), *words[4:])
+    assert "built: CREATE INDEX" in run(database.url, *shown_commands[1].split(), *words[4:])
+    (shown_search,) = re.findall(r'tools.search postgresql://me@localhost/rag "(.*)" (.*)$', PAGE, re.MULTILINE)
+    lines = search(database, shown_search[0], *shown_search[1].split(), *words[4:])[0].splitlines()
+    assert (len(lines), lines[0].split("  ")[1]) == (10, "photosynthesis")
+    for question, answer in QUESTIONS.items():
+        lines = search(database, question, *words, "--top", 3)[0].splitlines()
+        assert len(lines) == 3
+        assert lines[0].split("  ")[1] == answer
+    near = [row for (row,) in nearest(stack, database, next(iter(QUESTIONS)))]
+    assert len(near) == 80
+    scores = stack.rerank(next(iter(QUESTIONS)), [text for _, text in rows_of(database, near)])["scores"]
+    shown = search(database, next(iter(QUESTIONS)), *words, "--top", 80)[0].splitlines()
+    assert [float(line.split("  ")[0]) for line in shown] == pytest.approx(sorted(scores, reverse=True), abs=1e-4)
+
+
+def search(database: Database, question: str, *words: object, status: int = 0) -> tuple[str, str]:
+    """What `python -m tools.search` prints."""
+    line = [sys.executable, "-m", "tools.search", database.url, question, *map(str, words)]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    return done.stdout, done.stderr
+
+
+def nearest(stack: Stack, database: Database, question: str) -> list[Any]:
+    """By the SQL of the page."""
+    (sql,) = re.findall(r"```sql\n(SET hnsw.*?)```", PAGE, re.DOTALL)
+    body = {"input": question, "input_type": "query"}
+    vector = stack.post("embed", "/v1/embeddings", body).json()["data"][0]["embedding"]
+    statement = sql.split(";")[1]
+    return database.run(statement.replace("$1", f"'{vector}'").replace("id, content", "id"))
+
+
+def rows_of(database: Database, ids: list[str]) -> list[Any]:
+    return database.run("SELECT id, content FROM chunks WHERE id = ANY(%s)", [ids])
+
+
+def test_a_question_to_another_model_is_refused(tiny: Stack, database: Database) -> None:
+    fill(database, ["a"])
+    run(*chunks(tiny, database))
+    words = ["--table", "chunks", "--text", "content", "--url", tiny.url("embed", "")]
+    assert_one_sentence(
+        search(database, "a", *words, "--model", "roberta", status=1)[1], "holds vectors of bert-cls .* --model"
+    )
+    assert "1  a" in search(database, "a", *words)[0]
+    assert_one_sentence(search(database, "", *words, status=1)[1], "the question is empty")

@@ -1,0 +1,222 @@
+"""A backfill of Parquet, JSON lines and a pipe, by the real stack."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import ROOT, Stack
+from containers import until
+from test_backfill import (
+    DIMENSIONS,
+    assert_one_sentence,
+    command,
+    direct,
+    embedded,
+    repository,
+    run,
+    texts_of,
+    tiny,
+)
+
+assert repository
+assert tiny  # fixtures
+
+Rows = list[dict[str, Any]]
+
+
+def write_parquet(path: Path, rows: Rows) -> None:
+    pq.write_table(pa.Table.from_pylist(rows, pa.schema([("id", pa.string()), ("text", pa.string())])), path, 700)
+
+
+def write_jsonl(path: Path, rows: Rows) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read_parquet(path: Path) -> Rows:
+    rows: Rows = pq.read_table(path).to_pylist()
+    return rows
+
+
+def read_jsonl(path: Path) -> Rows:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+KINDS: dict[str, tuple[Callable[[Path, Rows], None], Callable[[Path], Rows]]] = {
+    "parquet": (write_parquet, read_parquet),
+    "jsonl": (write_jsonl, read_jsonl),
+}
+
+
+class Corpus:
+    """A folder of texts, and one of vectors."""
+
+    def __init__(self, kind: str, folder: Path, stack: Stack) -> None:
+        self.kind, self.texts, self.vectors, self.stack = kind, folder / "texts", folder / "vectors", stack
+        self.write_file, self.read_file = KINDS[kind]
+        self.texts.mkdir()
+
+    def write(self, name: str, texts: Sequence[str | None]) -> None:
+        path = self.texts / f"{name}.{self.kind}"
+        path.parent.mkdir(exist_ok=True)
+        self.write_file(path, [{"id": f"{name}-{i}", "text": text} for i, text in enumerate(texts)])
+
+    def words(self, *more: object) -> list[object]:
+        words = [self.texts, self.vectors, "--url", self.stack.url("embed", ""), "--part-rows", 500, *more]
+        return words if "--model" in more else [*words, "--model", "bert-cls"]
+
+    def read(self) -> Rows:
+        """All rows, in the order of files."""
+        return [row for path in sorted(self.vectors.rglob(f"*.{self.kind}")) for row in self.read_file(path)]
+
+    def matrix(self) -> npt.NDArray[np.float32]:
+        return np.array([row["embedding"] or [0.0] * DIMENSIONS for row in self.read()], np.float32)
+
+
+@pytest.fixture(params=KINDS)
+def corpus(request: pytest.FixtureRequest, tmp_path: Path, tiny: Stack) -> Corpus:
+    return Corpus(request.param, tmp_path, tiny)
+
+
+def test_every_row_gets_its_vector(corpus: Corpus, tiny: Stack) -> None:
+    texts = texts_of(1800)
+    corpus.write("a", texts[:1300])
+    corpus.write("b/c", texts[1300:])
+    said = run(*corpus.words())
+    assert embedded(said) == 1800
+    names = [str(path.relative_to(corpus.vectors)) for path in sorted(corpus.vectors.rglob(f"*.{corpus.kind}"))]
+    assert names == [f"{name}.{corpus.kind}" for name in ("a-00000", "a-00001", "a-00002", "b/c-00000")]
+    assert [row["text"] for row in corpus.read()] == texts
+    assert (corpus.matrix() == direct(tiny, texts)).all()
+    noted = json.loads((corpus.vectors / "origin.json").read_text())["origin"]
+    assert (noted["family"], noted["prompt"], noted["dimensions"]) == ("bert-cls", "document", DIMENSIONS)
+    if corpus.kind == "parquet":
+        schema = pq.read_schema(corpus.vectors / "a-00000.parquet")
+        assert json.loads(schema.metadata[b"embedding_origin"]) == noted
+        assert schema.field("embedding").type == pa.list_(pa.float32(), DIMENSIONS)
+    assert embedded(run(*corpus.words())) == 0
+
+
+def test_only_texts_that_changed_are_embedded_again(corpus: Corpus, tiny: Stack) -> None:
+    texts = texts_of(1300)
+    corpus.write("a", texts)
+    run(*corpus.words())
+    untouched = corpus.vectors / f"a-00002.{corpus.kind}"
+    before = untouched.stat().st_mtime_ns
+    texts = [*texts[:3], "changed", *texts[5:]]  # one text is gone
+    corpus.write("a", texts)
+    assert (
+        embedded(run(*corpus.words())) == 3
+    )  # the changed one, and one that moved into each part before the last
+    assert [row["text"] for row in corpus.read()] == texts
+    assert (corpus.matrix() == direct(tiny, texts)).all()
+    assert untouched.stat().st_mtime_ns > before
+    corpus.write("a", texts[:400])
+    assert embedded(run(*corpus.words())) == 0
+    assert [row["text"] for row in corpus.read()] == texts[:400]
+
+
+def test_killed_five_times_it_ends_the_same(corpus: Corpus, tiny: Stack) -> None:
+    texts = texts_of(6000)
+    corpus.write("a", texts)
+    generator = random.Random(11)
+    done = 0
+    for _ in range(5):
+        job = subprocess.Popen(command(*corpus.words()), cwd=ROOT, stderr=subprocess.DEVNULL)
+        until(lambda job=job, done=done: job.poll() is not None or parts(corpus) > done)  # type: ignore[misc]
+        time.sleep(0.3 * generator.random())
+        job.kill()
+        job.wait()
+        done = parts(corpus)
+    said = run(*corpus.words())
+    assert embedded(said) == max(0, 6000 - 500 * done)
+    assert [row["text"] for row in corpus.read()] == texts
+    assert (corpus.matrix() == direct(tiny, texts)).all()
+    assert [path for path in corpus.vectors.iterdir() if path.name.startswith(".")] == []
+
+
+def parts(corpus: Corpus) -> int:
+    return len(list(corpus.vectors.glob(f"a-*.{corpus.kind}")))
+
+
+def test_two_jobs_share_the_parts(corpus: Corpus, tiny: Stack) -> None:
+    texts = texts_of(6000)
+    corpus.write("a", texts)
+    words = command(*corpus.words())
+    jobs = [subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    assert sum(embedded(job.communicate()[1]) for job in jobs) == 6000
+    assert (corpus.matrix() == direct(tiny, texts)).all()
+
+
+def test_what_has_no_vector_is_listed(corpus: Corpus, tiny: Stack) -> None:
+    corpus.write("a", ["one", "", None, "two"])
+    for texts in (2, 0):
+        said = run(*corpus.words(), status=3)
+        assert embedded(said) == texts
+        assert "a-1: its text is empty" in said
+        assert "a-2: its text is NULL" in said
+    assert [row["embedding"] is None for row in corpus.read()] == [False, True, True, False]
+    assert (corpus.matrix()[[0, 3]] == direct(tiny, ["one", "two"])).all()
+
+
+def test_two_vector_spaces_never_mix(corpus: Corpus, tiny: Stack) -> None:
+    corpus.write("a", texts_of(5))
+    run(*corpus.words())
+    assert_one_sentence(
+        run(*corpus.words("--model", "roberta"), status=1), "holds vectors of bert-cls .*--replace"
+    )
+    assert (corpus.matrix() == direct(tiny, texts_of(5))).all()
+    run(*corpus.words("--model", "roberta", "--replace"))
+    assert (corpus.matrix() == direct(tiny, texts_of(5), "roberta")).all()
+    (corpus.vectors / "origin.json").unlink()
+    assert_one_sentence(run(*corpus.words(), status=1), "holds vectors of unknown origin")
+
+
+def test_a_dry_run_writes_nothing(corpus: Corpus) -> None:
+    corpus.write("a", texts_of(1000))
+    assert "1000 texts of" in run(*corpus.words("--dry-run"))
+    assert not corpus.vectors.exists()
+
+
+def test_what_is_wrong_is_one_sentence(corpus: Corpus, tmp_path: Path) -> None:
+    assert_one_sentence(run(*corpus.words(), status=1), "has neither .parquet nor .jsonl")
+    corpus.write("a", ["a"])
+    assert_one_sentence(
+        run(*corpus.words("--text", "body"), status=1), "has no column 'body': name it with --text"
+    )
+    assert_one_sentence(run(*corpus.words("--vector", "id"), status=1), "has a column 'id' already")
+    assert_one_sentence(run(*corpus.words("--table", "chunks"), status=1), "--table is for Postgres")
+    assert_one_sentence(run(tmp_path / "missing", tmp_path, status=1), "there is no folder or file")
+    assert_one_sentence(run(corpus.texts, status=1), "name the folder that the vectors go to")
+    run(*corpus.words())
+    assert_one_sentence(run(*corpus.words("--part-rows", "7"), status=1), "has files of 500 rows")
+    (corpus.texts / f"broken.{corpus.kind}").write_bytes(b"{")
+    assert_one_sentence(run(*corpus.words(), status=1), r"broken\.\w+")
+    (corpus.texts / "other.parquet").touch()
+    (corpus.texts / "other.jsonl").touch()
+    assert_one_sentence(run(*corpus.words(), status=1), "has both .parquet and .jsonl")
+
+
+def test_a_pipe(tiny: Stack) -> None:
+    texts = texts_of(3000)
+    lines = "".join(json.dumps({"n": i, "text": text}) + "\n" for i, text in enumerate([*texts, ""]))
+    words = command("-", "--url", tiny.url("embed", ""), "--model", "bert-cls")
+    done = subprocess.run(words, cwd=ROOT, input=lines, capture_output=True, text=True)
+    assert done.returncode == 3
+    assert "line 3001: its text is empty" in done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["n"] for row in rows] == list(range(3001))
+    assert rows.pop()["embedding"] is None
+    assert (np.array([row["embedding"] for row in rows], np.float32) == direct(tiny, texts)).all()
+    done = subprocess.run(words, cwd=ROOT, input='{"text": "a"}\n["b"]\n', capture_output=True, text=True)
+    assert_one_sentence(done.stderr, "line 2 is no JSON object")

@@ -1,0 +1,123 @@
+"""JSON Lines, in files and pipes: an object a line, its vector a list of numbers that read back as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from tools.backfill.errors import BackfillError
+from tools.backfill.flow import Window
+from tools.backfill.origin import Origin
+
+Rows = list[dict[str, Any]]
+
+PIPE_ROWS, PIPE_BYTES = 2048, 2**25
+"""Of a window, at most."""
+
+
+class JsonLines:
+    """As `Format` has it; the rows of a part are dicts."""
+
+    suffix = ".jsonl"
+
+    def count(self, path: Path) -> int:
+        """Rows of a file."""
+        with path.open("rb") as file:
+            return sum(1 for line in file if not line.isspace())
+
+    def parts(self, path: Path, rows: int, wanted: Collection[int] | None) -> Iterator[tuple[int, Any]]:
+        """A file, so many rows at a time."""
+        with path.open("rb") as file:
+            lines = ((number, line) for number, line in enumerate(file, 1) if not line.isspace())
+            part = 0
+            while chunk := list(islice(lines, rows)):
+                if wanted is None or part in wanted:
+                    yield part, [parsed(line, f"{path}:{number}") for number, line in chunk]
+                part += 1
+
+    def column(self, part: Rows, name: str) -> list[Any] | None:
+        """Values of a column, None in rows that lack it; None where no row has it."""
+        return [row.get(name) for row in part] if any(name in row for row in part) else None
+
+    def write(self, file: IO[bytes], part: Rows, name: str, vectors: Sequence[Any], _: Origin) -> None:
+        """Rows and, under a `name`, their vectors."""
+        for row, vector in zip(part, vectors, strict=True):
+            file.write(dumped({**row, name: vector}))
+
+    def split(self, path: Path, name: str) -> tuple[Rows, list[Any]]:
+        """What `write` wrote: the rows, and the vectors under a `name`."""
+        with path.open("rb") as file:
+            rows = [parsed(line, f"{path}:{number}") for number, line in enumerate(file, 1)]
+        vectors = [None if (vector := row.pop(name, None)) is None else np.array(vector, "<f4") for row in rows]
+        return rows, vectors
+
+    def equal(self, part: Rows, other: Rows) -> bool:
+        """Whether two parts have the same rows."""
+        return part == other
+
+
+@dataclass
+class Pipe:
+    """Lines of stdin to lines of stdout, in order: a store that remembers nothing."""
+
+    source: IO[bytes]
+    goal: IO[bytes]
+    id: str
+    text: str
+    vector: str
+    _number: int = 0
+
+    def read(self) -> Window | None:
+        """The next lines."""
+        rows: Rows = []
+        ids, size = [], 0
+        while len(rows) < PIPE_ROWS and size < PIPE_BYTES and (line := self.source.readline()):
+            self._number += 1
+            if line.isspace():
+                continue
+            row = parsed(line, f"line {self._number}")
+            if self.text not in row:
+                raise BackfillError(f"line {self._number} has no field {self.text!r}: name it with --text")
+            rows.append(row)
+            ids.append(str(row.get(self.id, f"line {self._number}")))
+            size += len(line)
+        if not rows:
+            return None
+        values = [row[self.text] for row in rows]
+        strange = {i: "its text is no string" for i, text in enumerate(values) if not isinstance(text, str | None)}
+        texts = [text if isinstance(text, str) else None for text in values]
+        return Window(ids, texts, strange, rows)
+
+    def write(self, window: Window, vectors: npt.NDArray[np.float32], refused: Mapping[int, str]) -> int:
+        """Each line again, with its vector, or null where it was refused."""
+        for i, row in enumerate(window.token):
+            self.goal.write(dumped({**row, self.vector: None if i in refused else vectors[i]}))
+        self.goal.flush()
+        return len(window.ids) - len(refused)
+
+    def again(self) -> bool:
+        """What has passed is gone."""
+        return False
+
+
+def parsed(line: bytes, where: str) -> dict[str, Any]:
+    """An object; raises BackfillError where the line is none."""
+    try:
+        row = orjson.loads(line)
+    except ValueError as error:
+        raise BackfillError(f"{where} is not JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise BackfillError(f'{where} is no JSON object such as {{"text": ...}}')
+    return row
+
+
+def dumped(row: dict[str, Any]) -> bytes:
+    """A line."""
+    return orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)

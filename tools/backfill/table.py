@@ -1,0 +1,266 @@
+"""A table with texts and vectors: what it must be like, and the SQL over it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from tools.backfill.errors import BackfillError
+
+INDEXABLE = {"vector": 2000, "halfvec": 4000}
+"""Types of vectors -> dimensions that pgvector's HNSW takes."""
+
+NAME_BYTES = 63
+"""Of an identifier, which Postgres cuts."""
+
+JOBS = 0x7E3B
+"""Namespace of the advisory locks that jobs hold while they live."""
+
+LIVES = (
+    "EXISTS (SELECT FROM pg_locks l WHERE l.locktype = 'advisory' AND l.classid = {jobs} AND l.objsubid = 2"
+    " AND l.objid::bigint = w.job"
+    " AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()))"
+)
+"""Whether the job of a window `w` lives."""
+
+NO_SIDE = "(SELECT NULL::{type} AS id, NULL::int AS origin, NULL::bytea AS text_sha256 WHERE false)"
+"""Stands for a table of origins that is not made yet."""
+
+PENDING = (
+    "(s.id IS NULL OR s.origin <> {origin} OR t.vector IS NULL"
+    " OR s.text_sha256 IS DISTINCT FROM sha256(convert_to(t.text, 'UTF8')))"
+)
+"""Rows that have to be done: missing, of another origin, or of another text."""
+
+UPDATE_TABLE = """
+WITH written AS (
+    UPDATE {table} t SET {vector} = e.vector::{vector_type} FROM pg_temp.embedded e
+    WHERE t.{id} = e.id::{type} AND sha256(convert_to(t.{text}::text, 'UTF8')) = e.hash
+    RETURNING e.id, e.hash
+), noted AS (
+    INSERT INTO {side} (id, origin, text_sha256) SELECT id::{type}, {origin}, hash FROM written
+    ON CONFLICT (id) DO UPDATE SET origin = excluded.origin, text_sha256 = excluded.text_sha256
+) SELECT id FROM written"""
+
+INSERT_INTO = """
+WITH fresh AS (
+    SELECT e.id, e.vector, e.hash FROM pg_temp.embedded e JOIN {table} t ON t.{id} = e.id::{type}
+    WHERE sha256(convert_to(t.{text}::text, 'UTF8')) = e.hash
+), written AS (
+    INSERT INTO {into} (id, {vector}) SELECT id::{type}, vector::{vector_type} FROM fresh
+    ON CONFLICT (id) DO UPDATE SET {vector} = excluded.{vector}
+), noted AS (
+    INSERT INTO {side} (id, origin, text_sha256) SELECT id::{type}, {origin}, hash FROM fresh
+    ON CONFLICT (id) DO UPDATE SET origin = excluded.origin, text_sha256 = excluded.text_sha256
+) SELECT id FROM fresh"""
+
+CLEAR_TABLE = """
+WITH gone AS (DELETE FROM {side} WHERE id = ANY(%(ids)s::{type}[]))
+UPDATE {table} SET {vector} = NULL WHERE {id} = ANY(%(ids)s::{type}[]) AND {vector} IS NOT NULL"""
+
+CLEAR_INTO = """
+WITH gone AS (DELETE FROM {side} WHERE id = ANY(%(ids)s::{type}[]))
+DELETE FROM {into} WHERE id = ANY(%(ids)s::{type}[])"""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Where texts are and where vectors go, as it was found in the database."""
+
+    name: str
+    """As it was asked for, the column of vectors behind it."""
+    into: bool
+    """Whether vectors go into a table of their own."""
+    filter: str
+    """SQL over the table, or ""."""
+    vector_type: str
+    """vector or halfvec."""
+    index: str | None
+    """An HNSW or IVFFlat index that is there."""
+    parts: dict[str, sql.Composable]
+    """What the statements are made of."""
+
+    @classmethod
+    def find(
+        cls,
+        connection: psycopg.Connection[Any],
+        *,
+        table: str,
+        id_column: str,
+        text: str,
+        vector: str,
+        into: str | None,
+        where: str | None,
+        dimensions: int,
+        make: bool,
+    ) -> Table:
+        """Looks everything up, and makes the table `into` where asked to.
+
+        Raises BackfillError in one sentence for what is missing or does not fit.
+        """
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1 FROM pg_extension WHERE extname = 'vector'")
+            if cursor.fetchone() is None:
+                raise BackfillError("the database has no pgvector: run CREATE EXTENSION vector in it")
+        schema, name = resolve(connection, table)
+        columns = columns_of(connection, schema, name)
+        for option, column in (("--id", id_column), ("--text", text)):
+            if column not in columns:
+                raise BackfillError(f"{table} has no column {column!r} for {option}: it has {', '.join(columns)}")
+        if not is_unique(connection, schema, name, id_column):
+            raise BackfillError(
+                f"{table}.{id_column} is not known to be unique: name the primary key with --id, or run "
+                f"CREATE UNIQUE INDEX ON {table} ({id_column}) and set it NOT NULL"
+            )
+        type_name = columns[id_column]
+        parts: dict[str, sql.Composable] = {
+            "table": sql.Identifier(schema, name),
+            "id": sql.Identifier(id_column),
+            "text": sql.Identifier(text),
+            "vector": sql.Identifier(vector),
+            "type": sql.SQL(type_name),  # of format_type
+        }
+        goal_schema, goal, goal_columns = schema, name, columns
+        if into is not None:
+            goal_schema, goal = resolve(
+                connection, into, (parts["type"], parts["vector"], dimensions) if make else None
+            )
+            goal_columns = columns_of(connection, goal_schema, goal)
+            parts["into"] = sql.Identifier(goal_schema, goal)
+            if goal_columns.get("id") != type_name or not is_unique(connection, goal_schema, goal, "id"):
+                raise BackfillError(
+                    f"{into} needs a column id {type_name} PRIMARY KEY, as {table}.{id_column} has"
+                )
+        vector_type = check_vector(into or table, vector, goal_columns, dimensions)
+        side = f"{goal}_{vector}_origin"
+        if len(side.encode()) > NAME_BYTES:
+            side = f"{hashlib.sha256(side.encode()).hexdigest()[:32]}_origin"
+        parts |= {
+            "vector_type": sql.SQL(goal_columns[vector]),
+            "side": sql.Identifier(goal_schema, side),
+            "origins": sql.Identifier(goal_schema, "embedding_origins"),
+            "windows": sql.Identifier(goal_schema, "embedding_windows"),
+        }
+        parts["source"] = source(parts, where, into is not None)
+        parts["whole"] = source(parts, None, into is not None)
+        index = index_on(connection, goal_schema, goal, vector)
+        return cls(f"{goal_schema}.{goal}.{vector}", into is not None, where or "", vector_type, index, parts)
+
+    def without_side(self) -> Table:
+        """The same for a look at a table that no backfill has seen yet."""
+        nothing = sql.SQL(NO_SIDE).format(**self.parts)
+        return Table(
+            self.name, self.into, self.filter, self.vector_type, self.index, {**self.parts, "side": nothing}
+        )
+
+    def sql(self, statement: str, origin: int) -> sql.Composed:
+        """A statement over the table; `{pending}` are rows of `t` beside `s` that are not of `origin`."""
+        number = sql.Literal(origin)
+        pending = sql.SQL(PENDING).format(origin=number)
+        goal = self.parts["into" if self.into else "table"]
+        lives = sql.SQL(LIVES).format(jobs=sql.Literal(JOBS))
+        return sql.SQL(statement).format(**self.parts, goal=goal, origin=number, pending=pending, lives=lives)
+
+
+def source(parts: dict[str, sql.Composable], where: str | None, into: bool) -> sql.Composable:
+    """Rows of `id`, `text` and `vector`."""
+    rows = sql.SQL("SELECT {id} AS id, {text}::text AS text, {vector} AS vector FROM {table}")
+    if into:
+        rows = sql.SQL("SELECT {id} AS id, {text}::text AS text FROM {table}")
+    found: sql.Composable = rows.format(**parts)
+    if where:
+        found = (
+            found
+            + sql.SQL(" WHERE (" + where.replace("{", "{{").replace("}", "}}").replace("%", "%%") + ")").format()
+        )
+    if into:
+        joined = sql.SQL(
+            "SELECT a.id, a.text, b.{vector} AS vector FROM ({rows}) a LEFT JOIN {into} b ON b.id = a.id"
+        )
+        found = joined.format(rows=found, **{key: parts[key] for key in ("vector", "into")})
+    return sql.SQL("({})").format(found)
+
+
+def resolve(
+    connection: psycopg.Connection[Any], name: str, make: tuple[sql.Composable, sql.Composable, int] | None = None
+) -> tuple[str, str]:
+    """Schema and name of a table; one that is not there is made where it is said how: id, vector, dimensions."""
+    look = (
+        "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+        "WHERE c.oid = to_regclass(%s) AND c.relkind IN ('r', 'p')"
+    )
+    with connection.cursor() as cursor:
+        found = cursor.execute(look, [name]).fetchone()
+        if found is None and make is not None:
+            identifier = sql.Identifier(*name.split("."))
+            statement = sql.SQL("CREATE TABLE IF NOT EXISTS {} (id {} PRIMARY KEY, {} vector({}))")
+            cursor.execute(statement.format(identifier, make[0], make[1], sql.Literal(make[2])))
+            found = cursor.execute(look, [name]).fetchone()
+        if found is None:
+            raise BackfillError(
+                f"there is no table {name} in the database {connection.info.dbname!r}: name it with --table, its "
+                "schema before it where it is not in the search path"
+            )
+        return found[0], found[1]
+
+
+def columns_of(connection: psycopg.Connection[Any], schema: str, table: str) -> dict[str, str]:
+    """Columns and their types, as Postgres writes them."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute "
+            "WHERE attrelid = format('%%I.%%I', %s::text, %s::text)::regclass AND attnum > 0 AND NOT attisdropped "
+            "ORDER BY attnum",
+            [schema, table],
+        )
+        return dict(cursor.fetchall())
+
+
+def is_unique(connection: psycopg.Connection[Any], schema: str, table: str, column: str) -> bool:
+    """Whether no two rows have the same value there, and every row has one."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT 1 FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] "
+            "WHERE i.indrelid = format('%%I.%%I', %s::text, %s::text)::regclass AND a.attname = %s "
+            "AND a.attnotnull AND i.indisunique AND i.indnkeyatts = 1 AND i.indpred IS NULL AND i.indisvalid",
+            [schema, table, column],
+        )
+        return cursor.fetchone() is not None
+
+
+def index_on(connection: psycopg.Connection[Any], schema: str, table: str, column: str) -> str | None:
+    """The name of an index of pgvector's on a column."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid "
+            "JOIN pg_am m ON m.oid = c.relam "
+            "JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] "
+            "WHERE i.indrelid = format('%%I.%%I', %s::text, %s::text)::regclass AND a.attname = %s "
+            "AND m.amname IN ('hnsw', 'ivfflat')",
+            [schema, table, column],
+        )
+        found = cursor.fetchone()
+        return found[0] if found else None
+
+
+def check_vector(table: str, vector: str, columns: dict[str, str], dimensions: int) -> str:
+    """The type of the column of vectors; raises BackfillError where the model's vectors do not go there."""
+    fitting = f"vector({dimensions})"
+    if vector not in columns:
+        raise BackfillError(
+            f"{table} has no column {vector!r} for --vector: run ALTER TABLE {table} ADD COLUMN {vector} {fitting}"
+        )
+    kind = columns[vector].rpartition(".")[2]  # its schema before it where that is not in the search path
+    name, _, size = kind.rstrip(")").partition("(")
+    if name not in INDEXABLE:
+        raise BackfillError(f"{table}.{vector} is {kind}: vectors go into a column of type {fitting}")
+    if size and int(size) != dimensions:
+        raise BackfillError(
+            f"{table}.{vector} is {kind} and the model gives {dimensions} dimensions: make it {fitting}, choose "
+            "another model with --model, or cut with --dimensions where it was trained for that"
+        )
+    return name
