@@ -14,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 SHOWN = 50
-"""Refused rows that are listed; a file of --refused has all."""
+"""Refused rows that are listed at the end; a file of --refused has all."""
 
 WAITS_SECONDS = 30.0
 """Between two sentences that say what is waited for."""
@@ -25,6 +25,8 @@ class Progress:
     """Counts, and tells. Answers and writes are counted apart, since a killed run wastes what is not written."""
 
     refused_file: Path | None = None
+    names: int = SHOWN
+    """How many refused rows are kept."""
     rows: int = 0
     """Written."""
     refused: int = 0
@@ -33,7 +35,8 @@ class Progress:
     tokens: int = 0
     cut: int = 0
     started: float = field(default_factory=time.perf_counter)
-    _shown: list[str] = field(default_factory=list)
+    named: dict[str, str] = field(default_factory=dict)
+    """Refused rows and why: the first of them."""
     _bar: Any = None
     _said: float = -WAITS_SECONDS
 
@@ -49,8 +52,8 @@ class Progress:
         self.rows += rows
         self.refused += len(refused)
         for row, reason in refused.items():
-            if len(self._shown) < SHOWN:
-                self._shown.append(f"  {row}: {reason}")
+            if len(self.named) < self.names:
+                self.named[row] = reason
             if self.refused_file is not None:
                 with self.refused_file.open("a", encoding="utf-8") as file:
                     file.write(json.dumps({"id": row, "reason": reason}) + "\n")
@@ -97,7 +100,8 @@ class Progress:
             f"{self.cut} texts were cut to the model's window"
         ]
         if self.refused:
-            lines += [f"{self.refused} rows were refused:", *self._shown]
-            if self.refused > len(self._shown):
-                lines.append(f"  and {self.refused - len(self._shown)} more (--refused FILE has all)")
+            lines += [f"{self.refused} rows were refused:"]
+            lines += [f"  {row}: {reason}" for row, reason in self.named.items()]
+            if self.refused > len(self.named):
+                lines.append(f"  and {self.refused - len(self.named)} more (--refused FILE has all)")
         return "\n".join(lines)
