@@ -29,6 +29,7 @@ from build.graphs.nomic_bert import NomicBert, write_nomic_bert
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.scoring import (
     Logit,
+    asked_logit,
     bert_logit,
     deberta_logit,
     distilbert_logit,
@@ -37,12 +38,11 @@ from build.graphs.scoring import (
     modernbert_logit,
     pooled_logit,
     roberta_logit,
-    yes_no_logit,
 )
 from build.graphs.sparse import MaskedHead
 from build.graphs.static import read_static, write_static
 from build.settings import Settings
-from build.templates import NEMOTRON_RERANKER, QWEN3_RERANKER
+from build.templates import MXBAI_RERANKER, NEMOTRON_RERANKER, QWEN3_RERANKER
 from build.weights import Weights
 
 HARMLESS = (
@@ -126,7 +126,7 @@ class Reranker:
     @property
     def is_instructed(self) -> bool:
         """Whether a call may say what it is that a passage is judged by."""
-        return self.template is not None and "instruction" in self.template
+        return self.template is not None and not {"instruction", "instructed"}.isdisjoint(self.template)
 
 
 @dataclass(frozen=True)
@@ -400,9 +400,10 @@ ARCHITECTURES = {
             "qwen2",
             read_qwen2,
             write_decoder,
-            fixtures=("qwen2",),
+            fixtures=("mxbai-reranker", "qwen2"),
             prefixes=("model.",),
             unused=(*BUFFERS, *LANGUAGE_HEADS),
+            rerankers={"Qwen2ForCausalLM": Reranker(partial(asked_logit, yes="1", no="0"), MXBAI_RERANKER)},
             own_code=frozenset({"modeling_qwen"}),
         ),
         Architecture(
@@ -413,7 +414,7 @@ ARCHITECTURES = {
             prefixes=("model.",),
             unused=(*BUFFERS, *LANGUAGE_HEADS),
             rerankers={
-                "Qwen3ForCausalLM": Reranker(yes_no_logit, QWEN3_RERANKER),
+                "Qwen3ForCausalLM": Reranker(partial(asked_logit, yes="yes", no="no"), QWEN3_RERANKER),
                 "Qwen3ForSequenceClassification": Reranker(last_token_logit, QWEN3_RERANKER),
             },
         ),

@@ -142,7 +142,8 @@ def sided_tokenizer(
 
 def template_tokenizer(family: Family, template: Mapping[str, str]) -> ModelConfig:
     """`<family>-tokenizer` of a reranker that is asked: query, passage, perhaps instruction -> input_ids, ..."""
-    inputs = [QUERY, PASSAGE, *([INSTRUCTION] if "instruction" in template else [])]
+    is_instructed = not {"instruction", "instructed"}.isdisjoint(template)
+    inputs = [QUERY, PASSAGE, *([INSTRUCTION] if is_instructed else [])]
     return _tokenizer(family, inputs, {"template": json.dumps(dict(template))})
 
 

@@ -83,8 +83,8 @@ def task_of(checkpoint: Checkpoint) -> str:
     if checkpoint.architecture.endswith("ForCausalLM") and not checkpoint.modules:
         raise BuildError(
             f"{checkpoint.config.path} is of {checkpoint.architecture}, and there is no modules.json to say what "
-            "the language model is used for: say --task rerank if it answers yes or no as Qwen3-Reranker does, or "
-            "--task embed with --pooling"
+            "the language model is used for: say --task rerank if it answers yes or no as Qwen3-Reranker does, "
+            "or 1 or 0 as mxbai-rerank-v2, or --task embed with --pooling"
         )
     if not is_classifier:
         return "embed"

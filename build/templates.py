@@ -13,5 +13,22 @@ QWEN3_RERANKER = {
 }
 """Qwen3-Reranker's model card; truncation leaves prefix and suffix whole."""
 
+MXBAI_RERANKER = {
+    "prefix": (
+        "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\n"
+    ),
+    "query": "query: {query}",
+    "instructed": "instruction: {instruction}\nquery: {query}",
+    "passage": "\ndocument: {passage}",
+    "suffix": (
+        "\nYou are a search relevance expert who evaluates how well documents match search queries. For each "
+        "query-document pair, carefully analyze the semantic relationship between them, then provide your binary "
+        "relevance judgment (0 for not relevant, 1 for relevant).\nRelevance:<|im_end|>\n<|im_start|>assistant\n"
+    ),
+    "room": "8192",
+}
+"""mxbai-rerank-v2's package; the query is tokenized apart from what follows, has three quarters of the room."""
+
 NEMOTRON_RERANKER = {"body": "question:{query} \n \n passage:{passage}"}
 """What NVIDIA's guide to fine-tuning rerankers asks; there is no instruction."""

@@ -263,6 +263,15 @@ def test_rerank_through_the_gateway(families: Precision, name: str) -> None:
     assert answer["model"] == name
 
 
+def test_an_instruction_of_ones_own(families: Precision) -> None:
+    """It stands before the query where there is none by default."""
+    instruction = ["Find the answer?"] * len(QUERIES)
+    answer = families.stack.infer("mxbai-reranker", query=QUERIES, passage=PASSAGES, instruction=instruction)
+    reference = 1 / (1 + np.exp(-expected("mxbai-reranker")["instructed"]))
+    tolerance = {0.99999: 1e-4, 0.999: 5e-2}[families.minimum_cosine]
+    np.testing.assert_allclose(answer["score"][:, 0], reference, atol=tolerance)
+
+
 def test_an_instruction_takes_the_place_of_the_default(families: Precision) -> None:
     task = "Given a web search query, retrieve relevant passages that answer the query"
     default, same, other = (

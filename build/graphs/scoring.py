@@ -176,15 +176,17 @@ def _two_layers(head: Head, first: str, second: str, activation: str = "Tanh") -
     return head.p.linear(inner, second, head.labels, hidden)
 
 
-def yes_no_logit(head: Head) -> str:
-    """The language model's logit of "yes" over "no" after the last token.
+def asked_logit(head: Head, yes: str, no: str) -> str:
+    """The language model's logit of the token `yes` over `no` after the last token.
 
     The softmax over these two is the sigmoid of their difference, so two rows of the head are all that is kept.
     """
-    yes, no = (head.tokenizer.token_to_id(word) for word in ("yes", "no"))
-    if yes is None or no is None:
-        raise BuildError("tokenizer.json has no single token for 'yes' and 'no', which the model is asked for")
-    return _logit_of(head, yes, no)
+    true, false = (head.tokenizer.token_to_id(word) for word in (yes, no))
+    if true is None or false is None:
+        raise BuildError(
+            f"tokenizer.json has no single token for {yes!r} and {no!r}, which the model is asked for"
+        )
+    return _logit_of(head, true, false)
 
 
 def logit_score(checkpoint: Checkpoint, path: str) -> Logit:

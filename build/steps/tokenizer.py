@@ -19,12 +19,14 @@ Errors   INVALID_ARG, for the one request at fault: text that is not UTF-8 or ha
 Model parameters: `max_tokens`, the longest row; `vocabulary`, how many ids the encoder has vectors for; for texts
 `prompts`, a JSON object of prompt name -> prefix, that of "" for requests which name none; for pairs either
 `segment_offset`, added to the ids of the second text so that its token type travels in them, or `template`, a
-JSON object with `prefix` and `suffix`, which truncation never touches, `body`, a format of instruction, query
-and passage, and `instruction`, the default; for texts also `sides`, a JSON object of prompt name -> `max_tokens`,
-`least` and `filling` for an id that fills shorter texts up, `marker` for one that is put behind the first token,
-`skipped` ids and how many `leading` vectors are not kept; of static embeddings `characters`, how many of a text
-are read, 0 for all of them, `dropped`, a JSON list of ids that are left out of a row, and `nothing`, the id that a
-text without tokens has, which is not counted. `tokenizer.json` lies in the version folder.
+JSON object with `prefix` and `suffix`, which truncation never touches, and `body`, a format of instruction, query
+and passage, and `instruction`, the default; or what is tokenized apart: `query`, or `instructed` where there is an
+instruction, and `passage`, and `room`, the most tokens of both; for texts also `sides`, a JSON object of prompt
+name -> `max_tokens`, `least` and `filling` for an id that fills shorter texts up, `marker` for one that is put
+behind the first token, `skipped` ids and how many `leading` vectors are not kept; of static embeddings
+`characters`, how many of a text are read, 0 for all of them, `dropped`, a JSON list of ids that are left out of a
+row, and `nothing`, the id that a text without tokens has, which is not counted. `tokenizer.json` lies in the
+version folder.
 """
 
 from __future__ import annotations
@@ -127,11 +129,13 @@ class TritonPythonModel:
         self._template: dict[str, str] = json.loads(parameters.get("template", "{}"))
         self._vocabulary = int(parameters["vocabulary"])
         self._segment_offset = int(parameters.get("segment_offset", "0"))
+        self._is_apart = "passage" in self._template
         self._prefix, self._suffix = (
             self._tokenizer.encode(self._template.get(end, ""), add_special_tokens=False).ids
             for end in ("prefix", "suffix")
         )
         room = int(parameters["max_tokens"]) - len(self._prefix) - len(self._suffix)
+        room = min(room, int(self._template.get("room", room)))
         self._tokenizer.enable_truncation(room, strategy="longest_first")
         self._long_texts = LongTexts(self._tokenizer, room)
         self._room = Side(room)
@@ -145,6 +149,8 @@ class TritonPythonModel:
         self._is_of_texts = "text" in names
         if "passage" in names and not self._sides:
             self._read = self._read_bodies if self._template else self._read_pairs
+            if self._is_apart:
+                self._read = self._read_apart
         elif "text_pair" in names:
             self._read = self._read_texts_or_pairs
 
@@ -174,14 +180,19 @@ class TritonPythonModel:
             if time.monotonic() > latest or (sum(map(len, text.parts)) > LONG and request.is_cancelled()):
                 raise CancelledError
             try:
-                read = [part[: self._characters or None] for part in text.parts]
-                parts = self._long_texts.row(*read)
+                read = Text(tuple(part[: self._characters or None] for part in text.parts), text.side)
+                parts = self._parts(read)
             except UnsettledError as error:
                 raise BadRequestError(f"{self._place(i)}: {error}") from None
-            encoding = self._encoding(parts, text.side)
-            is_cut = sum(map(len, read)) < sum(map(len, text.parts))
-            row = self._row(encoding, text.side, is_cut)
-            if encoding.ids and (last := max(encoding.ids)) >= self._vocabulary:
+            kinds: list[int] = []
+            if self._is_apart:
+                ids, truncated = self._joined(parts)
+            else:
+                encoding = self._encoding(parts, text.side)
+                ids, kinds, truncated = encoding.ids, encoding.type_ids, bool(encoding.overflowing)
+            truncated |= sum(map(len, read.parts)) < sum(map(len, text.parts))
+            row = self._row(ids, kinds, truncated, text.side)
+            if ids and (last := max(ids)) >= self._vocabulary:
                 token = self._tokenizer.id_to_token(last)
                 raise BadRequestError(f"{self._place(i)} has {token!r}, a token that the model has no vector for")
             if not row.ids:
@@ -192,6 +203,21 @@ class TritonPythonModel:
                     described.append(self._described(text.parts[0], parts[0], text.side))
         tensors = _tensors(rows, bool(self._sides))
         return [*tensors, _tokens(described)] if describes else tensors
+
+    def _parts(self, text: Text) -> Sequence[Beginning]:
+        """As much of a text's parts as decides its row; raises UnsettledError."""
+        if self._is_apart:
+            return [self._long_texts.beginning(part) for part in text.parts]
+        return self._long_texts.row(*text.parts)
+
+    def _joined(self, parts: Sequence[Beginning]) -> tuple[list[int], bool]:
+        """Ids of query and passage, tokenized apart, and whether they were cut: the query to three quarters."""
+        query, passage = self._tokenizer.encode_batch_fast([one.text for one in parts], add_special_tokens=False)
+        room = self._room.max_tokens
+        first = query.ids[: 3 * room // 4]
+        second = passage.ids[: room - len(first)]
+        is_whole = (len(first), len(second)) == (len(query.ids), len(passage.ids))
+        return first + second, not is_whole or bool(query.overflowing or passage.overflowing)
 
     def _encoding(self, parts: Sequence[Beginning], side: Side) -> Encoding:
         with self._cut_to(side):
@@ -249,6 +275,23 @@ class TritonPythonModel:
         rows = zip(texts, pairs, strict=True) if pairs else ((text,) for text in texts)
         return [Text(row, self._room) for row in rows]
 
+    def _read_apart(self, request: Any) -> list[Text]:
+        """Query, with its instruction where there is one, and passage of each pair, in their own words."""
+        pairs = self._pairs(request)
+        instructions = _strings(request, "instruction") or [""] * len(pairs)
+        return [
+            Text(
+                (
+                    self._template["instructed" if instruction else "query"].format(
+                        instruction=instruction, query=query
+                    ),
+                    self._template["passage"].format(passage=passage),
+                ),
+                self._room,
+            )
+            for instruction, (query, passage) in zip(instructions, pairs, strict=True)
+        ]
+
     def _read_bodies(self, request: Any) -> list[Text]:
         """Each pair between the template's ends."""
         pairs = self._pairs(request)
@@ -260,12 +303,13 @@ class TritonPythonModel:
             for instruction, (query, passage) in zip(instructions, pairs, strict=True)
         ]
 
-    def _row(self, encoding: Encoding, side: Side, is_cut: bool) -> Row:
-        ids = [i for i in encoding.ids if i not in self._dropped] if self._dropped else encoding.ids
+    def _row(self, ids: list[int], kinds: list[int], truncated: bool, side: Side) -> Row:
+        if self._dropped:
+            ids = [i for i in ids if i not in self._dropped]
         if not ids and self._nothing:
-            return Row(self._nothing, is_cut or bool(encoding.overflowing), self._nothing, 0)
+            return Row(self._nothing, truncated, self._nothing, 0)
         if self._segment_offset:
-            ids = [i + self._segment_offset * kind for i, kind in zip(ids, encoding.type_ids, strict=True)]
+            ids = [i + self._segment_offset * kind for i, kind in zip(ids, kinds, strict=True)]
         if side.marker is not None:
             ids = [*ids[:1], side.marker, *ids[1:]]
         ids = self._prefix + ids + self._suffix
@@ -273,7 +317,7 @@ class TritonPythonModel:
         kept[: side.leading] = [NO_TOKEN] * min(side.leading, len(kept))
         filling = [side.filling] * (side.least - len(ids) if ids else 0)
         ids += filling
-        return Row(ids, is_cut or bool(encoding.overflowing), kept + filling, len(ids))
+        return Row(ids, truncated, kept + filling, len(ids))
 
     def _place(self, i: int) -> str:
         """How an error names a row."""

@@ -35,7 +35,7 @@ HERE = Path(__file__).resolve().parent
 TINY = HERE / "tiny"
 sys.path.insert(0, str(TINY))
 
-from make_tiny import BODY, LOAD, LOADERS, NEMOTRON_BODY, PREFIX, SUFFIX, TASK, nemotron_logits  # noqa: E402
+from make_tiny import BODY, LOAD, LOADERS, NEMOTRON_BODY, PREFIX, SUFFIX, TASK, mxbai_logits, nemotron_logits  # noqa: E402
 
 PACKAGES = ("torch", "transformers", "sentence-transformers", "tokenizers", "numpy", "model2vec")
 EMBEDDERS = (
@@ -119,6 +119,8 @@ def main() -> None:
     pairs = [NEMOTRON_BODY.format(QUERY, one) for one in documents]
     with torch.inference_mode():
         arrays["nemotron-reranker"] = nemotron_logits(TINY / "nemotron-reranker", pairs)[0].numpy()
+    logits, _, _ = mxbai_logits(TINY / "mxbai-reranker", [(QUERY, one) for one in documents])
+    arrays["mxbai-reranker"] = logits.numpy()
     facts = {"texts": TEXTS, "query": QUERY, "versions": {name: version(name) for name in PACKAGES}}
     (HERE / "blank.json").write_text(json.dumps(facts, indent=2) + "\n")
     np.savez(HERE / "blank.npz", **arrays)

@@ -548,6 +548,66 @@ def qwen_reranker(name: str, network: Any, tokenizer: Any) -> None:
     write_expected(name, arrays, largest_difference(scores, arrays["scores"]))
 
 
+MXBAI_PREFIX = (
+    "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
+    "<|im_start|>user\n"
+)
+MXBAI_TASK = (
+    "You are a search relevance expert who evaluates how well documents match search queries. For each "
+    "query-document pair, carefully analyze the semantic relationship between them, then provide your binary "
+    "relevance judgment (0 for not relevant, 1 for relevant).\nRelevance:"
+)
+MXBAI_SUFFIX = "<|im_end|>\n<|im_start|>assistant\n"
+MXBAI_WINDOW = 384
+
+
+@torch.inference_mode()
+def mxbai_logits(
+    folder: Path, pairs: list[tuple[str, str]], dtype: torch.dtype = torch.float32, instruction: str = ""
+) -> tuple[Any, list[list[int]], list[bool]]:
+    """What the package mxbai-rerank computes: logits, the ids that are fed, and whether they were cut.
+
+    Its parts are tokenized apart; the query has three quarters of what the words around it leave.
+    """
+    words = hf.AutoTokenizer.from_pretrained(folder)
+    model = hf.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+
+    def ids(text: str) -> list[int]:
+        return list(words(text, add_special_tokens=False)["input_ids"])
+
+    between = ids("\n")
+    ends = ids(MXBAI_PREFIX), [*between, *ids(MXBAI_TASK), *ids(MXBAI_SUFFIX)]
+    room = MXBAI_WINDOW - sum(map(len, ends))
+    fed, cut = [], []
+    for query, passage in pairs:
+        asked = ids((f"instruction: {instruction}\n" if instruction else "") + f"query: {query}")
+        about = [*between, *ids(f"document: {passage}")]
+        first = asked[: room * 3 // 4]
+        second = about[: room - len(first)]
+        fed.append(ends[0] + first + second + ends[1])
+        cut.append(len(first + second) < len(asked + about))
+    last = torch.stack([model(torch.tensor([row])).logits[0, -1] for row in fed]).float()
+    return last[:, ids("1")[0]] - last[:, ids("0")[0]], fed, cut
+
+
+def mxbai_reranker(name: str) -> None:
+    folder, words = HERE / name, qwen(MXBAI_WINDOW)
+    shutil.rmtree(folder, ignore_errors=True)
+    sizes = decoder_sizes(words) | {"max_position_embeddings": MXBAI_WINDOW, "tie_word_embeddings": True}
+    model: Any = hf.Qwen2ForCausalLM(hf.Qwen2Config(**sizes))
+    save(folder, randomise(model, 32, norm=0.5), words)
+    logits, fed, cut = mxbai_logits(folder, PAIRS)
+    instructed, _, _ = mxbai_logits(folder, PAIRS, instruction="Find the answer?")
+    arrays = {
+        "token_ids": flat(fed),
+        "token_counts": flat([len(ids)] for ids in fed),
+        "truncated": np.asarray(cut),
+    }
+    arrays |= {"logits": logits.numpy(), "scores": logits.sigmoid().numpy(), "instructed": instructed.numpy()}
+    short, _, _ = mxbai_logits(folder, PAIRS, torch.bfloat16)
+    write_expected(name, arrays, largest_difference(short.sigmoid(), arrays["scores"]))
+
+
 NEMOTRON_BODY = "question:{} \n \n passage:{}"
 
 
@@ -1276,6 +1336,7 @@ MAKERS: dict[str, Callable[[str], None]] = {
     "modernbert": modernbert,
     "modernbert-reranker": modernbert_reranker,
     "mpnet": mpnet,
+    "mxbai-reranker": mxbai_reranker,
     "nemotron-reranker": nemotron_reranker,
     "mpnet-cross-encoder": mpnet_cross_encoder,
     "new": new,
