@@ -39,7 +39,7 @@ from build.graphs.scoring import (
     pooled_logit,
     roberta_logit,
 )
-from build.graphs.sparse import MaskedHead
+from build.graphs.sparse import ROBERTAS, MaskedHead
 from build.graphs.static import read_static, write_static
 from build.settings import Settings
 from build.templates import MXBAI_RERANKER, NEMOTRON_RERANKER, QWEN3_RERANKER
@@ -216,6 +216,7 @@ ARCHITECTURES = {
             harmless=BERTS_OWN,
             unused=(*BUFFERS, *LANGUAGE_HEADS, *POOLER),
             rerankers={"CamembertForSequenceClassification": Reranker(roberta_logit)},
+            masked={"CamembertForMaskedLM": ROBERTAS},
         ),
         Architecture(
             "deberta-v2",
@@ -350,6 +351,16 @@ ARCHITECTURES = {
             ),
             unused=(*BUFFERS, "head.*", "decoder.*"),
             rerankers={"ModernBertForSequenceClassification": Reranker(modernbert_logit)},
+            masked={
+                "ModernBertForMaskedLM": MaskedHead(
+                    dense="head.dense",
+                    norm="head.norm",
+                    decoder="decoder",
+                    bias="decoder.bias",
+                    words="embeddings.tok_embeddings.weight",
+                    biases=False,
+                )
+            },
         ),
         Architecture(
             "mpnet",
@@ -427,6 +438,7 @@ ARCHITECTURES = {
             harmless=BERTS_OWN,
             unused=(*BUFFERS, *LANGUAGE_HEADS, *POOLER),
             rerankers={"RobertaForSequenceClassification": Reranker(roberta_logit)},
+            masked={"RobertaForMaskedLM": ROBERTAS},
         ),
         Architecture(
             "xlm-roberta",
@@ -438,6 +450,7 @@ ARCHITECTURES = {
             harmless=BERTS_OWN,
             unused=(*BUFFERS, *LANGUAGE_HEADS, *POOLER),
             rerankers={"XLMRobertaForSequenceClassification": Reranker(roberta_logit)},
+            masked={"XLMRobertaForMaskedLM": ROBERTAS},
         ),
     )
 }

@@ -434,6 +434,7 @@ def sparse_models(
     family = replace(family, facts={**family.facts, **facts})
     write: Callable[[OnnxGraph], None]
     if head is not None:
+        checkpoint.config.require("decoder_bias", True)
         write = partial(
             write_splade,
             encoder=encoder,

@@ -215,8 +215,10 @@ def _check_ends(checkpoint: Checkpoint, config: Settings) -> None:
         key = f"add_{name}_token"
         flag = config.find(key)
         token = config.find(f"{name}_token")
-        content = _content(token)
-        if flag is None or content is None:
+        content = _content(token) or checkpoint.named_token(name)
+        if flag and not content:
+            raise BuildError(f"{config.path} has {key} = true, but no {name}_token: say which token is put there")
+        if flag is None or not content:
             continue
         if flag != (bool(ids) and ids[end] == checkpoint.tokenizer.token_to_id(content)):
             does = "not put there" if flag else "put there"

@@ -127,6 +127,13 @@ def test_predict(served: Stack, name: str, raw: bool) -> None:
     assert ask(PAIRS) == [ranked(one) for one in pairs]
 
 
+def test_the_root_of_a_server_of_classifiers(served: Stack) -> None:
+    """As TEI's own router has it."""
+    answer = served.post("embed", "/", {"inputs": [[TEXTS[0]], PAIRS[0]], "raw_scores": True})
+    both = [EXPECTED[f"bert/{kind}/logits"][0] for kind in ("texts", "pairs")]
+    assert answer.json() == [ranked(one) for one in both]
+
+
 def test_predict_asks_the_first_classifier(served: Stack) -> None:
     answer = served.post("embed", "/predict", {"inputs": TEXTS[0]})
     assert answer.json() == ranked(EXPECTED["bert/texts/probabilities"][0])

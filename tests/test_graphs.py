@@ -15,9 +15,12 @@ from conftest import TINY, cosines
 from engines import Array, Engine, OnnxRuntime, OpenVino, feeds, requests, states_fed, token_ids
 from tiny import EMBEDDERS, RERANKERS, STATIC, tiny_entry
 
+from build.architectures import ARCHITECTURES
 from build.checkpoint import Checkpoint
+from build.graphs.decoder import Decoder
 from build.graphs.onnx_graph import DTYPES
 from build.models import models_of, write_model
+from build.settings import Settings
 from build.target import PRECISIONS, RUNTIMES, Target
 
 COSINE = {"fp32": 0.99999, "fp16": 0.9999, "bf16": 0.999}
@@ -134,3 +137,12 @@ def test_norms_and_softmax_are_fp32(name: str, precision: str, tmp_path: Path) -
 
 
 KINDS = ["Gemm", "Attention", "LayerNormalization", "RMSNormalization", "Softmax"]
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3"])
+def test_as_many_heads_of_keys_as_of_queries(model_type: str) -> None:
+    """What null stands for in transformers, whose default for a missing key is another number."""
+    said = {"num_key_value_heads": None, "num_attention_heads": 4, "hidden_size": 32}
+    decoder = ARCHITECTURES[model_type].read(Settings(Path("config.json"), said))
+    assert isinstance(decoder, Decoder)
+    assert decoder.key_value_heads == 4

@@ -395,6 +395,11 @@ CASES: Mapping[str, tuple[str, Change, str]] = {
     "split tokens": ("bert-cls", said(TOKENIZER, split_special_tokens=True), "split_special_tokens = true"),
     "one more token": ("bert-cls", said(TOKENIZER, additional_special_tokens=["<q>"]), '"<q>", which is none of'),
     "tokens that are words": ("bert-cls", without_added_tokens, "none of tokenizer.json's added tokens"),
+    "an end without a name": (
+        "gemma3",
+        said(TOKENIZER, add_eos_token=True, eos_token=None),
+        "add_eos_token = true, but no eos_token",
+    ),
     "no end": ("gemma3", said(TOKENIZER, add_eos_token=False), "add_eos_token = false, but .* is put there"),
     "code that tokenizes": (
         "bert-cls",

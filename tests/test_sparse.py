@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,15 @@ from safetensors.numpy import load_file, save_file
 
 from build import make
 
-NAMES = ["bert-splade", "distilbert-splade", "bge-m3-sparse"]
+NAMES = [
+    "bert-splade",
+    "bge-m3-sparse",
+    "camembert-splade",
+    "distilbert-splade",
+    "modernbert-splade",
+    "roberta-splade",
+    "xlm-roberta-splade",
+]
 TEXTS: list[str] = json.loads((TINY / "texts.json").read_text())
 BLANK: list[str] = json.loads((REFERENCE / "blank.json").read_text())["texts"]
 RUNS = [
@@ -218,6 +227,11 @@ def copy(tmp_path: Path) -> Path:
             target.parent.mkdir(exist_ok=True)
             target.write_bytes(path.read_bytes())
     return folder
+
+
+def test_a_head_without_a_bias(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = shutil.copytree(TINY / "modernbert-splade", tmp_path / "copy")
+    assert "decoder_bias = false" in refusal(folder, capsys, "config.json", {"decoder_bias": False})
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,9 @@ def _read(
     positions = config.integer("max_position_embeddings", default=positions)
     width = config.integer("head_dim", default=width or split_evenly(config, hidden_size, heads))
     layers = config.integer("num_hidden_layers", default=LAYERS)
-    groups = config.integer("num_key_value_heads", default=groups or heads)
+    # Null is as many as of queries, and not the default of the key.
+    own = heads if config.is_null("num_key_value_heads") else groups or heads
+    groups = config.integer("num_key_value_heads", default=own)
     return Decoder(
         hidden_size=hidden_size,
         vocab_size=config.integer("vocab_size", default=vocab_size),

@@ -45,6 +45,12 @@ class MaskedHead:
     decoder: str
     bias: str
     words: str = "embeddings.word_embeddings.weight"
+    biases: bool = True
+    """Of its dense layer and norm."""
+
+
+ROBERTAS = MaskedHead("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder", "lm_head.bias")
+"""RoBERTa's, and that of all of its kind."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +98,8 @@ def write_splade(
     states, input_ids, lengths = state_inputs(g, encoder.hidden_size)
     hidden, size = encoder.hidden_size, encoder.vocab_size
     p = Parameters(g, weights)
-    inner = gelu(g, p.linear(states, head.dense, hidden, hidden))
-    x = p.layer_norm(inner, head.norm, hidden, encoder.head_epsilon)
+    inner = gelu(g, p.linear(states, head.dense, hidden, hidden, bias=head.biases))
+    x = p.layer_norm(inner, head.norm, hidden, encoder.head_epsilon, bias=head.biases)
 
     slot, real = token_rows(g, input_ids, lengths)
     rows = g.op("Flatten", g.op("Gather", x, slot), axis=2)

@@ -495,12 +495,14 @@ def sparse_arrays(start: str, dense: NDArray[np.float32]) -> Arrays:
     return {start + name: array for name, array in found.items()}
 
 
-def sparse_encoder(name: str, network: Any, tokenizer: Any, strategy: Literal["max", "sum"]) -> None:
+def sparse_encoder(
+    name: str, network: Any, tokenizer: Any, strategy: Literal["max", "sum"], less: float = 3
+) -> None:
     """With biases that leave few tokens above zero, as training does."""
     folder = str(HERE / name)
     shutil.rmtree(folder, ignore_errors=True)
     with tempfile.TemporaryDirectory() as plain:
-        network.get_output_embeddings().bias.data -= 3
+        network.get_output_embeddings().bias.data -= less
         save(plain, network, tokenizer)
         masked = Transformer(plain, transformer_task="fill-mask", model_kwargs={"dtype": "auto"})
         modules = [masked, SpladePooling(strategy)]
@@ -1296,6 +1298,30 @@ def bert_splade(name: str) -> None:
     sparse_encoder(name, randomise(model, 18), words, "max")
 
 
+def roberta_splade(name: str) -> None:
+    pairs = byte_pairs()
+    model: Any = hf.RobertaForMaskedLM(hf.RobertaConfig(**roberta_sizes(pairs)))
+    sparse_encoder(name, randomise(model, 33), pairs, "max")
+
+
+def xlm_roberta_splade(name: str) -> None:
+    pieces = unigram()
+    model: Any = hf.XLMRobertaForMaskedLM(hf.XLMRobertaConfig(**roberta_sizes(pieces)))
+    sparse_encoder(name, randomise(model, 34), pieces, "sum")
+
+
+def camembert_splade(name: str) -> None:
+    pieces = camembert_pieces()
+    model: Any = hf.CamembertForMaskedLM(hf.CamembertConfig(**roberta_sizes(pieces)))
+    sparse_encoder(name, randomise(model, 35), pieces, "max")
+
+
+def modernbert_splade(name: str) -> None:
+    words = modern()
+    model: Any = hf.ModernBertForMaskedLM(hf.ModernBertConfig(**modernbert_sizes(words)))
+    sparse_encoder(name, randomise(model, 36, norm=0.5), words, "max", less=1)
+
+
 def distilbert_splade(name: str) -> None:
     words = distilberts()
     model: Any = hf.DistilBertForMaskedLM(hf.DistilBertConfig(**distilbert_sizes(words)))
@@ -1319,6 +1345,7 @@ MAKERS: dict[str, Callable[[str], None]] = {
     "bge-m3-sparse": bge_m3,
     "camembert": camembert,
     "camembert-cross-encoder": camembert_cross_encoder,
+    "camembert-splade": camembert_splade,
     "cross-encoder": roberta_cross_encoder,
     "deberta": deberta,
     "deberta-cross-encoder": deberta_cross_encoder,
@@ -1335,6 +1362,7 @@ MAKERS: dict[str, Callable[[str], None]] = {
     "model2vec-mapped": model2vec_mapped,
     "modernbert": modernbert,
     "modernbert-reranker": modernbert_reranker,
+    "modernbert-splade": modernbert_splade,
     "mpnet": mpnet,
     "mxbai-reranker": mxbai_reranker,
     "nemotron-reranker": nemotron_reranker,
@@ -1350,9 +1378,11 @@ MAKERS: dict[str, Callable[[str], None]] = {
     "pylate-colbert": pylate_colbert,
     "roberta": roberta,
     "roberta-cross-encoder": roberta_pairs,
+    "roberta-splade": roberta_splade,
     "stanford-colbert": stanford_colbert,
     "static": static,
     "xlm-roberta": xlm_roberta,
+    "xlm-roberta-splade": xlm_roberta_splade,
 }
 
 

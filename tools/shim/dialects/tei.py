@@ -1,4 +1,4 @@
-"""Text Embeddings Inference: `/embed` with `inputs`, `/rerank` with `texts`, `/` for both, `/embed_sparse`.
+"""Text Embeddings Inference: `/embed` with `inputs`, `/rerank` with `texts`, `/embed_sparse`, `/` for all.
 
 Also `/embed_all`, `/predict`, `/similarity`, `/tokenize` and `/info`.
 
@@ -106,6 +106,24 @@ class PredictCall(Lenient):
     truncation_direction: Side | None = None
     raw_scores: bool = False
     model: str | None = None
+
+    @staticmethod
+    def check(content: dict[str, Any]) -> None:
+        """Refuses token ids in their own words."""
+        refuse_token_ids(content, "inputs")
+
+
+@dataclass(frozen=True)
+class RootCall(Lenient):
+    """The body of `/embed`, or where no model embeds that of `/embed_sparse`, or else of `/predict`."""
+
+    inputs: Text | list[Text | list[str]]
+    truncate: bool | None = None
+    truncation_direction: Side | None = None
+    prompt_name: str | None = None
+    normalize: bool | None = None
+    dimensions: Positive | None = None
+    raw_scores: bool = False
 
     @staticmethod
     def check(content: dict[str, Any]) -> None:
@@ -256,6 +274,21 @@ async def predict(gateway: Gateway, call: PredictCall) -> Reply:
     return Reply(predictions if is_batch else predictions[0], result)
 
 
+async def root(gateway: Gateway, call: RootCall) -> Reply:
+    """Does what the first of the tasks is, of those that models are served for."""
+    tasks = {model.task for model in await gateway.upstream.models()}
+    cut, side, prompt = call.truncate, call.truncation_direction, call.prompt_name
+    if "classify" in tasks and not {"embed", "embed_sparse"} & tasks:
+        return await predict(gateway, PredictCall(call.inputs, cut, side, call.raw_scores))
+    inputs = [call.inputs] if isinstance(call.inputs, str) else call.inputs
+    texts = [one for one in inputs if isinstance(one, str)]
+    if len(texts) < len(inputs):
+        raise bad_request("inputs has lists of texts, which only a classifier takes: send a list of texts")
+    if "embed" in tasks or "embed_sparse" not in tasks:
+        return await embed(gateway, EmbedCall(texts, cut, side, prompt, call.normalize, call.dimensions))
+    return await embed_sparse(gateway, RaggedCall(texts, cut, side, prompt))
+
+
 async def tokenize(gateway: Gateway, call: TokenizeCall) -> Reply:
     """Tokenizes texts."""
     result = await gateway.tokenize(as_list(call.inputs), call.prompt_name)
@@ -334,8 +367,11 @@ def error(error: GatewayError) -> tuple[int, object]:
     return status, {"error": error.message, "error_type": ERROR_TYPES.get(error.type, "Validation")}
 
 
+ROOT_GIVES: Any = list[Vector] | list[list[Weight]] | list[Prediction] | list[list[Prediction]]
+
 ROUTES: list[Post | Get] = [
-    *(Post(path, EmbedCall, embed, list[Vector], key="inputs", error=error) for path in ("/embed", "/")),
+    Post("/embed", EmbedCall, embed, list[Vector], key="inputs", error=error),
+    Post("/", RootCall, root, ROOT_GIVES, key="inputs", error=error),
     *(Post(path, RerankCall, rerank, list[Rank], key="texts", error=error) for path in ("/rerank", "/")),
     Post("/embed_all", RaggedCall, embed_all, list[list[Vector]], key="inputs", error=error),
     Post("/embed_sparse", RaggedCall, embed_sparse, list[list[Weight]], key="inputs", error=error),
