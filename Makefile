@@ -74,6 +74,12 @@ soak: build .venv/test.lock ## An hour of mixed load: memory, files and threads 
 backfill: .venv/backfill.lock ## Embed a corpus into Postgres, Parquet or JSON lines (ARGS="--help")
 	@$(VENV)/python -m tools.backfill $(ARGS)
 
+# The same with Ray, in an environment of its own, for `--engine ray`.
+.venv-ray/ray.lock: ray.lock
+	@test -x .venv-ray/bin/python || $(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/python -m pip install -q --disable-pip-version-check --no-input --no-deps --require-hashes -r $<
+	@cp $< $@
+
 RESOLVE = -q --universal --python-version 3.10 --generate-hashes
 lock: ## Resolve the dependencies of pyproject.toml anew (needs uv and npm)
 	uv pip compile $(RESOLVE) --no-header pyproject.toml -o serve.lock
@@ -81,6 +87,7 @@ lock: ## Resolve the dependencies of pyproject.toml anew (needs uv and npm)
 	uv pip compile $(RESOLVE) --no-header pyproject.toml --group test -o test.lock
 	uv pip compile $(RESOLVE) --no-header pyproject.toml --group bench -o bench.lock
 	uv pip compile $(RESOLVE) --no-header -c test.lock --group pyproject.toml:backfill -o backfill.lock
+	uv pip compile $(RESOLVE) --no-header -c backfill.lock --group pyproject.toml:backfill --group pyproject.toml:ray -o ray.lock
 	uv pip compile $(RESOLVE) --no-header -c serve.lock -c tests/torch.txt pyproject.toml --group verify -o verify.lock
 	uv pip compile $(RESOLVE) --no-header --group pyproject.toml:clients -o clients.lock
 	npm install --prefix tests/clients/npm --package-lock-only
@@ -89,7 +96,7 @@ lock: ## Resolve the dependencies of pyproject.toml anew (needs uv and npm)
 	done
 
 clean: ## Remove everything that make has made
-	rm -rf .venv .venv-clients .venv-torch .venv-verify .cache tests/clients/npm/node_modules
+	rm -rf .venv .venv-clients .venv-torch .venv-ray .venv-verify .cache tests/clients/npm/node_modules
 	git clean -fdXq model_repository
 
 # Every package is in the lock by hash, so pip resolves nothing and takes no package's word for its needs.

@@ -6,6 +6,7 @@ import base64
 import json
 import random
 import re
+import shlex
 import subprocess
 import sys
 import threading
@@ -22,6 +23,8 @@ from conftest import ROOT, TINY, Stack, cosines
 from containers import until
 from postgres import Database, Postgres, postgres
 from tiny import build_tiny
+
+from tools.backfill.__main__ import check, parser
 
 PAGE = (ROOT / "docs" / "backfill.md").read_text()
 
@@ -626,3 +629,17 @@ def test_a_question_to_another_model_is_refused(tiny: Stack, database: Database)
     )
     assert "1  a" in search(database, "a", *words)[0]
     assert_one_sentence(search(database, "", *words, status=1)[1], "the question is empty")
+
+
+def test_every_command_of_the_page_is_one() -> None:
+    lines = re.findall(r'^make backfill ARGS="(.*)"$', PAGE, re.MULTILINE)
+    lines += re.findall(r"^\S+ -m tools\.backfill (.*)$", PAGE, re.MULTILINE)
+    assert len(lines) == 5
+    for line in lines:
+        check(parser().parse_args(shlex.split(line.partition(" <")[0].replace("corpus/", str(ROOT)))))
+    targets = set(re.findall(r"^([a-z./-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert (
+        set(re.findall(r"^make (\S+)", PAGE, re.MULTILINE))
+        == {"serve", "backfill", ".venv-ray/ray.lock"}
+        <= targets
+    )

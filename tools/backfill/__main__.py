@@ -63,6 +63,8 @@ def parser() -> argparse.ArgumentParser:
     add("--dry-run", action="store_true", help="count what is to be done and estimate how long it takes")
     add("--refused", type=Path, metavar="FILE", help="append id and reason of each refused row, as JSON lines")
     add("--part-rows", type=int, default=4096, help="rows of an output file (default: 4096)")
+    add("--engine", choices=["local", "ray"], default="local", help="ray: Parquet, on a Ray cluster (RAY_ADDRESS)")
+    add("--workers", type=int, default=2, help="of ray, one CPU each (default: 2)")
     return found
 
 
@@ -96,7 +98,7 @@ async def stoppable(work: Awaitable[None]) -> None:
 def check(options: argparse.Namespace) -> None:
     """Raises BackfillError for options that do not go together."""
     is_table = is_postgres(options.source)
-    for name in ("dimensions", "calls", "part_rows"):
+    for name in ("dimensions", "calls", "part_rows", "workers"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise BackfillError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
     if is_table and options.table is None:
@@ -106,6 +108,8 @@ def check(options: argparse.Namespace) -> None:
     if is_table or options.source == "-":
         if options.goal is not None:
             raise BackfillError(f"vectors go back to where the texts are from: leave {options.goal} out")
+        if options.engine == "ray":
+            raise BackfillError("--engine ray is for files: for a table, run the command on several machines")
     elif options.goal is None:
         raise BackfillError("name the folder that the vectors go to, behind that of the texts")
     elif not Path(options.source).exists():
@@ -201,7 +205,14 @@ async def folder(options: argparse.Namespace, client: Client, progress: Progress
         return
     total = store.rows()
     store.begin(options.replace)
-    await go(store, client, progress, total)
+    if options.engine == "ray":
+        try:
+            from tools.backfill import cluster  # installed for it alone
+        except ImportError as error:
+            raise BackfillError(f"Ray is not there ({error}): install it with `make .venv-ray/ray.lock`") from None
+        cluster.run(store, options, progress, total)
+    else:
+        await go(store, client, progress, total)
 
 
 async def look(store: Files, client: Client, progress: Progress) -> None:

@@ -187,6 +187,10 @@ class Files:
         """The parts of one file, as `only` names them."""
         return [(str(path), number) for number in range(-(-self.format.count(path) // self.part_rows))]
 
+    def goal_of(self, file: str, number: int) -> Path:
+        """Where a part goes."""
+        return self._goal(Path(file), number)
+
     def _all(self) -> Iterator[tuple[Path, Path, Any]]:
         """Each part: its file, its place in the output, its rows."""
         for path in self.inputs():
