@@ -41,6 +41,7 @@ from build.graphs.scoring import (
 )
 from build.graphs.sparse import ROBERTAS, MaskedHead
 from build.graphs.static import read_static, write_static
+from build.graphs.t5 import T5, write_t5
 from build.settings import Settings
 from build.templates import MXBAI_RERANKER, NEMOTRON_RERANKER, QWEN3_RERANKER
 from build.weights import Weights
@@ -439,6 +440,19 @@ ARCHITECTURES = {
             unused=(*BUFFERS, *LANGUAGE_HEADS, *POOLER),
             rerankers={"RobertaForSequenceClassification": Reranker(roberta_logit)},
             masked={"RobertaForMaskedLM": ROBERTAS},
+        ),
+        Architecture(
+            "t5",
+            T5.of,
+            write_t5,
+            fixtures=("t5", "t5-gated"),
+            harmless=(
+                *("n_positions", "num_decoder_layers", "dropout_rate", "tie_word_embeddings"),
+                "scale_decoder_outputs",
+            ),
+            # Of the half that writes text; the two have one table of words.
+            unused=("decoder.*", "lm_head.*", "encoder.embed_tokens.weight"),
+            packed=False,
         ),
         Architecture(
             "xlm-roberta",

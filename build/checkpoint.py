@@ -24,6 +24,7 @@ from build.vocabularies import (
     CLASSES,
     DEBERTA,
     SPECIAL_TOKENS,
+    T5,
     TOKENIZER_CONFIG,
     XLM_ROBERTA,
     check_unknown,
@@ -369,10 +370,11 @@ class Checkpoint:
         """What the reference makes of a file by the class of its tokenizer, where that is not what the file says.
 
         Files that transformers 4 wrote late, as bge-m3's, make a token of the space that a text ends with.
-        CamemBERT's class does with a file what XLM-RoBERTa's does; DeBERTa's normalises otherwise than its files.
+        CamemBERT's and T5's classes do with a file what XLM-RoBERTa's does, but for T5's own token behind a text;
+        DeBERTa's normalises otherwise than its files.
         """
         kind = XLM_ROBERTA if self.tokenizer_class == CAMEMBERT else self.tokenizer_class
-        if kind not in (XLM_ROBERTA, DEBERTA) or not isinstance(tokenizer.model, Unigram):
+        if kind not in (XLM_ROBERTA, DEBERTA, T5) or not isinstance(tokenizer.model, Unigram):
             return None
         whole = content.find("normalizer")
         steps = whole.get("normalizers", [whole]) if isinstance(whole, dict) else []

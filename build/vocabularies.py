@@ -22,7 +22,7 @@ from build.settings import LARGEST, Settings, read_json
 
 BERT, XLM_ROBERTA = "BertTokenizer", "XLMRobertaTokenizer"
 CAMEMBERT, DEBERTA, ROBERTA = "CamembertTokenizer", "DebertaV2Tokenizer", "RobertaTokenizer"
-LLAMA, QWEN2 = "LlamaTokenizer", "Qwen2Tokenizer"
+LLAMA, QWEN2, T5 = "LlamaTokenizer", "Qwen2Tokenizer", "T5Tokenizer"
 CLASSES = {
     "bert": BERT,
     "camembert": CAMEMBERT,
@@ -35,6 +35,7 @@ CLASSES = {
     "qwen2": QWEN2,
     "qwen3": QWEN2,
     "roberta": ROBERTA,
+    "t5": T5,
     "xlm-roberta": XLM_ROBERTA,
 }
 """`model_type` -> transformers' tokenizer, where no file names a class."""
@@ -51,6 +52,7 @@ NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_t
 DEFAULTS = {
     BERT: dict(zip(NAMED[2:], ("[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]"), strict=True)),
     DEBERTA: dict(zip(NAMED, ("[CLS]", "[SEP]", "[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]"), strict=True)),
+    T5: {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
     XLM_ROBERTA: dict(zip(NAMED, ("<s>", "</s>", "<unk>", "</s>", "<pad>", "<s>", "<mask>"), strict=True)),
 }
 """The classes' own special tokens."""
@@ -350,6 +352,9 @@ def _ends(tokenizer: Tokenizer, kind: str, words: dict[str, str]) -> processors.
     if kind in (BERT, DEBERTA):
         first, last = words["cls_token"], words["sep_token"]
         single, pair = [first, "$A", last], [first, "$A", last, "$B:1", f"{last}:1"]
+    elif kind == T5:
+        first = last = words["eos_token"]
+        single, pair = ["$A", last], ["$A", last, "$B", last]
     else:
         first, last = words["bos_token"], words["eos_token"]
         single, pair = [first, "$A", last], [first, "$A", last, last, "$B", last]

@@ -310,6 +310,7 @@ FOLLOWING = {
     "nomic_bert": ("head_dim",),
     "qwen2": ("layer_types",),
     "qwen3": ("layer_types",),
+    "t5": ("dense_act_fn", "is_gated_act"),
 }
 """Keys whose default follows from others."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -13,6 +14,7 @@ import onnx
 import pytest
 from conftest import TINY, cosines
 from engines import Array, Engine, OnnxRuntime, OpenVino, feeds, requests, states_fed, token_ids
+from safetensors.numpy import load_file, save_file
 from tiny import EMBEDDERS, RERANKERS, STATIC, tiny_entry
 
 from build.architectures import ARCHITECTURES
@@ -123,7 +125,9 @@ def test_norms_and_softmax_are_fp32(name: str, precision: str, tmp_path: Path) -
     types = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
     found = {kind: {types[n.output[0]] for n in model.graph.node if n.op_type == kind} for kind in KINDS}
     own = onnx.helper.np_dtype_to_tensor_dtype(DTYPES[precision])
-    assert found.pop("Gemm") == {own}
+    # Of T5 the layer that makes the largest numbers is FP32 where those are not in the range.
+    kept = {onnx.TensorProto.FLOAT} if name.startswith("t5") and precision == "fp16" else set()
+    assert found.pop("Gemm") == {own} | kept
     assert found.pop("Attention") == {own}
     assert set().union(*found.values()) == {onnx.TensorProto.FLOAT}
     attributes = [
@@ -134,6 +138,23 @@ def test_norms_and_softmax_are_fp32(name: str, precision: str, tmp_path: Path) -
     kinds = [node.op_type for node in model.graph.node]
     routers = 1 if name == "nomic-bert-moe" else 0
     assert (kinds.count("MatMul"), kinds.count("Softmax")) == (products, routers)
+
+
+@pytest.mark.parametrize("name", ["t5", "t5-gated"])
+def test_states_of_t5_may_grow_past_fp16(name: str, tmp_path: Path) -> None:
+    """All that is added to a state times 2^13: each norm takes it out again, so the vectors stay as they are."""
+    folder = shutil.copytree(TINY / name, tmp_path / name)
+    tensors = load_file(folder / "model.safetensors")
+    for key in tensors:
+        if key.endswith(("shared.weight", "SelfAttention.o.weight", "DenseReluDense.wo.weight")):
+            tensors[key] = tensors[key] * np.float32(2**13)
+    save_file(tensors, folder / "model.safetensors")
+    paths = graphs(name, Target(precision="fp16"), tmp_path / "graphs", folder)
+    encoder, head = OnnxRuntime(paths["encoder"]), OnnxRuntime(paths["pooling"])
+    expected = np.load(TINY / name / "expected.npz")["embeddings"]
+    for texts, batch in requests(token_ids(name)):
+        answer = answers(Target(precision="fp16"), encoder, head, batch)
+        assert cosines(answer["embeddings"], expected[texts]).min() >= COSINE["fp16"]
 
 
 KINDS = ["Gemm", "Attention", "LayerNormalization", "RMSNormalization", "Softmax"]

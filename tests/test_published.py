@@ -29,6 +29,8 @@ MODELS: dict[str, dict[str, Any]] = json.loads((ROOT / "tests" / "reference" / "
 REFUSED = {
     "avsolatorio/NoInstruct-small-Embedding-v0": "lists Transformer, Pooling, Pooling, Normalize",
     "Hum-Works/lodestone-base-4096-v1": "has auto_map",
+    # A copy without the configuration of its Dense module.
+    "hkunlp/instructor-xl": "has no config.json (looked in ",
     "infgrad/Jasper-Token-Compression-600M": "has auto_map",
     "jinaai/jina-embeddings-v2-base-en": "has auto_map",
     # A copy that was made small, but for its pooling.
@@ -39,7 +41,9 @@ REFUSED = {
 }
 """Models of types that we write, which are other models all the same -> what the sentence names."""
 
-UNQUOTED = {"StaticEmbedding", "camembert", "deberta-v2", "gte", "llama", "llama_bidirec", "mistral", "model2vec"}
+UNQUOTED = {
+    *("StaticEmbedding", "camembert", "deberta-v2", "gte", "llama", "llama_bidirec", "mistral", "model2vec", "t5")
+}
 """Types of which no copy of an embedding model's files was found."""
 
 TASKS = {"Qwen/Qwen3-Reranker-0.6B": "rerank"}

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import REFERENCE, TINY
+from conftest import REFERENCE, TINY, rows
 from test_accounts import copied, edit, graphs
 from tokenizers import Tokenizer
 
@@ -264,6 +264,21 @@ def test_a_file_that_xlm_robertas_class_does_not_go_by(tmp_path: Path) -> None:
     general = written("xlm-roberta", tmp_path, "PreTrainedTokenizerFast", **parts)
     assert general.made_tokenizer is None
     assert ids_of(general.tokenizer) != CASES["xlm-roberta"]["hash"]
+
+
+def test_a_file_that_t5s_class_does_not_go_by(tmp_path: Path) -> None:
+    """Words and the token behind a text are those of the class, as the reference's ids are."""
+    parts = {"pre_tokenizer": METASPACE, "post_processor": None}
+    folder = shutil.copytree(TINY / "t5", tmp_path / "t5")
+    edit(folder / "tokenizer.json", lambda content: content.update(parts))
+    made = Checkpoint(folder)
+    check_tokenizer(made)
+    reference, texts = np.load(TINY / "t5" / "expected.npz"), json.loads((TINY / "texts.json").read_text())
+    ids = rows(reference["token_ids"], reference["token_counts"])
+    assert made.made_tokenizer is not None
+    assert [encoding.ids[:143] for encoding in made.tokenizer.encode_batch(texts)] == [row[:143] for row in ids]
+    config(tokenizer_class="PreTrainedTokenizerFast")(folder)
+    assert Checkpoint(folder).made_tokenizer is None
 
 
 def test_an_unknown_word_of_another_name(tmp_path: Path) -> None:

@@ -57,6 +57,8 @@ EMBEDDERS = (
     "qwen3-embedding",
     "roberta",
     "static",
+    "t5",
+    "t5-gated",
     "xlm-roberta",
 )
 STATIC_MODELS = ("model2vec", "model2vec-mapped")

@@ -34,6 +34,7 @@ CONFIGURATIONS = {
     "qwen2": transformers.Qwen2Config,
     "qwen3": transformers.Qwen3Config,
     "roberta": transformers.RobertaConfig,
+    "t5": transformers.T5Config,
     "xlm-roberta": transformers.XLMRobertaConfig,
 }
 TOKENIZERS = (
@@ -42,6 +43,7 @@ TOKENIZERS = (
     transformers.DistilBertTokenizer,
     transformers.MPNetTokenizer,
     transformers.RobertaTokenizer,
+    transformers.T5Tokenizer,
 )
 
 

@@ -122,6 +122,8 @@ PROMPTS = {  # the one for queries comes first
     "bert-colbert": {"query": "[Q] ", "document": "[D] "},
     "modernbert": {"query": "search_query: ", "document": "search_document: "},
     "static": {"query": "query: ", "document": ""},
+    "t5": {"query": "query: ", "document": ""},
+    "t5-gated": {"query": "", "document": ""},
 }
 CORPUS: list[str] = json.loads((HERE / "corpus.json").read_text(encoding="utf-8"))
 
@@ -200,6 +202,13 @@ def camembert_pieces() -> Any:
     model = json.loads(unigram().backend_tokenizer.to_str())["model"]
     pieces: Any = [(piece, score) for piece, score in model["vocab"]]
     return hf.CamembertTokenizer(vocab=pieces, model_max_length=WINDOW)
+
+
+def t5_pieces() -> Any:
+    """The same words as its own class has them."""
+    model = json.loads(unigram().backend_tokenizer.to_str())["model"]
+    pieces: Any = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *map(tuple, model["vocab"][4:-1])]
+    return hf.T5Tokenizer(vocab=pieces, extra_ids=2, model_max_length=WIDE)
 
 
 def deberta_pieces() -> Any:
@@ -716,6 +725,26 @@ def electra_cross_encoder(name: str) -> None:
     words = wordpiece()
     classifier: Any = hf.ElectraForSequenceClassification(hf.ElectraConfig(**electra_sizes(words), **ONE))
     cross_encoder(name, randomise(classifier, 20), words)
+
+
+def t5_model(name: str, seed: int, kind: str, *after: torch.nn.Module) -> None:
+    """Of heads whose widths together are not that of the hidden states."""
+    pieces = t5_pieces()
+    sizes = {"d_model": HIDDEN, "d_kv": 16, "d_ff": 96, "num_layers": 3, "num_heads": 4}
+    config = hf.T5Config(**sizes, vocab_size=rows(pieces), feed_forward_proj=kind)
+    model: Any = randomise(hf.T5EncoderModel(config), seed)
+    for block in model.encoder.block:
+        # Nothing scales the scores, so that random weights would see a single token each.
+        block.layer[0].SelfAttention.q.weight.data *= 0.125
+    embedder(name, model, pieces, Pooling(HIDDEN, "mean"), *after, window=WIDE)
+
+
+def t5(name: str) -> None:
+    t5_model(name, 28, "relu", randomise(Dense(HIDDEN, HIDDEN, bias=False, activation_function=None), 29))
+
+
+def t5_gated(name: str) -> None:
+    t5_model(name, 30, "gated-gelu")
 
 
 def deberta_sizes(pieces: Any) -> dict[str, Any]:
@@ -1381,6 +1410,8 @@ MAKERS: dict[str, Callable[[str], None]] = {
     "roberta-splade": roberta_splade,
     "stanford-colbert": stanford_colbert,
     "static": static,
+    "t5": t5,
+    "t5-gated": t5_gated,
     "xlm-roberta": xlm_roberta,
     "xlm-roberta-splade": xlm_roberta_splade,
 }
