@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from tools.shim.errors import overloaded
 from tools.shim.schedule import Tensors
@@ -29,27 +30,24 @@ MEASURED_SECONDS = (0.5, 5.0)
 """Of work, that a rate is taken over: at least, at most."""
 
 
-@dataclass(frozen=True)
-class Work:
+class Work(NamedTuple):
     """What some texts cost, in tokens."""
 
-    tokens: float = 0.0
+    tokens: float
     """Of their rows, estimated."""
-    reading: float = 0.0
+    reading: float
     """For all of their bytes, those beyond the window included."""
 
     @classmethod
-    def of(cls, size: int, max_tokens: int) -> Work:
-        """One text of so many bytes, for a model that reads so many tokens."""
-        return cls(min(max_tokens, 2 + size // BYTES_PER_TOKEN), size / BYTES_READ_PER_TOKEN)
+    def of(cls, sizes: Sequence[int], max_tokens: int) -> Work:
+        """Texts of so many bytes, for a model that reads so many tokens."""
+        tokens = sum([min(max_tokens, 2 + size // BYTES_PER_TOKEN) for size in sizes])
+        return cls(tokens, sum(sizes) / BYTES_READ_PER_TOKEN)
 
     @property
     def cost(self) -> float:
         """In all."""
         return self.tokens + self.reading
-
-    def __add__(self, other: Work) -> Work:
-        return Work(self.tokens + other.tokens, self.reading + other.reading)
 
 
 @dataclass
@@ -68,11 +66,15 @@ class Lane:
     """Under way at Triton at once."""
     seconds: float
     """How much work may be ahead of a call that is let in."""
+    unmeasured: int = UNMEASURED_TOKENS
+    """Tokens that may be ahead of one while it is not known how long they take."""
     cost: float = 0.0
     """Of all calls in the lane."""
     correction: float = 1.0
     """Tokens that Triton counts for each that is estimated."""
     slots: asyncio.Semaphore = field(init=False)
+    there: int = 0
+    """Requests under way and those that wait for their turn."""
     counted: float = 0.0
     busy: float = 0.0
     """Seconds in which `counted` tokens were answered while every slot was taken: an idle server has no rate."""
@@ -81,6 +83,15 @@ class Lane:
 
     def __post_init__(self) -> None:
         self.slots = asyncio.Semaphore(self.requests)
+
+    def shared(self, workers: int) -> Lane:
+        """One like it for each of so many processes, of two requests at least; time is what it is for all."""
+        return Lane(max(2, self.requests // workers), self.seconds, unmeasured=self.unmeasured // workers)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether another request would have to wait."""
+        return self.there >= self.requests
 
     @property
     def rate(self) -> float:
@@ -93,9 +104,9 @@ class Lane:
 
         There is none while the work ahead would take longer than the lane allows, or leave the call too little.
         """
-        if self.slots.locked():
+        if self.is_full:
             ahead, own, rate = self.cost * self.correction, work.cost * self.correction, self.rate
-            most = min(rate * self.seconds, rate * seconds - own) if rate else UNMEASURED_TOKENS
+            most = min(rate * self.seconds, rate * seconds - own) if rate else self.unmeasured
             if ahead >= most:
                 wait = max(1, math.ceil((ahead - max(most, 0)) / rate)) if rate else 1
                 raise overloaded(f"{ahead:.0f} tokens are ahead of this call: try again in {wait} s", wait)
@@ -108,22 +119,26 @@ class Lane:
 
     async def run(self, place: Place, work: Work, infer: Callable[[], Awaitable[Tensors]]) -> Tensors:
         """Sends one request of a call when its turn comes."""
-        async with self.slots:
-            counted = 0.0
-            try:
-                answer = await infer()
-                tokens = int(answer["token_count"].sum())
-                counted = tokens + work.reading
-                place.cost -= work.cost
-                self.cost -= work.cost
-                self.correction += (tokens / work.tokens - self.correction) / 16
-                return answer
-            finally:
-                self._note(counted)
+        self.there += 1
+        try:
+            async with self.slots:
+                counted = 0.0
+                try:
+                    answer = await infer()
+                    tokens = int(answer["token_count"].sum())
+                    counted = tokens + work.reading
+                    place.cost -= work.cost
+                    self.cost -= work.cost
+                    self.correction += (tokens / work.tokens - self.correction) / 16
+                    return answer
+                finally:
+                    self._note(counted)
+        finally:
+            self.there -= 1
 
     def _note(self, counted: float) -> None:
         """Takes the time since the last request ended into the rate, where the lane was full all the while."""
-        now, full = time.monotonic(), self.slots.locked()
+        now, full = time.monotonic(), self.is_full
         if full and self.was_full and counted:
             self.busy += now - self.noted
             self.counted += counted

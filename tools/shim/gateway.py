@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
@@ -83,6 +83,12 @@ class Lanes:
     """Calls of one request that is not large, which somebody may be waiting for."""
     bulk: Lane = field(default_factory=lambda: Lane(requests=4, seconds=60))
     """All others, most of them split into several."""
+
+    @classmethod
+    def of(cls, workers: int) -> Lanes:
+        """One process's share of them; a lane of one request would not tokenize while it encodes."""
+        whole = cls()
+        return cls(whole.short.shared(workers), whole.bulk.shared(workers))
 
 
 @dataclass(frozen=True)
@@ -206,19 +212,20 @@ class Gateway:
         its place in the call, `at` where others stand between.
         """
         started = time.perf_counter()
-        beside = sum(len(value.encode()) for value in inputs.values() if isinstance(value, str))
-        columns = {name: value for name, value in inputs.items() if not isinstance(value, str)}
+        shared = {name: value.encode() for name, value in inputs.items() if isinstance(value, str)}
+        beside = sum(map(len, shared.values()))
+        columns = {
+            name: [text.encode() for text in value] for name, value in inputs.items() if not isinstance(value, str)
+        }
         rows = list(zip(*columns.values(), strict=True))
-        places = {row: i for i, row in enumerate(dict.fromkeys(rows))}
-        distinct = list(places)
-        sizes = [sum(len(text.encode()) for text in row) for row in distinct]
+        distinct = list(dict.fromkeys(rows))
+        sizes = [sum(map(len, row)) for row in distinct]
         sent = sum(sizes) + beside * len(sizes)
         if sent > MAX_SENT_BYTES:
             raise too_large(
                 f"the query is read beside each document, {sent} bytes together, over the limit of "
                 f"{MAX_SENT_BYTES}: shorten it, or send fewer documents a call"
             )
-        work = [Work.of(beside + size, model.max_tokens) for size in sizes]
         # Documents of one request share the work for their query, but the query is sent with each.
         together = max(1, BESIDE_BYTES // max(1, beside))
         requests = schedule.split(sizes, min(model.max_batch_size, together))
@@ -232,9 +239,8 @@ class Gateway:
         async def infer(indices: list[int]) -> dict[str, npt.NDArray[Any]]:
             nonlocal first
             first = first or time.perf_counter()
-            own = {name: [value] * len(indices) for name, value in inputs.items() if isinstance(value, str)}
-            for name, column in zip(columns, zip(*(distinct[i] for i in indices), strict=True), strict=True):
-                own[name] = list(column)
+            own = {name: [distinct[i][c] for i in indices] for c, name in enumerate(columns)}
+            own |= {name: [value] * len(indices) for name, value in shared.items()}
             send = partial(self.upstream.infer, step or model.name, own)
             try:
                 try:
@@ -246,16 +252,18 @@ class Gateway:
             except InferenceServerException as error:
                 raise placed(error, [place(rows.index(distinct[i])) for i in indices]) from None
 
+        def work(indices: Iterable[int]) -> Work:
+            return Work.of([beside + sizes[i] for i in indices], model.max_tokens)
+
         async with self.upstream.use(model.name, self.seconds, self.keep_alive) as loaded:
-            with lane.admitted(sum(work, Work()), self.seconds) as admitted:
+            with lane.admitted(work(range(len(sizes))), self.seconds) as admitted:
                 tensors = await schedule.run(
                     requests,
-                    lambda indices: lane.run(
-                        admitted, sum((work[i] for i in indices), Work()), partial(infer, indices)
-                    ),
+                    lambda indices: lane.run(admitted, work(indices), partial(infer, indices)),
                     lane.requests,
                 )
         if len(distinct) < len(rows):
+            places = {row: i for i, row in enumerate(distinct)}
             again = [places[row] for row in rows]
             tensors = {name: tensor[again] for name, tensor in tensors.items()}
         if not truncate and tensors["truncated"].any():

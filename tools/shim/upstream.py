@@ -18,9 +18,10 @@ from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
-from tritonclient.grpc import InferInput, InferRequestedOutput
-from tritonclient.grpc.aio import InferenceServerClient
-from tritonclient.utils import InferenceServerException
+from grpc import RpcError, aio
+from tritonclient.grpc.service_pb2 import ModelConfigRequest, ModelInferRequest, ModelInferResponse
+from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
+from tritonclient.utils import InferenceServerException, deserialize_bytes_tensor
 
 from build.config import read_config
 from build.errors import BuildError
@@ -169,11 +170,13 @@ class Upstream:
         """The last probe of each model, and when it was sent."""
         self._failed: set[str] = set()
         """Models whose last probe failed: only answers of their own speak for them."""
-        self._client: Any = None
+        self._channel: Any = None
+        self._triton: Any = None
+        """The calls of Triton's protocol; tritonclient's own classes around them take longer than they do."""
 
     async def __aenter__(self) -> Upstream:
-        options = [*CHANNEL, *channel_options(self._address)]
-        self._client = InferenceServerClient(self._address, channel_args=options)
+        self._channel = aio.insecure_channel(self._address, [*CHANNEL, *channel_options(self._address)])
+        self._triton = GRPCInferenceServiceStub(self._channel)
         return self
 
     async def __aexit__(
@@ -184,7 +187,7 @@ class Upstream:
     ) -> None:
         for probe, _ in self._probes.values():
             probe.cancel()
-        await self._client.close()
+        await self._channel.close()
 
     async def models(self) -> list[ServedModel]:
         """The models that Triton has, in the order they were named; raises GatewayError 503 where it has none."""
@@ -271,31 +274,28 @@ class Upstream:
         return str(error.message())
 
     async def infer(
-        self, name: str, texts: Mapping[str, Sequence[str]], timeout: float, outputs: Sequence[str] = ()
+        self, name: str, texts: Mapping[str, Sequence[bytes]], timeout: float, outputs: Sequence[str] = ()
     ) -> dict[str, npt.NDArray[Any]]:
-        """One v2 infer: BYTES [B, 1] for each entry of `texts`; `outputs`, or else all, [B, ...] back."""
+        """One v2 infer: BYTES [B, 1] for each entry of `texts`, UTF-8; `outputs`, or else all, [B, ...] back."""
         origin = tracing.current.get()
-        inputs = []
+        request = ModelInferRequest(model_name=name, id=origin.request_id)
         for tensor_name, values in texts.items():
-            tensor = InferInput(tensor_name, [len(values), 1], "BYTES")
-            encoded = np.array([value.encode() for value in values], np.object_)
-            inputs.append(tensor.set_data_from_numpy(encoded[:, None]))
+            request.inputs.add(name=tensor_name, datatype="BYTES", shape=(len(values), 1))
+            request.raw_input_contents.append(packed(values))
+        for output in outputs:
+            request.outputs.add(name=output)
+        # For steps on this machine, which Triton does not tell that a caller has gone: see build/steps.
+        request.parameters["deadline"].string_param = f"{BOOT_ID} {time.monotonic() + timeout:.3f}"
         try:
-            result = await self._client.infer(
-                name,
-                inputs,
-                outputs=[InferRequestedOutput(output) for output in outputs] or None,
-                client_timeout=timeout,
-                request_id=origin.request_id,
-                headers=origin.trace,
-                # For steps on this machine, which Triton does not tell that a caller has gone: see build/steps.
-                parameters={"deadline": f"{BOOT_ID} {time.monotonic() + timeout:.3f}"},
-            )
-        except BaseException:  # a deadline that passed comes as CancelledError
+            answer = await self._triton.ModelInfer(request, timeout=timeout, metadata=(*origin.trace.items(),))
+        except RpcError as error:
             self._answered.pop(name, None)  # what it answered before proves nothing any more
+            raise failure(error) from None
+        except BaseException:  # a deadline that passed comes as CancelledError
+            self._answered.pop(name, None)
             raise
         self._note(name)
-        tensors = {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
+        tensors = arrays(answer)
         for output, array in tensors.items():
             if array.dtype == np.float32 and not np.isfinite(array).all():
                 raise InferenceServerException(f"{name} gave {output} that are not finite numbers")
@@ -386,7 +386,30 @@ class Upstream:
         """A model's configuration: Triton's, or that of the repository, where it need not be loaded."""
         if self.residency is not None:
             return read_config(self.residency.repository, name)
-        return (await self._client.get_model_config(name, client_timeout=CONFIG_SECONDS)).config
+        try:
+            return (await self._triton.ModelConfig(ModelConfigRequest(name=name), timeout=CONFIG_SECONDS)).config
+        except RpcError as error:
+            raise failure(error) from None
+
+
+def packed(values: Sequence[bytes]) -> bytes:
+    """A BYTES tensor as it travels: each value behind its length."""
+    return b"".join([part for value in values for part in (len(value).to_bytes(4, "little"), value)])
+
+
+def arrays(answer: ModelInferResponse) -> dict[str, npt.NDArray[Any]]:
+    """The tensors of an answer, by name."""
+    found = {}
+    for output, raw in zip(answer.outputs, answer.raw_output_contents, strict=True):
+        is_text = output.datatype == "BYTES"
+        flat = deserialize_bytes_tensor(raw) if is_text else np.frombuffer(raw, DTYPES[output.datatype])
+        found[output.name] = flat.reshape(output.shape)
+    return found
+
+
+def failure(error: Any) -> InferenceServerException:
+    """What Triton or the way to it says, as tritonclient's own calls raise it."""
+    return InferenceServerException(error.details(), str(error.code()), error.debug_error_string())
 
 
 def _named(prompts: dict[str, str]) -> dict[str, str]:
@@ -415,10 +438,13 @@ def of_rows(rows: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
 
 SPARSE = ("indices", "values")
 
-PROBES: dict[Task, dict[str, list[str]]] = {
-    "embed": {"text": ["ready?"]},
-    "embed_all": {"text": ["ready?"]},
-    "embed_sparse": {"text": ["ready?"]},
-    "rerank": {"query": ["ready?"], "passage": ["ready."]},
-    "classify": {"text": ["ready?"]},
+DTYPES = {"BOOL": np.bool_, "INT32": np.int32, "FP32": np.float32}
+"""What tensors that callers get are made of, text aside."""
+
+PROBES: dict[Task, dict[str, list[bytes]]] = {
+    "embed": {"text": [b"ready?"]},
+    "embed_all": {"text": [b"ready?"]},
+    "embed_sparse": {"text": [b"ready?"]},
+    "rerank": {"query": [b"ready?"], "passage": [b"ready."]},
+    "classify": {"text": [b"ready?"]},
 }
