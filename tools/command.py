@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ctypes
 import math
 import os
 import re
@@ -23,6 +24,9 @@ TIMEOUT_SECONDS = 120.0
 DRAIN_SECONDS = 10
 """How long Triton may finish its direct callers' requests when it is told to stop; the gateway has drained."""
 
+
+MOST_WORKERS = 64
+PR_SET_PDEATHSIG = 1
 
 DEAD_STEP = "is not healthy"
 """What Triton says of a Python backend's process that has died."""
@@ -68,6 +72,11 @@ def run(serve: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> int:
     return 0
 
 
+def die_with_parent() -> None:
+    """Has a process end with the one that starts it, however that ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def make_parser(
     module: str, description: str | None, models: Sequence[str] | None = DEFAULT_MODELS
 ) -> argparse.ArgumentParser:
@@ -93,6 +102,14 @@ def add_gateway_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--embed-port", type=int, default=EMBED_PORT, help="gateway, by convention /embed")
     parser.add_argument("--rerank-port", type=int, default=RERANK_PORT, help="gateway, by convention /rerank")
     parser.add_argument("--timeout", type=float, default=TIMEOUT_SECONDS, help="seconds a call may take")
+    parser.add_argument(
+        "--workers",
+        type=workers,
+        default=1,
+        metavar="N",
+        help="processes of the gateway, for hosts of many cores; with more than one, models are those that are "
+        "loaded at the start",
+    )
     parser.add_argument(
         "--alias",
         nargs="+",
@@ -139,6 +156,13 @@ def add_residency_options(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="how long a model stays loaded that nobody calls and that takes no other's room",
     )
+
+
+def workers(words: str) -> int:
+    """How many processes."""
+    if not (words.isascii() and words.isdecimal() and 1 <= int(words) <= MOST_WORKERS):
+        raise argparse.ArgumentTypeError(f"{words!r} is no number of processes from 1 to {MOST_WORKERS}")
+    return int(words)
 
 
 def size(words: str) -> int:

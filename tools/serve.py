@@ -27,8 +27,9 @@ from tools.command import (
 from tools.shim import keys
 from tools.shim.control import Control
 from tools.shim.plan import Plan, task_in
-from tools.shim.server import listening
+from tools.shim.server import Front
 from tools.shim.upstream import Absent
+from tools.shim.workers import serving
 from tools.triton import EmbeddedTriton
 
 
@@ -50,7 +51,7 @@ async def serve(options: argparse.Namespace, stop: asyncio.Event) -> None:
         # As in `make serve MODEL=`, which is what they were built from.
         options.preload, options.pin = ([*map(served_name, names)] for names in (options.preload, options.pin))
         plan = Plan.of(options, options.repository)
-        start, options.models = plan.start, plan.models
+        start, options.models = plan.start, plan.models if options.workers == 1 else plan.staying()
     elif options.models is None:
         raise ServerError(f"name the models of {options.repository} with --models: only Triton can look into it")
     aliases(options)
@@ -71,25 +72,17 @@ async def gateway(
     plan: Plan | None,
 ) -> AsyncIterator[None]:
     """The gateway in front of the Triton beside it, and what the terminal says of it."""
-    address, ports = f"{options.host}:{options.grpc_port}", (options.embed_port, options.rerank_port)
+    address = f"{options.host}:{options.grpc_port}"
     left_out, residency = triton.left_out, None
     absent = {n: Absent(cause, task_in(plan.repository, n) if plan else None) for n, cause in left_out.items()}
-    if plan is not None:
+    if plan is not None and options.workers == 1:
         secret = secret_file(options.work_folder, options.http_port)
         control = Control(address, f"{options.host}:{options.metrics_port}", secret)
         residency = plan.residency(control, left_out, triton.cause, triton.lost)
-    async with listening(
-        address,
-        options.models,
-        options.host,
-        ports,
-        options.timeout,
-        accepted,
-        absent,
-        aliases(options),
-        options.allow_origin,
-        residency,
-    ):
+    front = Front(
+        address, options.models, options.timeout, accepted, absent, aliases(options), options.allow_origin
+    )
+    async with serving(front, options, residency):
         loaded = [name for name in (options.models if plan is None else plan.start) if name not in left_out]
         others = [name for name in options.models if name not in loaded and name not in left_out]
         print(greeting(options, loaded, others, log), flush=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import ctypes
 import importlib.util
 import os
 import re
@@ -34,6 +33,7 @@ from tools.command import (
     add_triton_options,
     check_models,
     check_ports,
+    die_with_parent,
     make_parser,
     run,
     server_arguments,
@@ -55,7 +55,6 @@ ASKING = aiohttp.ClientTimeout(5)
 """What Triton may take to say which models it has."""
 DYING_SECONDS = 5.0
 """That a Triton may take to die: it writes its stack first, and its stubs may be gone before it."""
-PR_SET_PDEATHSIG = 1
 FAILED = ("failed to load", "Poll failed")
 """How Triton begins to say that a model or its configuration cannot be read."""
 NOISE = "CudaDriverHelper|unable to create stream|text_format.cc"
@@ -150,7 +149,7 @@ class EmbeddedTriton:
                 stderr=output,
                 # Ctrl-C reaches the terminal's group; Triton is stopped by us, after the gateway drained.
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
         died = asyncio.create_task(self._process.wait())
         ready = asyncio.create_task(self._loaded(wanted))
@@ -422,10 +421,6 @@ def _environment(with_object_store: bool) -> dict[str, str]:
         # As nvidia-smi counts them.
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     }
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

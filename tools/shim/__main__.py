@@ -23,7 +23,8 @@ from tools.command import (
 from tools.shim import keys
 from tools.shim.control import Control
 from tools.shim.plan import Plan
-from tools.shim.server import listening
+from tools.shim.server import Front
+from tools.shim.workers import serving
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,29 +50,30 @@ async def serve(options: argparse.Namespace, stop: asyncio.Event) -> None:
     """Answers 503 for as long as Triton does not: it may come later, and go and come back."""
     accepted = keys.load()
     check_ports(options)
-    ports = (options.embed_port, options.rerank_port)
     residency = None
     if options.repository is not None:
         if options.secret_file is None:
             raise ServerError("to load models of a --repository takes the --secret-file of its Triton")
         plan = Plan.of(options, options.repository)
-        metrics = options.metrics or f"{options.triton.rpartition(':')[0]}:{Ports.metrics}"
         options.models = plan.models
-        residency = plan.residency(Control(options.triton, metrics, options.secret_file))
+        if options.workers > 1:
+            options.models = plan.staying()
+        else:
+            metrics = options.metrics or f"{options.triton.rpartition(':')[0]}:{Ports.metrics}"
+            residency = plan.residency(Control(options.triton, metrics, options.secret_file))
     elif options.models is None:
         options.models = DEFAULT_MODELS
-    async with listening(
+    front = Front(
         options.triton,
         options.models,
-        options.host,
-        ports,
         options.timeout,
         accepted,
         aliases=aliases(options),
         origins=options.allow_origin,
-        residency=residency,
-    ):
-        print(f"gateway on {options.host}:{ports[0]} and :{ports[1]}, Triton at {options.triton}", flush=True)
+    )
+    async with serving(front, options, residency):
+        ports = f"{options.host}:{options.embed_port} and :{options.rerank_port}"
+        print(f"gateway on {ports}, Triton at {options.triton}", flush=True)
         await stop.wait()
         print("stopping: finishing what is under way", flush=True)
 

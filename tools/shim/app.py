@@ -6,8 +6,9 @@ import asyncio
 import logging
 import math
 import re
+import sys
 import time
-from collections.abc import Awaitable, Collection
+from collections.abc import Collection
 from http import HTTPStatus
 from urllib.parse import quote
 
@@ -39,6 +40,11 @@ from tools.shim.reading import Bodies, continue_later
 from tools.shim.routes import KEEP_ALIVE_HEADER, TIMEOUT_HEADER, Action, Get, Post
 from tools.shim.upstream import Upstream
 
+if sys.version_info >= (3, 11):
+    from asyncio import timeout as deadline
+else:  # the same, which aiohttp brings along there
+    from async_timeout import timeout as deadline
+
 NO_ROUTE = "none"
 """The route of requests for paths that there are not: what callers make up must not become a label."""
 
@@ -62,14 +68,16 @@ def make_app(
     accepted: Collection[bytes],
     busy: set[asyncio.BaseProtocol],
     origins: Collection[str] = (),
+    workers: int = 1,
 ) -> web.Application:
     """The gateway as an aiohttp application over an upstream that the caller opens and closes.
 
     A call may take `timeout` seconds, or fewer where it says so. Where keys are `accepted`, it needs one of them.
-    Pages of the `origins` may call from a browser. The connections of calls under way are in `busy`.
+    Pages of the `origins` may call from a browser. The connections of calls under way are in `busy`. Each of
+    several `workers` has its share of what all may have under way.
     """
-    gateway = Gateway(upstream, Lanes())
-    metrics, bodies = Metrics(upstream), Bodies()
+    gateway = Gateway(upstream, Lanes.of(workers))
+    metrics, bodies = Metrics(upstream), Bodies(workers)
     app = web.Application(middlewares=[observer(metrics, busy), errors])
     app.on_response_prepare.append(allow(origins))
     posts: dict[str, list[Post]] = {}
@@ -146,7 +154,8 @@ def post_handler(
                 raise compressed()
             seconds = seconds_of(request, timeout)
             own = gateway.within(seconds, number_of(request, KEEP_ALIVE_HEADER, above_0=False))
-            return await asyncio.wait_for(forgetting(served(own)), seconds)
+            async with deadline(seconds):
+                return await served(own)
         except asyncio.TimeoutError as error:
             forget(error)
             late = error if request.content.is_eof() else slow_body()
@@ -155,15 +164,6 @@ def post_handler(
             return failed(request, error, route.error)
 
     return handle
-
-
-async def forgetting(call: Awaitable[web.Response]) -> web.Response:
-    """Waits for a call; one that is cancelled leaves nothing in its task's exception."""
-    try:
-        return await call
-    except asyncio.CancelledError as error:
-        forget(error)
-        raise error
 
 
 def get_handler(gateway: Gateway, route: Get, accepted: Collection[bytes]) -> Handler:
@@ -261,7 +261,7 @@ def observer(metrics: Metrics, busy: set[asyncio.BaseProtocol]) -> Middleware:
         origin = tracing.origin_of(request.headers)
         tracing.current.set(origin)
         is_call = request.method == hdrs.METH_POST
-        metrics.calls_in_flight += is_call
+        metrics.in_flight.inc(is_call)
         busy.add(request.protocol)
         status, error = CLIENT_WENT_AWAY, None
         try:
@@ -274,7 +274,7 @@ def observer(metrics: Metrics, busy: set[asyncio.BaseProtocol]) -> Middleware:
             resource = request.match_info.route.resource
             route = (resource.canonical.rstrip("/") or "/") if resource else NO_ROUTE
             metrics.count_request(route, status)
-            metrics.calls_in_flight -= is_call
+            metrics.in_flight.dec(is_call)
             busy.discard(request.protocol)
             if is_call:
                 metrics.count_call(route, time.perf_counter() - started, error)

@@ -41,27 +41,39 @@ def most_connections(ports: int) -> float:
     return limit - needed
 
 
+def open_ports(host: str, ports: Sequence[int]) -> list[socket.socket]:
+    """Listens on every port."""
+    doors = []
+    for port in ports:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        doors.append(socket.create_server((host, port), family=family, backlog=WAITING))
+    return doors
+
+
 class Doors:
     """The ports of a server, and who has come in by them."""
 
     def __init__(
-        self, server: web.Server, host: str, ports: Sequence[int], busy: Collection[asyncio.BaseProtocol]
+        self,
+        server: web.Server,
+        listening: Sequence[socket.socket],
+        busy: Collection[asyncio.BaseProtocol],
+        at_once: int = BACKLOG,
     ) -> None:
-        """With the connections that are `busy` with a call at any time."""
+        """With the connections that are `busy` with a call at any time; a port lets `at_once` in together."""
         self._server = server
         self._busy = busy
-        self._addresses = [(host, port) for port in ports]
-        self._most = most_connections(len(ports))
+        self._doors = listening
+        self._at_once = at_once
+        self._most = most_connections(len(listening))
         self._listeners: list[asyncio.AbstractServer] = []
 
     async def open(self) -> None:
-        """Listens on every port."""
+        """Lets callers in."""
         loop = asyncio.get_running_loop()
-        for host, port in self._addresses:
-            family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-            listener = socket.create_server((host, port), family=family)
-            self._listeners.append(await loop.create_server(self._enter, sock=listener, backlog=BACKLOG))
-            listener.listen(WAITING)  # the loop's backlog is both this and how many it accepts at once
+        for door in self._doors:
+            self._listeners.append(await loop.create_server(self._enter, sock=door, backlog=self._at_once))
+            door.listen(WAITING)  # the loop's backlog is both this and how many it accepts at once
 
     def close(self) -> None:
         """Lets nobody else in."""

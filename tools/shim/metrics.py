@@ -6,8 +6,12 @@ without a caller. Triton's own metrics are on its own port.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import TypeVar, get_args
+from functools import partial
+from operator import add
+from pathlib import Path
+from typing import Literal, TypeVar, get_args
 
 from aiohttp import web
 from prometheus_client import (
@@ -20,6 +24,7 @@ from prometheus_client import (
 )
 from prometheus_client.aiohttp import make_aiohttp_handler
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from tools.shim.gateway import Result
@@ -32,6 +37,12 @@ SECONDS = (
     *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0),
 )
 """Upper bounds of the histograms' buckets."""
+
+FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+"""Environment variable by which prometheus_client counts into files that several processes have in common."""
+
+LIVING: Literal["livesum"] = "livesum"
+"""How what is under way is told of several processes: without those that died."""
 
 OWN_ERRORS = ("overloaded", "not_ready", "timeout", "upstream", "internal")
 """Types of errors that are no caller's fault; they are shown as 0 before there is one."""
@@ -80,6 +91,42 @@ class Memory(Collector):
         yield from (size, loads, evictions, seconds, waiting, budget)
 
 
+class Ready(Collector):
+    """Which models answer, by what was last seen of them."""
+
+    def __init__(self) -> None:
+        self.problems: Mapping[str, str | None] = {}
+
+    def collect(self) -> Iterator[Metric]:
+        """As it is when Prometheus asks."""
+        ready = GaugeMetricFamily("gateway_model_ready", "Whether the model answers now", labels=["model"])
+        for name, problem in self.problems.items():
+            ready.add_metric([name], problem is None)
+        yield ready
+
+
+class Processes(Collector):
+    """What all workers that count into a folder take together."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def collect(self) -> Iterator[Metric]:
+        """The sum of what each says of itself; the start is the first one's."""
+        found: dict[str, Metric] = {}
+        for file in self._folder.glob(f"gauge_{LIVING}_*.db"):
+            pid = file.stem.rpartition("_")[2]
+            for metric in ProcessCollector(pid=partial(int, pid), registry=None).collect():
+                merge = min if metric.name == "process_start_time_seconds" else add
+                (sample,) = metric.samples
+                if known := found.get(metric.name):
+                    value = merge(known.samples[0].value, sample.value)
+                    known.samples = [sample._replace(value=value)]
+                else:
+                    found[metric.name] = metric
+        yield from found.values()
+
+
 class Metrics:
     """The counters of one gateway."""
 
@@ -87,8 +134,15 @@ class Metrics:
         self._upstream = upstream
         # They are a second series beside each one, for readers that Prometheus is not.
         disable_created_metrics()  # type: ignore[no-untyped-call]
+        # Several processes count into files of one folder, and any of them shows what those of all say.
+        folder = os.environ.get(FOLDER)
         registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
+        shown = CollectorRegistry() if folder else registry
+        if folder:
+            MultiProcessCollector(shown, folder)  # type: ignore[no-untyped-call]
+            shown.register(Processes(Path(folder)))
+        else:
+            ProcessCollector(registry=registry)
 
         about = "Requests of any method, 499 for callers that went away"
         requests = Counter("gateway_requests", about, ["route", "status"], registry=registry)
@@ -112,13 +166,13 @@ class Metrics:
         cut = Counter("gateway_truncated_texts", "Those texts that were cut to fit", ["model"], registry=registry)
         self._amounts = Children[str, list[Counter]](lambda model: [c.labels(model) for c in (texts, tokens, cut)])
 
-        self.calls_in_flight = 0
-        in_flight = Gauge("gateway_calls_in_flight", "Calls under way", registry=registry)
-        in_flight.set_function(lambda: self.calls_in_flight)
-        self._ready = Gauge("gateway_model_ready", "Whether the model answers now", ["model"], registry=registry)
+        about = "Calls under way"
+        self.in_flight = Gauge("gateway_calls_in_flight", about, registry=registry, multiprocess_mode=LIVING)
+        self._ready = Ready()
+        shown.register(self._ready)
         if upstream.residency is not None:
             registry.register(Memory(upstream.residency))
-        self._expose = make_aiohttp_handler(registry)
+        self._expose = make_aiohttp_handler(shown)
 
     def count_request(self, route: str, status: int) -> None:
         """Counts any request, however it ended."""
@@ -141,8 +195,5 @@ class Metrics:
 
     async def expose(self, request: web.Request) -> web.StreamResponse:
         """Answers `GET /metrics`."""
-        problems = await self._upstream.problems()
-        self._ready.clear()  # of models that have been unloaded
-        for name, problem in problems.items():
-            self._ready.labels(name).set(problem is None)
+        self._ready.problems = await self._upstream.problems()
         return await self._expose(request)

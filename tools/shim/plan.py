@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -67,6 +68,20 @@ class Plan:
                 start += family.ensembles
         start = start or list(found[0].ensembles)
         return cls(repository, models, start, found, preload, options.pin, budget, options.keep_alive)
+
+    def staying(self) -> list[str]:
+        """The models that are there from the start, where nothing is to be loaded or unloaded later.
+
+        Raises ServerError where some cannot be, or are not to be.
+        """
+        if self.keep_alive < math.inf:
+            raise ServerError("several --workers unload nothing: leave --keep-alive out, or --workers")
+        if missing := ", ".join(name for name in self.preload if name not in self.start):
+            raise ServerError(
+                f"there is no room for {missing} beside {', '.join(self.start)}, and several --workers unload "
+                "nothing: leave one out, or --workers, or give models more by --memory"
+            )
+        return self.start
 
     def residency(
         self,

@@ -27,8 +27,10 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 class Bodies:
     """The bodies that are being read."""
 
-    def __init__(self) -> None:
+    def __init__(self, workers: int = 1) -> None:
+        """By one of so many processes that share what is set aside."""
         self._held = 0
+        self._most = max(MAX_BODY_BYTES, BODIES_BYTES // workers)
 
     async def read(self, request: web.Request) -> bytearray:
         """The body of a call.
@@ -51,7 +53,7 @@ class Bodies:
                 if marks.counted > MAX_MARKS:
                     raise too_large(f"the body holds too many values: send at most {MAX_TEXTS} texts a call")
                 more = max(0, len(body) - FREE_BYTES) - held
-                if more and self._held + more > BODIES_BYTES:
+                if more and self._held + more > self._most:
                     raise busy_reading()
                 self._held += more
                 held += more

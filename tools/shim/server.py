@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+import socket
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
+from dataclasses import dataclass, field
 
 from aiohttp import web, web_response
 from aiohttp.http_exceptions import HttpProcessingError
 
 from tools.shim.app import make_app
-from tools.shim.connections import Doors, Seldom
+from tools.shim.connections import BACKLOG, Doors, Seldom, open_ports
 from tools.shim.residency import Residency
 from tools.shim.upstream import Absent, Upstream
 
 IDLE_SECONDS = 75
 """How long a connection may go without a whole request's headers: longer than proxies keep theirs open."""
+
+COLLECTED_OBJECTS = 10_000
+"""That are more than before when the garbage collector looks at the youngest; Python's own 700 are two calls."""
 
 DRAIN_SECONDS = 30.0
 """How long calls under way may take to finish when the gateway is told to stop."""
@@ -27,25 +33,51 @@ def is_ours(record: logging.LogRecord) -> bool:
     return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError | web.RequestPayloadError))
 
 
+def spare_the_collector() -> None:
+    """Has Python's garbage collector pass over what is there for good, and look less often.
+
+    A call makes hundreds of short-lived objects and no cycles of its own: see `forget`.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(COLLECTED_OBJECTS)
+
+
+@dataclass(frozen=True)
+class Front:
+    """What a gateway is told of its calls and its Triton."""
+
+    triton: str
+    """Address of its gRPC."""
+    models: Sequence[str]
+    timeout: float
+    accepted: Collection[bytes]
+    """Keys of which a call needs one, or none where there are none."""
+    absent: Mapping[str, Absent] = field(default_factory=dict)
+    """What is known of models that Triton could not load."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """What callers may also name models by."""
+    origins: Collection[str] = ()
+    """Whose pages may call from a browser."""
+
+
 @asynccontextmanager
 async def listening(
-    triton: str,
-    models: Sequence[str],
-    host: str,
-    ports: Sequence[int],
-    timeout: float,
-    accepted: Collection[bytes],
-    absent: Mapping[str, Absent] | None = None,
-    aliases: Mapping[str, str] | None = None,
-    origins: Collection[str] = (),
-    residency: Residency | None = None,
+    front: Front, host: str, ports: Sequence[int], residency: Residency | None = None
 ) -> AsyncIterator[None]:
-    """Answers calls that carry one of the `accepted` keys, or all where there are none; on leaving, drains.
+    """Answers calls on every one of `ports`; on leaving, drains.
 
-    Listens on every one of `ports`; `triton` is the address of its gRPC. What is known of models that it could not
-    load is in `absent`. Callers may also use `aliases`, and pages of `origins` may call from a browser. A
-    `residency` loads models as they are called; without one they are there or not.
+    A `residency` loads models as they are called; without one they are there or not.
     """
+    async with answering(front, open_ports(host, ports), residency):
+        yield
+
+
+@asynccontextmanager
+async def answering(
+    front: Front, doors: Sequence[socket.socket], residency: Residency | None = None, workers: int = 1
+) -> AsyncIterator[None]:
+    """The same, of sockets that listen, as one of so many `workers`."""
     # The header `Server`, which would tell everybody the versions of Python and aiohttp.
     web_response.SERVER_SOFTWARE = "triton-embeddings"  # type: ignore[attr-defined]
     logging.getLogger("aiohttp.server").addFilter(is_ours)
@@ -53,10 +85,10 @@ async def listening(
         logging.getLogger(name).addFilter(Seldom())
     async with (
         residency or nullcontext(),
-        Upstream(triton, models, absent or {}, aliases or {}, residency) as upstream,
+        Upstream(front.triton, front.models, front.absent, front.aliases, residency) as upstream,
     ):
         busy: set[asyncio.BaseProtocol] = set()
-        app = make_app(upstream, timeout, accepted, busy, origins)
+        app = make_app(upstream, front.timeout, front.accepted, busy, front.origins, workers)
         runner = web.AppRunner(
             app,
             access_log=None,
@@ -68,11 +100,13 @@ async def listening(
         await runner.setup()
         assert runner.server is not None
         try:
-            doors = Doors(runner.server, host, ports, busy)
+            # Of several, the idlest comes first to each caller.
+            entrance = Doors(runner.server, doors, busy, BACKLOG if workers == 1 else 1)
             try:
-                await doors.open()
+                await entrance.open()
+                spare_the_collector()
                 yield
             finally:
-                doors.close()
+                entrance.close()
         finally:
             await runner.cleanup()
