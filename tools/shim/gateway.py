@@ -50,7 +50,7 @@ class Result:
     @cached_property
     def truncated(self) -> int:
         """How many texts were cut to fit."""
-        return int(self.tensors["truncated"].sum())
+        return np.count_nonzero(self.tensors["truncated"])
 
     @property
     def scores(self) -> npt.NDArray[np.float32]:

@@ -9,8 +9,8 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -242,14 +242,9 @@ class Upstream:
                 raise not_ready(f"Triton cannot serve {name}: {self._cause(name, error)}") from None
         return self._models[name]
 
-    @asynccontextmanager
-    async def use(self, name: str, seconds: float, keep_alive: float | None) -> AsyncIterator[float]:
-        """Has a model loaded while the context lasts; yields the seconds of waiting for that."""
-        if self.residency is None:
-            yield 0.0
-            return
-        async with self.residency.use(name, seconds, keep_alive) as waited:
-            yield waited
+    def use(self, name: str, seconds: float, keep_alive: float | None) -> AbstractAsyncContextManager[float]:
+        """Has a model loaded while the context lasts; gives the seconds of waiting for that."""
+        return self.residency.use(name, seconds, keep_alive) if self.residency is not None else nullcontext(0.0)
 
     async def is_worth_again(self, name: str, error: InferenceServerException, seconds: float) -> bool:
         """Whether a request that ended in `error` is to be sent once more, when this returns, within `seconds`.
@@ -297,7 +292,7 @@ class Upstream:
         self._note(name)
         tensors = arrays(answer)
         for output, array in tensors.items():
-            if array.dtype == np.float32 and not np.isfinite(array).all():
+            if array.dtype == np.float32 and np.count_nonzero(np.isfinite(array)) < array.size:
                 raise InferenceServerException(f"{name} gave {output} that are not finite numbers")
         return tensors | unpadded(tensors)
 
