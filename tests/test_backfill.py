@@ -441,6 +441,9 @@ class Gateway(ThreadingHTTPServer):
         self.answers: list[tuple[int, dict[str, str]]] = []
         """Statuses and headers of the next calls, before all is well."""
         self.graph = "a"
+        self.broken = False
+        self.poison = ""
+        """A text that no call with it survives."""
         self.calls: list[tuple[float, list[str]]] = []
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -464,8 +467,15 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if body["input"] != ["ready?"]:
+        if "ready?" in body["input"]:
+            if self.server.broken:
+                self._reply(502, {"error": {"message": "broken"}}, {})
+                return
+        else:
             self.server.calls.append((time.monotonic(), body["input"]))
+            if self.server.broken or self.server.poison in body["input"]:
+                self._reply(502, {"error": {"message": "broken"}}, {})
+                return
             if self.server.answers:
                 status, headers = self.server.answers.pop(0)
                 self._reply(status, {"error": {"message": "wait"}}, headers)
@@ -506,6 +516,36 @@ def test_a_call_that_takes_too_long_is_sent_in_halves(gateway: Gateway, database
     run(database.url, "--table", "chunks", "--text", "content", "--url", gateway.url)
     assert [len(texts) for _, texts in gateway.calls] == [64, 32, 32]
     assert database.run("SELECT count(embedding) FROM chunks") == [(64,)]
+
+
+def test_a_broken_server_is_waited_for_and_a_text_that_breaks_it_is_found(
+    gateway: Gateway, database: Database
+) -> None:
+    fill(database, ["a", "poison", "b"])
+    gateway.poison = "poison"
+    words = [database.url, "--table", "chunks", "--text", "content", "--url", gateway.url]
+    job = subprocess.Popen(command(*words), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    until(lambda: len(gateway.calls) > 0)
+    gateway.broken = True
+    time.sleep(5)
+    assert job.poll() is None
+    gateway.broken = False
+    said = job.communicate()[1]
+    assert job.returncode == 3, said
+    assert "  2: broken" in said
+    assert database.run("SELECT id FROM chunks WHERE embedding IS NOT NULL") == [(1,), (3,)]
+
+
+def test_postgres_that_goes_away_is_one_sentence(gateway: Gateway, database: Database) -> None:
+    fill(database, texts_of(50))
+    gateway.answers = [(503, {"Retry-After": "3"})]
+    words = [database.url, "--table", "chunks", "--text", "content", "--url", gateway.url]
+    job = subprocess.Popen(command(*words), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    until(lambda: len(gateway.calls) > 0)
+    database.run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'backfill'")
+    assert "error: Postgres has gone (" in job.communicate()[1]
+    assert job.returncode == 1
+    assert "50 rows in" in run(*words)
 
 
 def test_a_server_that_becomes_another_model_writes_nothing(gateway: Gateway, database: Database) -> None:

@@ -163,7 +163,7 @@ class Client:
             for i, row in zip(call, answer, strict=True):
                 vectors[i] = row
         elif len(call) > 1:
-            if status == 504:
+            if status in (408, 504):
                 self._call_bytes = max(2**12, self._call_bytes // 2)
             middle = len(call) // 2
             await self._send(texts, call[:middle], vectors, refused)
@@ -202,12 +202,26 @@ class Client:
             if status in (429, 503):
                 await self._wait(url, attempt, headers.get("Retry-After"), sentence)
                 continue
-            if status >= 500 and (len(texts) == 1 or status != 504) and failures < PATIENCE:
+            if status in (408, 504) and len(texts) > 1:
+                return status, sentence
+            if status >= 500 or status == 408:
+                # A server that fails with any text is broken, and is waited for; else it is this text's fault.
                 failures += 1
-                await self._wait(url, failures, None, sentence)
-                continue
+                if failures <= PATIENCE or not await self._is_well(url):
+                    await self._wait(url, failures, None, sentence)
+                    continue
             return status, sentence
         raise AssertionError
+
+    async def _is_well(self, url: str) -> bool:
+        """Whether the model embeds a text that it is known to embed."""
+        body = {"input": PROBE, "model": self.origin.family}
+        try:
+            async with self._session.post(f"{url}/v1/embeddings", data=orjson.dumps(body)) as reply:
+                await reply.read()
+                return reply.status == 200
+        except GONE:
+            return False
 
     async def _introduce(self, url: str) -> Origin:
         """What a stack serves, by its own word and by the vector of one text."""
