@@ -123,6 +123,8 @@ class Reranker:
     logit: Logit
     template: dict[str, str] | None = None
     """The text around query and passage, where they are not read as a pair."""
+    is_worded: bool = False
+    """Whether pairs of one score are read in words of a template, and what has several labels without any."""
 
     @property
     def is_instructed(self) -> bool:
@@ -301,6 +303,7 @@ ARCHITECTURES = {
             write_decoder,
             fixtures=("llama",),
             prefixes=("model.",),
+            rerankers={"LlamaForSequenceClassification": Reranker(last_token_logit, is_worded=True)},
             # How the training was laid out over machines.
             harmless=("pretraining_tp",),
             unused=(*BUFFERS, *LANGUAGE_HEADS),
@@ -322,6 +325,7 @@ ARCHITECTURES = {
             write_decoder,
             fixtures=("mistral",),
             prefixes=("model.",),
+            rerankers={"MistralForSequenceClassification": Reranker(last_token_logit, is_worded=True)},
             unused=(*BUFFERS, *LANGUAGE_HEADS),
         ),
         Architecture(
@@ -415,7 +419,10 @@ ARCHITECTURES = {
             fixtures=("mxbai-reranker", "qwen2"),
             prefixes=("model.",),
             unused=(*BUFFERS, *LANGUAGE_HEADS),
-            rerankers={"Qwen2ForCausalLM": Reranker(partial(asked_logit, yes="1", no="0"), MXBAI_RERANKER)},
+            rerankers={
+                "Qwen2ForCausalLM": Reranker(partial(asked_logit, yes="1", no="0"), MXBAI_RERANKER),
+                "Qwen2ForSequenceClassification": Reranker(last_token_logit, is_worded=True),
+            },
             own_code=frozenset({"modeling_qwen"}),
         ),
         Architecture(
@@ -427,7 +434,7 @@ ARCHITECTURES = {
             unused=(*BUFFERS, *LANGUAGE_HEADS),
             rerankers={
                 "Qwen3ForCausalLM": Reranker(partial(asked_logit, yes="yes", no="no"), QWEN3_RERANKER),
-                "Qwen3ForSequenceClassification": Reranker(last_token_logit, QWEN3_RERANKER),
+                "Qwen3ForSequenceClassification": Reranker(last_token_logit, QWEN3_RERANKER, is_worded=True),
             },
         ),
         Architecture(

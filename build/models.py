@@ -497,7 +497,7 @@ def classifying_models(
     reranker, config = reranker_of(checkpoint), checkpoint.config
     if not checkpoint.architecture.endswith("ForSequenceClassification"):
         raise BuildError(f"{config.path} is of {checkpoint.architecture}, which is no classifier")
-    if reranker.template is not None:
+    if reranker.template is not None and not reranker.is_worded:
         raise BuildError(f"{config.path} is of {checkpoint.architecture}, which is written as a reranker only")
     check_no_prompt(checkpoint)
     config.require("problem_type", *PROBABILITIES)
@@ -552,6 +552,11 @@ def check_one_score(checkpoint: Checkpoint, family: Family, reranker: Reranker) 
     if is_classifier and (count := labels(checkpoint.config)) != 1:
         raise BuildError(
             f"{checkpoint.config.path} gives {count} labels, as a classifier; a reranker gives one score"
+        )
+    if reranker.template is None and reranker.is_worded:
+        raise BuildError(
+            f"{checkpoint.config.path} is of {checkpoint.architecture} with one label, and nothing says in what "
+            "words it is asked: only classifiers of several labels are written for it"
         )
     if reranker.template is None:
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import json
 import re
@@ -21,6 +22,7 @@ from test_accounts import Change, edit
 from test_families import assert_same_bits
 from test_graphs import needs_opset_24
 from test_heads import SCORES, reranker
+from tokenizers import Tokenizer
 from tritonclient.utils import InferenceServerException
 
 from build import make
@@ -43,6 +45,7 @@ INPUTS = {
     "texts": {"text": TEXTS},
     "pairs": dict(zip(("text", "text_pair"), map(list, zip(*PAIRS, strict=True)), strict=True)),
 }
+DECODERS = ["llama", "mistral", "qwen2", "qwen3"]
 RERANKERS = {"logits": "Identity, beside modules", "asked": "one token over another"}
 """What is served -> which of test_heads.py."""
 
@@ -240,12 +243,35 @@ def test_graphs_for_other_runtimes(
 ) -> None:
     paths = graphs(classifier(name, tmp_path), Target(runtime), tmp_path / "built")
     encoder, head = engine(paths[f"{name}-encoder"]), engine(paths[f"{name}-scoring"])
-    for pairs, batch in requests(token_ids(CLASSES[name]["checkpoint"])[:12]):
+    kind, ids = "pairs", token_ids(CLASSES[name]["checkpoint"])[:12]
+    if name in DECODERS:  # whose checkpoints are of other tasks
+        kind, ids = "texts", ids_of_texts(TINY / CLASSES[name]["checkpoint"])
+    for chosen, batch in requests(ids):
         (call,) = feeds(runtime, batch)
         states = states_fed(runtime, encoder(**call)["last_hidden_state"])
         found = head(last_hidden_state=states, **call)
         for tensor in ("logits", "probabilities"):
-            np.testing.assert_allclose(found[tensor], EXPECTED[f"{name}/pairs/{tensor}"][pairs], atol=1e-4)
+            np.testing.assert_allclose(found[tensor], EXPECTED[f"{name}/{kind}/{tensor}"][chosen], atol=1e-4)
+
+
+def ids_of_texts(folder: Path) -> list[list[int]]:
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(json.loads((folder / "tokenizer_config.json").read_text())["model_max_length"])
+    return [encoding.ids for encoding in tokenizer.encode_batch(TEXTS)]
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_decoder_of_one_label_is_not_asked(name: str, tmp_path: Path) -> None:
+    """Nothing says in what words; of Qwen3 it is the template of its rerankers."""
+    folder = classifier(name, tmp_path)
+    edit(folder / "config.json", lambda config: config.update(id2label={"0": "score"}))
+    entry = dataclasses.replace(describe(folder, name), tasks=("rerank",)) if name != "qwen3" else None
+    if entry is None:
+        with pytest.raises(BuildError, match="nothing says in what words it is asked"):
+            describe(folder, name)
+        return
+    with pytest.raises(BuildError, match="with one label, and nothing says in what words it is asked"):
+        models_of(entry, Checkpoint(folder), Target())
 
 
 REFUSED: dict[str, tuple[Change, str]] = {

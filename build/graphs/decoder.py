@@ -150,6 +150,7 @@ def _read(
         vocab_size=config.integer("vocab_size", default=vocab_size),
         positions=positions,
         tied=config.flag("tie_word_embeddings", default=False),
+        head_padding=config.integer("pad_token_id", least=-1) if "pad_token_id" in config else None,
         windows=tuple(islice(windows, layers)),
         # Told that it is not, transformers 5 lets every token see those behind it; 4 does not.
         is_causal=config.flag("is_causal", default=True),

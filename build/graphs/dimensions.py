@@ -42,6 +42,8 @@ class Dimensions:
     """Whether a language model's head is its table of words."""
     head_pooling: str = "cls"
     """What a classifier reads of the tokens' states, by its name in `build.graphs.pooling`."""
+    head_padding: int | None = None
+    """The id that a decoder's classifier passes over at a text's end."""
     head_epsilon: float = 0
     """Of the norm in a classifier's head that has one."""
     head_temperature: float = 1

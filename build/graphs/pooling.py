@@ -269,6 +269,31 @@ def last_token(g: OnnxGraph, states: str, input_ids: str, lengths: str) -> str:
     return g.op("Gather", states, g.op("Squeeze", last, g.constant([1], np.int64)))
 
 
+def last_but(g: OnnxGraph, passed: int, states: str, input_ids: str, lengths: str) -> str:
+    """[T, H] -> [B, H]: the vector of each item's last token whose id is not `passed`; the first where all are."""
+    is_passed, one = _whole(g, g.op("Equal", input_ids, g.constant(passed, np.int32))), g.constant(1, np.int64)
+    counts = g.op("Sub", one, is_passed)
+    if g.feed.packed:
+        zero, flat = g.constant(0, np.int64), g.constant([-1], np.int64)
+        index = g.op("CumSum", g.op("Add", counts, is_passed), zero, exclusive=1)
+        column = g.op("Cast", g.op("Mul", index, counts), to=TensorProto.FLOAT)
+        rows = g.op("MaxOfTexts", g.op("Unsqueeze", column, g.constant([1], np.int64)), lengths, domain=PACKED)
+        last = _whole(g, g.op("Reshape", rows, flat))
+        start = _whole(g, g.op("CumSum", lengths, zero, exclusive=1))
+        return g.op("Gather", states, g.op("Max", last, start))
+    slot, real = token_rows(g, input_ids, lengths)
+    inside = g.op("Mul", _whole(g, real), g.op("Gather", counts, slot))
+    width = g.op("Gather", g.op("Shape", slot), g.constant(1, np.int64))
+    place = g.op("Range", g.constant(0, np.int64), width, g.constant(1, np.int64))
+    last = g.op("ReduceMax", g.op("Mul", inside, place), g.constant([1], np.int64), keepdims=1)
+    found = g.op("Squeeze", g.op("GatherElements", slot, last, axis=1), g.constant([1], np.int64))
+    return g.op("Gather", states, found)
+
+
+def _whole(g: OnnxGraph, x: str) -> str:
+    return g.op("Cast", x, to=TensorProto.INT64)
+
+
 POOL: dict[str, Callable[[OnnxGraph, str, str, str], str]] = {
     "cls": first_token,
     "max": largest,

@@ -17,7 +17,7 @@ from build.graphs.dimensions import Dimensions
 from build.graphs.modules import ACTIVATIONS
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.parameters import Parameters
-from build.graphs.pooling import POOL, first_token, last_token
+from build.graphs.pooling import POOL, first_token, last_but, last_token
 from build.graphs.ragged import state_inputs
 from build.weights import Weights
 
@@ -160,8 +160,12 @@ def modernbert_logit(head: Head) -> str:
 
 
 def last_token_logit(head: Head) -> str:
-    """A decoder's classifier over the last token, which has seen all others: w h."""
-    return head.p.linear(head.last(), "score", head.labels, head.encoder.hidden_size, bias=False)
+    """A decoder's classifier over the last token but those for padding, which a text may end with: w h."""
+    padding = head.encoder.head_padding
+    last = (
+        head.last() if padding is None else last_but(head.p.g, padding, head.states, head.input_ids, head.lengths)
+    )
+    return head.p.linear(last, "score", head.labels, head.encoder.hidden_size, bias=False)
 
 
 def pooled_logit(head: Head) -> str:

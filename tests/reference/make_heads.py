@@ -190,6 +190,11 @@ CLASSES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "distilbert": ("distilbert-cross-encoder", "classifier", SINGLE),
     "electra": ("electra-cross-encoder", "classifier.out_proj", SINGLE),
     "modernbert": ("modernbert-reranker", "classifier", MULTI),
+    # Decoders; two of their tokenizers end a text with the token for padding.
+    "llama": ("llama", "score", SINGLE | {"architectures": ["LlamaForSequenceClassification"]}),
+    "mistral": ("mistral", "score", SINGLE | {"architectures": ["MistralForSequenceClassification"]}),
+    "qwen2": ("qwen2", "score", MULTI | {"architectures": ["Qwen2ForSequenceClassification"]}),
+    "qwen3": ("qwen3-reranker", "score", SINGLE | {"architectures": ["Qwen3ForSequenceClassification"]}),
     "mpnet": ("mpnet-cross-encoder", "classifier.out_proj", SINGLE),
     "roberta": ("roberta-cross-encoder", "classifier.out_proj", SINGLE),
     "xlm-roberta": ("cross-encoder", "classifier.out_proj", MULTI),
@@ -209,6 +214,8 @@ def classes(name: str, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         f"{layer}.weight": torch.randn(len(LABELS), HIDDEN, generator=generator) * 0.3,
         f"{layer}.bias": torch.randn(len(LABELS), generator=generator),
     }
+    if layer == "score":  # which has none
+        del tensors["score.bias"]
     save_file(
         {**load_file(folder / "model.safetensors"), **{key: one.numpy() for key, one in tensors.items()}},
         folder / "model.safetensors",
