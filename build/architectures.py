@@ -23,6 +23,7 @@ from build.graphs.distilbert import read_distilbert, write_distilbert
 from build.graphs.electra import read_electra
 from build.graphs.gemma3 import Gemma3, write_gemma3
 from build.graphs.gte import Gte, write_gte
+from build.graphs.jina_v3 import JinaV3, write_jina_v3
 from build.graphs.modernbert import ModernBert, write_modernbert
 from build.graphs.mpnet import read_mpnet, write_mpnet
 from build.graphs.nomic_bert import NomicBert, write_nomic_bert
@@ -296,6 +297,20 @@ ARCHITECTURES = {
             unused=(*BUFFERS, *LANGUAGE_HEADS, *POOLER),
             rerankers={"GteForSequenceClassification": Reranker(bert_logit)},
             own_code=frozenset({"configuration_hf_alibaba_nlp_gte", "modeling_hf_alibaba_nlp_gte"}),
+        ),
+        Architecture(
+            "jina_embeddings_v3",
+            JinaV3.of,
+            write_jina_v3,
+            fixtures=("jina-v3",),
+            prefixes=("roberta.",),
+            harmless=(
+                *("emb_pooler", "matryoshka_dimensions", "tie_word_embeddings", "use_flash_attn", "use_reentrant"),
+                # What training does with adapters, and what sentence-transformers' file has as prompts.
+                *("lora_dropout_p", "lora_main_params_trainable", "task_instructions"),
+            ),
+            unused=(*BUFFERS, *LANGUAGE_HEADS, *POOLER),
+            own_code=frozenset({"configuration_xlm_roberta", "modeling_lora", "modeling_xlm_roberta"}),
         ),
         Architecture(
             "llama",

@@ -43,6 +43,11 @@ WINDOWS = tuple(
 )
 """Where sentence-transformers keeps what it says of the transformer; the first that is there holds."""
 LIBRARY = "sentence_transformers."
+JINA_V3 = "jina_embeddings_v3"
+"""What transformers calls the architecture that Jina's own code for XLM-RoBERTa with adapters computes."""
+JINAS_CODE = "modeling_lora"
+JINAS_MODULE = "custom_st.Transformer"
+"""Its class in `modules.json`."""
 PYLATE = "pylate.models.Dense.Dense"
 """The one class of PyLate's in `modules.json`."""
 STANFORD = "HF_ColBERT"
@@ -133,7 +138,8 @@ class Checkpoint:
         library, _, kind = item.word("type").rpartition(".")
         path = item.word("path", default="").removeprefix("./").removesuffix("/")
         path = "" if path == "." else path
-        if not f"{library}.".startswith(LIBRARY) and item.word("type") != PYLATE:
+        is_jinas = item.word("type") == JINAS_MODULE and self._is_jinas(self.folder / path / "config.json")
+        if not (f"{library}.".startswith(LIBRARY) or item.word("type") == PYLATE or is_jinas):
             raise BuildError(
                 f"{item.path} has a module of type {library}.{kind}: code of its own computes it, which is "
                 "never run; "
@@ -143,7 +149,7 @@ class Checkpoint:
             raise BuildError(f"{item.path} has a module at {path!r}, which is outside the checkpoint")
         item.skip(["idx", "name"])
         # Names of arguments that a call of the reference may have for it.
-        item.require("kwargs", [])
+        item.require("kwargs", [], *([["task"]] if is_jinas else []))
         self._settings[item.path / item.word("name", default=kind)] = item
         return Module(kind, path)
 
@@ -176,7 +182,14 @@ class Checkpoint:
     @cached_property
     def model_type(self) -> str:
         """What transformers calls the architecture."""
+        if self._is_jinas(self.config.path):
+            self.config.require("model_type", "xlm-roberta")
+            return JINA_V3
         return self.config.word("model_type", default="")
+
+    def _is_jinas(self, config: Path) -> bool:
+        """Whether Jina's own code adds adapters to the transformer of this `config.json`."""
+        return JINAS_CODE in own_code(self.settings(config))
 
     @cached_property
     def architecture(self) -> str:

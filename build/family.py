@@ -155,6 +155,7 @@ def _inputs(entry: CatalogEntry, target: Target) -> dict[str, Any]:
         "tasks": list(entry.tasks),
         "pooling": entry.pooling,
         "normalise": entry.normalise,
+        "adapter": entry.adapter,
         "onnx": entry.onnx,
         "output": entry.output,
         "ignore": list(entry.ignore),

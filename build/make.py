@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 MODEL_REPOSITORY = ROOT / "model_repository"
 CACHE = ROOT / ".cache"
 DEFAULT_MODEL = "minilm"
-ASKED = ("name", "dimensions", "max_tokens", "normalise", "onnx", "output")
+ASKED = ("name", "dimensions", "max_tokens", "normalise", "adapter", "onnx", "output")
 """Options that take the place of what a catalog entry says."""
 AUTO = "auto"
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
@@ -65,6 +65,12 @@ def main(arguments: list[str] | None = None) -> int:
         "--normalise",
         action=argparse.BooleanOptionalAction,
         help="whether embeddings get unit length (default: what modules.json says; without one, no)",
+    )
+    parser.add_argument(
+        "--adapter",
+        metavar="TASK",
+        help="the task whose adapter is added to the weights, as retrieval.query of jina-embeddings-v3 (default: "
+        "none)",
     )
     parser.add_argument(
         "--onnx",

@@ -90,6 +90,11 @@ def models_of(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> li
     Raises BuildError for what the checkpoint says and nothing here reads. Of its weights nothing is opened yet.
     """
     exported = graph_to_adopt(entry, checkpoint, files_of(checkpoint.folder))
+    if exported is not None and entry.adapter is not None:
+        raise BuildError(
+            f"{entry.name} would be adopted from {exported}, and adapters are added to weights only: leave "
+            "--adapter out"
+        )
     if exported is None and entry.output is not None:
         raise BuildError(
             f"{entry.name} is built from its weights, which have no output to choose: add --onnx FILE"
@@ -126,6 +131,11 @@ def written_models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) 
     check_weights_are_plain(checkpoint, architecture)
     quantised = Quantised.of(checkpoint.config)
     encoder = architecture.read(checkpoint.config)
+    if entry.adapter is not None:
+        if entry.adapter not in encoder.adapters:
+            choice = f"choose {' or '.join(encoder.adapters)}" if encoder.adapters else "leave --adapter out"
+            raise BuildError(f"{entry.name} has no adapter {entry.adapter!r}: {choice}")
+        encoder = replace(encoder, adapter=entry.adapter)
     checkpoint.config.skip((*HARMLESS, *architecture.harmless))
     weights = checkpoint.weights(checkpoint.transformer, architecture.prefixes, architecture.unused, quantised)
     if isinstance(encoder, Static):
@@ -640,6 +650,8 @@ def facts_of(entry: CatalogEntry) -> dict[str, str]:
         facts = {"source": name, "revision": revision}
     if entry.minimum_dimensions is not None:
         facts["minimum_dimensions"] = str(entry.minimum_dimensions)
+    if entry.adapter is not None:
+        facts["adapter"] = entry.adapter
     return facts
 
 

@@ -96,6 +96,20 @@ def nomics_own(values: dict[str, Any]) -> None:
     }
 
 
+def jinas_own(folder: Path) -> None:
+    """Without adapters, which transformers has none of."""
+
+    def change(values: dict[str, Any]) -> None:
+        code = {"AutoModel": "jinaai/xlm-roberta-flash-implementation--modeling_lora.XLMRobertaLoRA"}
+        values |= {"model_type": "xlm-roberta", "auto_map": code, "position_embedding_type": "rotary"}
+        values["rotary_emb_base"] = values.pop("rope_parameters")["rope_theta"]
+        values |= {"lora_adaptations": None, "lora_rank": 4, "lora_alpha": 1, "load_trained_adapters": False}
+
+    edit(folder / "config.json", change)
+    edit(folder / "modules.json", lambda modules: modules[0].update(type="custom_st.Transformer", kwargs=["task"]))
+    prefixed("roberta.")(folder)
+
+
 def flags(values: dict[str, Any]) -> None:
     mode = values.pop("pooling_mode")
     names = {"cls": "cls_token", "mean": "mean_tokens", "lasttoken": "lasttoken", "max": "max_tokens"}
@@ -163,6 +177,7 @@ OLDER: dict[str, tuple[str, Callable[[Path], None]]] = {
     "rotary positions of two kinds": ("gemma3", in_config(ropes_of_4)),
     "rotary positions and layers of modernbert": ("modernbert", in_config(modernberts_of_4)),
     "nomic's own names": ("nomic-bert", in_config(nomics_own)),
+    "jina's own names": ("jina-v3", jinas_own),
     "torch_dtype": ("bert-cls", in_config(lambda values: move(values, "dtype", "torch_dtype"))),
     "layers that are all alike": ("qwen3-embedding", in_config(lambda values: values.pop("layer_types"))),
     "layers by a period": (

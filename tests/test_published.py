@@ -42,7 +42,8 @@ REFUSED = {
 """Models of types that we write, which are other models all the same -> what the sentence names."""
 
 UNQUOTED = {
-    *("StaticEmbedding", "camembert", "deberta-v2", "gte", "llama", "llama_bidirec", "mistral", "model2vec", "t5")
+    *("StaticEmbedding", "camembert", "deberta-v2", "gte", "jina_embeddings_v3", "llama", "llama_bidirec"),
+    *("mistral", "model2vec", "t5"),
 }
 """Types of which no copy of an embedding model's files was found."""
 

@@ -99,6 +99,8 @@ class CatalogEntry:
     """One of POOLINGS, in sentence-transformers' words; None for what the checkpoint's modules say."""
     normalise: bool | None = None
     """Whether embeddings get unit length; None for what the checkpoint's modules say."""
+    adapter: str | None = None
+    """The task whose adapter is added to the weights, where a checkpoint has some; None for none."""
     onnx: str | None = None
     """The exported graph to take in place of weights, a file of the checkpoint."""
     output: str | None = None
@@ -148,6 +150,7 @@ def served_name(model: str) -> str:
 def find(repository: str, revision: str) -> CatalogEntry | None:
     """The page of a repository of the Hub, if it has one, for another revision than its own if one is given."""
     for entry in map(load, names()):
-        if isinstance(entry.source, Hub) and entry.source.repository == repository:
+        # Of a page with an adapter there may be more: its own name alone says that one.
+        if entry.adapter is None and isinstance(entry.source, Hub) and entry.source.repository == repository:
             return replace(entry, source=replace(entry.source, revision=revision or entry.source.revision))
     return None

@@ -38,6 +38,10 @@ class Dimensions:
     """A token of a sliding layer sees those fewer than so many places away; 0 where it sees all."""
     padding: int = 0
     """The id in cells without a token, where a graph asks for one."""
+    adapters: tuple[str, ...] = ()
+    """What its tasks are called that there are adapters for."""
+    adapter: str | None = None
+    """The one of them that is added to its weights."""
     tied: bool = False
     """Whether a language model's head is its table of words."""
     head_pooling: str = "cls"

@@ -46,6 +46,7 @@ EMBEDDERS = (
     "electra",
     "gemma3",
     "gte",
+    "jina-v3",
     "llama",
     "mistral",
     "modernbert",

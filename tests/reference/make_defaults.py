@@ -26,6 +26,7 @@ CONFIGURATIONS = {
     "electra": transformers.ElectraConfig,
     "gemma3_text": transformers.Gemma3TextConfig,
     "gte": transformers.GteConfig,
+    "jina_embeddings_v3": transformers.JinaEmbeddingsV3Config,
     "llama": transformers.LlamaConfig,
     "mistral": transformers.MistralConfig,
     "modernbert": transformers.ModernBertConfig,

@@ -13,6 +13,7 @@ and expected.npz. For an embedding model that has these, for the texts as they a
 start with query_ for the texts behind the model's prompt for queries:
 
     embeddings       float32 [texts, dimension], as the checkpoint's own modules pool, project and normalise them
+    TASK             (jina-v3-adapters, no prompt) the same with the adapter of each task, by its name
     half_embeddings  (qwen3-embedding, no prompt) the same, but cut to half the dimension before normalising
     token_ids        int32, the ids that the model is fed, truncated and with special tokens, text after text
     token_counts     int32 [texts], how many of token_ids belong to each text
@@ -101,6 +102,11 @@ BODY = "<Instruct>: {}\n<Query>: {}\n<Document>: {}"
 SUFFIX = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 QWEN_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
 QWEN_WORDS += r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+JINA_TASKS = {
+    "retrieval.query": "Represent the query for retrieving evidence documents: ",
+    "retrieval.passage": "Represent the document for retrieval: ",
+    "text-matching": "",
+}
 PROMPTS = {  # the one for queries comes first
     "bert-cls": {"query": "query: ", "document": ""},
     "xlm-roberta": {"query": "query: ", "document": "passage: "},
@@ -117,6 +123,8 @@ PROMPTS = {  # the one for queries comes first
     "new": {"query": "query: ", "document": ""},
     "qwen2": {"query": f"Instruct: {TASK}\nQuery: ", "document": ""},
     "mistral": {"query": f"Instruct: {TASK}\nQuery: ", "document": ""},
+    "jina-v3": {"query": "query: ", "document": ""},
+    "jina-v3-adapters": JINA_TASKS,
     "llama": {"query": "query: ", "document": "passage: "},
     "gemma3": {"query": "task: search result | query: ", "document": "title: none | text: "},
     "bert-colbert": {"query": "[Q] ", "document": "[D] "},
@@ -863,6 +871,119 @@ def load_nomic_moe(folder: str, **options: Any) -> SentenceTransformer:
     return model
 
 
+def jina_v3_config(vocab_size: int) -> Any:
+    rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 1000.0}}
+    sizes = {**SIZES, "vocab_size": vocab_size, "num_hidden_layers": 2, "max_position_embeddings": WINDOW}
+    return hf.JinaEmbeddingsV3Config(**sizes, **rope)
+
+
+def jina_v3(name: str) -> None:
+    """As transformers has it, which knows of no adapters."""
+    pieces = unigram()
+    model: Any = hf.JinaEmbeddingsV3Model(jina_v3_config(rows(pieces)), add_pooling_layer=False)
+    embedder(name, randomise(model, 27, norm=0.5), pieces, Pooling(HIDDEN, "mean"))
+
+
+JINA_CODE = "jinaai/xlm-roberta-flash-implementation--"
+JINA_V3: dict[str, Any] = {
+    "architectures": ["XLMRobertaModel"],
+    "auto_map": {
+        "AutoConfig": f"{JINA_CODE}configuration_xlm_roberta.XLMRobertaFlashConfig",
+        "AutoModel": f"{JINA_CODE}modeling_lora.XLMRobertaLoRA",
+    },
+    **{"model_type": "xlm-roberta", "position_embedding_type": "rotary", "rotary_emb_base": 1000.0},
+    **{"lora_adaptations": list(JINA_TASKS), "lora_alpha": 2, "lora_rank": 3, "load_trained_adapters": True},
+    **{"lora_dropout_p": 0.0, "lora_main_params_trainable": False, "task_instructions": JINA_TASKS},
+    **{"use_flash_attn": True, "emb_pooler": None, "matryoshka_dimensions": [24, 48], "truncate_dim": None},
+}
+
+
+def load_jina_v3(folder: str, task: str | None = None, **options: Any) -> SentenceTransformer:
+    """The published layout by transformers' class; behind each layer that has one, the adapter of the `task`.
+
+    The published code adds A B to a table and B A to a layer's matrix, by alpha / rank. Here what they make of
+    the same input is added.
+    """
+    said = json.loads(Path(folder, "config.json").read_text())
+    tensors = load_file(Path(folder, "model.safetensors"))
+    adapters: dict[str, dict[str, Any]] = {}
+    plain: Arrays = {}
+    for key, values in tensors.items():
+        stem, is_adapted, end = key.removeprefix("roberta.").partition(".parametrizations.weight.")
+        if is_adapted and end != "original":
+            adapters.setdefault(stem, {})[end.removeprefix("0.lora_")] = values
+        else:
+            plain[f"{stem}.weight" if is_adapted else stem] = values
+    with tempfile.TemporaryDirectory() as scratch:
+        shutil.copytree(folder, scratch, dirs_exist_ok=True, ignore=shutil.ignore_patterns("model.safetensors"))
+        modules = json.loads(Path(folder, "modules.json").read_text())
+        modules[0] = {**modules[0], "type": "sentence_transformers.models.Transformer", "kwargs": []}
+        Path(scratch, "modules.json").write_text(json.dumps(modules))
+        config = jina_v3_config(said["vocab_size"])
+        config.architectures = ["JinaEmbeddingsV3Model"]
+        config.save_pretrained(scratch)
+        save_file(plain, Path(scratch, "model.safetensors"), {"format": "pt"})
+        model = SentenceTransformer(scratch, **options)
+    network: Any = model[0].model
+    scale = said["lora_alpha"] / said["lora_rank"]
+
+    def behind(part: str, matrices: dict[str, Any], chosen: int) -> Callable[..., Any]:
+        a, b = (matrices[kind][chosen].to(options["model_kwargs"]["dtype"]) for kind in "AB")
+        if part:  # one of the three that lie in one matrix
+            b = b.chunk(3)["qkv".index(part)]
+        return lambda layer, given, result: (
+            result + scale * (a[given[0]] @ b if isinstance(layer, torch.nn.Embedding) else given[0] @ a.T @ b.T)
+        )
+
+    for stem, matrices in adapters.items() if task else ():
+        if stem.startswith("pooler"):
+            continue
+        own = stem.replace("encoder.layers.", "layers.").replace("mixer.out_proj", "self_attn.o_proj")
+        for part in "qkv" if own.endswith("Wqkv") else [""]:
+            layer = network.get_submodule(own.replace("mixer.Wqkv", f"self_attn.{part}_proj"))
+            layer.register_forward_hook(behind(part, matrices, said["lora_adaptations"].index(task)))
+    return model
+
+
+def jina_v3_adapters(name: str) -> None:
+    """In the layout of the published checkpoint; expected are the vectors without and with each adapter."""
+    pieces, folder = unigram(), HERE / name
+    network: Any = randomise(hf.JinaEmbeddingsV3Model(jina_v3_config(rows(pieces))), 28, norm=0.5)
+    save_embedder(name, network, pieces, Pooling(HIDDEN, "mean"))
+    plain = load_file(folder / "model.safetensors")
+    generator = torch.Generator().manual_seed(29)
+    count, rank, stored = len(JINA_TASKS), JINA_V3["lora_rank"], {}
+    for key, values in plain.items():
+        stem, _, end = f"roberta.{key}".rpartition(".")
+        if end != "weight" or values.ndim == 1:
+            stored[f"roberta.{key}"] = values
+            continue
+        first, last = values.shape if "embeddings" in key else values.shape[::-1]
+        base = f"{stem}.parametrizations.weight"
+        stored[f"{base}.original"] = values
+        stored[f"{base}.0.lora_A"] = torch.randn(
+            (count, first, rank) if "embeddings" in key else (count, rank, first), generator=generator
+        ) / math.sqrt(first if "embeddings" not in key else 4)
+        stored[f"{base}.0.lora_B"] = 0.3 * torch.randn(
+            (count, rank, last) if "embeddings" in key else (count, last, rank), generator=generator
+        )
+    save_file(stored, folder / "model.safetensors", {"format": "pt"})
+    kept = ("hidden_size", "vocab_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    kept += ("max_position_embeddings", "type_vocab_size", "hidden_act", "layer_norm_eps")
+    said = json.loads((folder / "config.json").read_text())
+    own = JINA_V3 | {key: said[key] for key in kept}
+    (folder / "config.json").write_text(json.dumps(own, indent=2, sort_keys=True) + "\n")
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[0] |= {"type": "custom_st.Transformer", "kwargs": ["task"]}
+    (folder / "modules.json").write_text(json.dumps(modules, indent=2) + "\n")
+    expect_embeddings(name)
+    arrays = dict(np.load(folder / "expected.npz"))
+    for task in JINA_TASKS:
+        model = load_jina_v3(str(folder), task, **LOAD)
+        arrays[task] = np.stack([model.encode(text, prompt="") for text in TEXTS])
+    write_expected(name, arrays, json.loads((folder / "expected.json").read_text())["bf16"])
+
+
 def nomic_bert_moe(name: str) -> None:
     pieces, folder = unigram(), HERE / name
     network: Any = hf.NomicBertModel(nomic_moe_config(rows(pieces)))
@@ -1358,6 +1479,7 @@ def distilbert_splade(name: str) -> None:
 
 
 LOADERS: dict[str, Callable[..., Any]] = {
+    "jina-v3-adapters": load_jina_v3,
     "new": partial(load_new, kind=SentenceTransformer),
     "new-reranker": partial(load_new, kind=CrossEncoder),
     "nomic-bert-moe": load_nomic_moe,
@@ -1385,6 +1507,8 @@ MAKERS: dict[str, Callable[[str], None]] = {
     "electra-cross-encoder": electra_cross_encoder,
     "gemma3": gemma3,
     "gte": gte,
+    "jina-v3": jina_v3,
+    "jina-v3-adapters": jina_v3_adapters,
     "llama": llama,
     "mistral": mistral,
     "model2vec": model2vec,
