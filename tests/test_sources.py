@@ -383,6 +383,20 @@ def test_a_vocabulary_is_brought_where_there_is_no_tokenizer(machine: Machine) -
     assert tokenizer.encode("[UNK]").tokens == ["[SEP]", "[UNK]", "[SEP]"]
 
 
+@pytest.mark.parametrize("name", ["static", "model2vec"])
+def test_static_embeddings_are_built_like_their_folder(machine: Machine, name: str) -> None:
+    """Without a `config.json`, or with modules in the folder that they stand in."""
+    folder = shutil.copytree(REFERENCE / "tiny" / name, machine.folder / "tiny-qwen3")
+    machine.hub.files = {
+        str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+    done = machine.build()
+    assert done.returncode == 0, done.stderr
+    hub = files_of(machine)
+    assert machine.build(str(folder)).returncode == 0
+    assert files_of(machine) | {ENSEMBLE: ""} == hub | {ENSEMBLE: ""}
+
+
 def test_a_vocabulary_that_nothing_is_made_of(machine: Machine) -> None:
     del machine.hub.files["tokenizer.json"]
     machine.hub.files |= {"vocab.json": b"{}", "merges.txt": b""}
