@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from build.checkpoint import MODEL2VEC, STATIC
+from build.checkpoint import JINA_BERT, MODEL2VEC, STATIC
 from build.graphs.bert import Bert, write_bert
 from build.graphs.deberta_v2 import DebertaV2, write_deberta_v2
 from build.graphs.decoder import (
@@ -23,6 +23,7 @@ from build.graphs.distilbert import read_distilbert, write_distilbert
 from build.graphs.electra import read_electra
 from build.graphs.gemma3 import Gemma3, write_gemma3
 from build.graphs.gte import Gte, write_gte
+from build.graphs.jina_bert import read_jina_bert, write_jina_bert
 from build.graphs.jina_v3 import JinaV3, write_jina_v3
 from build.graphs.modernbert import ModernBert, write_modernbert
 from build.graphs.mpnet import read_mpnet, write_mpnet
@@ -297,6 +298,18 @@ ARCHITECTURES = {
             unused=(*BUFFERS, *LANGUAGE_HEADS, *POOLER),
             rerankers={"GteForSequenceClassification": Reranker(bert_logit)},
             own_code=frozenset({"configuration_hf_alibaba_nlp_gte", "modeling_hf_alibaba_nlp_gte"}),
+        ),
+        Architecture(
+            JINA_BERT,
+            read_jina_bert,
+            write_jina_bert,
+            fixtures=("jina-bert", "jina-bert-code", "jina-reranker"),
+            prefixes=("bert.",),
+            harmless=(*BERTS_OWN, "model_max_length", "attn_implementation"),
+            unused=(*BUFFERS, *LANGUAGE_HEADS, *POOLER),
+            rerankers={"JinaBertForSequenceClassification": Reranker(bert_logit)},
+            packed=False,
+            own_code=frozenset({"configuration_bert", "modeling_bert"}),
         ),
         Architecture(
             "jina_embeddings_v3",

@@ -54,6 +54,7 @@ STANFORD = "HF_ColBERT"
 """The class of Stanford's own ColBERT."""
 METADATA = "artifact.metadata"
 """Where it keeps its settings."""
+JINA_BERT = "jina_bert"
 SPLADE = "SpladePooling"
 """The kind of module that makes sparse vectors."""
 MASK = "MultiVectorMask"
@@ -181,11 +182,13 @@ class Checkpoint:
 
     @cached_property
     def model_type(self) -> str:
-        """What transformers calls the architecture."""
+        """What transformers calls the architecture; JINA_V3 and JINA_BERT are called otherwise in files."""
         if self._is_jinas(self.config.path):
             self.config.require("model_type", "xlm-roberta")
             return JINA_V3
-        return self.config.word("model_type", default="")
+        said = self.config.word("model_type", default="")
+        is_alibi = said == "bert" and self.config.find("position_embedding_type") == "alibi"
+        return JINA_BERT if is_alibi else said
 
     def _is_jinas(self, config: Path) -> bool:
         """Whether Jina's own code adds adapters to the transformer of this `config.json`."""

@@ -316,6 +316,17 @@ CASES: Mapping[str, tuple[str, Change, str]] = {
     ),
     "gte with other code": ("gte", said(CONFIG, auto_map={"AutoModel": "modeling.NewModel"}), "has auto_map"),
     "code of new in another model": ("bert-cls", said(CONFIG, auto_map=NEW_CODE), "has auto_map"),
+    **{
+        f"jina-bert's {key}": ("jina-bert", said(CONFIG, **{key: value}), f"has {key} = ")
+        for key, value in {"feed_forward_type": "original", "hidden_act": "relu", "is_decoder": True}.items()
+    },
+    "jina-bert of a feed-forward part that is not said": (
+        "jina-bert",
+        said(CONFIG, feed_forward_type=None),
+        'feed_forward_type = "original"',
+    ),
+    "jina-bert with positions": ("jina-bert", said(CONFIG, position_embedding_type="absolute"), "has auto_map"),
+    "jina-bert with other code": ("jina-bert", said(CONFIG, auto_map={"AutoModel": "mine.Bert"}), "has auto_map"),
     "new with other code": ("new", said(CONFIG, auto_map={"AutoModel": "modeling_new.NewModel"}), "has auto_map"),
     **{
         f"new's {key}": ("new", said(CONFIG, **{key: value}), f"has {key} = ")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from onnx import TensorProto
@@ -27,6 +27,8 @@ from build.graphs.parameters import Parameters
 from build.graphs.ragged import Packed, last_hidden_state, ragged, ragged_inputs, with_unseen
 from build.settings import Settings
 from build.weights import Weights
+
+B = TypeVar("B", bound="Bert")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,20 +46,21 @@ class Bert(Dimensions):
 
     @classmethod
     def of(
-        cls,
+        cls: type[B],
         config: Settings,
         first_position: int = 0,
         vocab_size: int = 30522,
         hidden_size: int = 768,
         heads: int = 12,
         inner: int = 3072,
-    ) -> Bert:
+        positions: str = "absolute",
+    ) -> B:
         """Reads the configuration; raises BuildError on what this page does not write, naming the key.
 
-        The sizes are the defaults.
+        The sizes are the defaults; `positions` is what they must be called.
         """
         config.require("hidden_act", "gelu")
-        config.require("position_embedding_type", "absolute")
+        config.require("position_embedding_type", positions, default="absolute")
         config.require("is_decoder", False)
         config.require("add_cross_attention", False)
         config.require("pruned_heads", {})
@@ -153,6 +156,25 @@ def embed(p: Parameters, bert: Bert, r: Packed) -> str:
     words = g.op("Gather", p.table("embeddings.word_embeddings", bert.vocab_size, width), token_ids)
     x = p.layer_norm(g.op("Add", words, x), "embeddings.LayerNorm", width, bert.epsilon)
     return x if width == bert.hidden_size else p.linear(x, "embeddings_project", bert.hidden_size, width)
+
+
+def embed_words(p: Parameters, encoder: Dimensions, r: Packed, epsilon: float) -> str:
+    """[T', H]: the normed sum of each token's word and segment, of models without a table of positions."""
+    g, hidden = p.g, encoder.hidden_size
+    token_ids, kinds = r.token_ids, ""
+    if encoder.segment_offset:
+        # The ids of a pair's second text come raised by the size of the vocabulary.
+        size = g.constant(encoder.segment_offset, np.int32)
+        token_ids, kinds = g.op("Mod", token_ids, size), g.op("Div", token_ids, size)
+    name, segments = "embeddings.token_type_embeddings.weight", None
+    if encoder.token_types:
+        segments = p.weights.tensor(name, encoder.token_types, hidden)
+    # Where every text is one segment, its embedding is folded into every word.
+    plus = None if segments is None or kinds else segments[0]
+    x = g.op("Gather", p.table("embeddings.word_embeddings", encoder.vocab_size, hidden, plus), token_ids)
+    if segments is not None and kinds:
+        x = g.op("Add", x, g.op("Gather", g.weight(name, segments), kinds))
+    return p.layer_norm(x, "embeddings.LayerNorm", hidden, epsilon)
 
 
 def behind_attention(p: Parameters, bert: Bert, layer: str, names: Names, x: str, context: str) -> str:

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
+from build.graphs.bert import embed_words
 from build.graphs.blocks import attention, gelu, halves, key_mask, rotary_angles, rotate, split_merged
 from build.graphs.dimensions import Dimensions, split_evenly
 from build.graphs.onnx_graph import OnnxGraph
@@ -81,22 +80,7 @@ def write_gte(g: OnnxGraph, gte: Gte, weights: Weights) -> None:
     r = ragged(g, *ragged_inputs(g))
     mask = key_mask(g, r)
     angles = rotary_angles(g, r, gte.rotation)
-
-    token_ids, kinds = r.token_ids, ""
-    if gte.segment_offset:
-        # The ids of a pair's second text come raised by the size of the vocabulary.
-        size = g.constant(gte.segment_offset, np.int32)
-        token_ids, kinds = g.op("Mod", token_ids, size), g.op("Div", token_ids, size)
-    segments = None
-    if gte.token_types:
-        segments = weights.tensor("embeddings.token_type_embeddings.weight", gte.token_types, hidden)
-    # Where every text is one segment, its embedding is folded into every word.
-    plus = None if segments is None or kinds else segments[0]
-    words = p.table("embeddings.word_embeddings", gte.vocab_size, hidden, plus)
-    x = g.op("Gather", words, token_ids)
-    if segments is not None and kinds:
-        x = g.op("Add", x, g.op("Gather", g.weight("embeddings.token_type_embeddings.weight", segments), kinds))
-    x = p.layer_norm(x, "embeddings.LayerNorm", hidden, gte.epsilon)
+    x = embed_words(p, gte, r, gte.epsilon)
     for i in range(gte.layers):
         layer = f"encoder.layer.{i}"
         q, k, v = split_merged(g, p.linear(x, f"{layer}.attention.qkv_proj", 3 * hidden, hidden), heads, width)

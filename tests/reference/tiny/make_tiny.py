@@ -21,7 +21,8 @@ start with query_ for the texts behind the model's prompt for queries:
 
 and for a reranker token_ids, token_counts and truncated of the pairs, and:
 
-    token_type_ids   (bert-cross-encoder, electra-cross-encoder, new-reranker) int32, one for each of token_ids
+    token_type_ids   (bert-cross-encoder, electra-cross-encoder, jina-reranker,
+                     new-reranker) int32, one for each of token_ids
     logits           float32 [pairs], for qwen3-reranker the logit of "yes" less that of "no"
     scores           float32 [pairs], the sigmoid of logits, and so for qwen3-reranker the softmax's share of "yes"
 
@@ -53,6 +54,7 @@ import hashlib
 import json
 import math
 import platform
+import re
 import shutil
 import string
 import tempfile
@@ -120,6 +122,8 @@ PROMPTS = {  # the one for queries comes first
     "nomic-bert-moe": {"query": "search_query: ", "passage": "search_document: "},
     "qwen3-embedding": {"query": f"Instruct: {TASK}\nQuery:", "document": ""},
     "gte": {"query": "query: ", "document": ""},
+    "jina-bert": {"query": "query: ", "document": ""},
+    "jina-bert-code": {"query": "query: ", "document": ""},
     "new": {"query": "query: ", "document": ""},
     "qwen2": {"query": f"Instruct: {TASK}\nQuery: ", "document": ""},
     "mistral": {"query": f"Instruct: {TASK}\nQuery: ", "document": ""},
@@ -1478,7 +1482,157 @@ def distilbert_splade(name: str) -> None:
     sparse_encoder(name, randomise(model, 19), words, "sum")
 
 
+class Gated(torch.nn.Module):
+    """act(U x) * V x, of one matrix for both; `first` says whether U comes first in it."""
+
+    def __init__(self, act: str, first: bool) -> None:
+        super().__init__()
+        self.dense = torch.nn.Linear(HIDDEN, 2 * SIZES["intermediate_size"], bias=False)
+        self.act, self.first = getattr(functional, act), first
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        left, right = self.dense(x).chunk(2, dim=-1)
+        return self.act(left) * right if self.first else left * self.act(right)
+
+
+class Normed(torch.nn.Module):
+    """A linear layer and a norm of all that it gives, before it is split into heads."""
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        super().__init__()
+        self.linear, self.norm = linear, torch.nn.LayerNorm(HIDDEN, eps=1e-12)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.linear(x))
+
+
+def alibi(heads: int, places: int) -> torch.Tensor:
+    """What is added to scores (Press et al., 2021, arXiv:2108.12409), by distance to both sides: [heads, n, n].
+
+    Slopes of n heads are 2^(-8/n), 2^(-16/n) and so on; where n is no power of 2, the first are those of the power
+    below it, the others each second one of twice as many, as the paper's own code has it.
+    """
+
+    def of(n: int) -> list[float]:
+        below = 2 ** math.floor(math.log2(n))
+        own = [2.0 ** (-8 * i / below) for i in range(1, below + 1)]
+        return own if below == n else own + of(2 * below)[::2][: n - below]
+
+    place = torch.arange(places)
+    return -torch.tensor(of(heads))[:, None, None] * (place[:, None] - place[None]).abs()
+
+
+JINA_CODE = "jinaai/jina-bert-implementation"
+JINA_NORMED = "jinaai/jina-bert-v2-qk-post-norm"
+JINA_NAMES = {
+    JINA_CODE: {
+        r"(layer\.\d+)\.intermediate\.dense": r"\1.mlp.gated_layers",
+        r"(layer\.\d+)\.output\.dense": r"\1.mlp.wo",
+        r"(layer\.\d+)\.output\.LayerNorm": r"\1.mlp.layernorm",
+    },
+    JINA_NORMED: {
+        r"(layer\.\d+)\.intermediate\.dense": r"\1.mlp.up_gated_layer",
+        r"(layer\.\d+)\.output\.dense": r"\1.mlp.down_layer",
+        r"(layer\.\d+)\.output\.LayerNorm": r"\1.layer_norm_2",
+        r"self\.(query|key)\.linear": r"self.\1",
+        r"self\.(q|k)(?:uery|ey)\.norm": r"self.layer_norm_\1",
+    },
+}
+"""What its tensors are called as BERT's -> as the published ones."""
+
+
+def jina_bert_of(whole: Any, code: str, act: str) -> Any:
+    """transformers' BERT, or a classifier of it, changed into Jina's, of which transformers has no class."""
+    network = getattr(whole, "bert", whole)
+    network.embeddings.position_embeddings.weight.data.zero_()
+
+    def biased(_: Any, args: Any, given: dict[str, Any]) -> Any:
+        biases = alibi(network.config.num_attention_heads, args[0].shape[1])[None].to(args[0].dtype)
+        return args, given | {"attention_mask": biases}  # a text alone, of which no token is hidden
+
+    network.encoder.register_forward_pre_hook(biased, with_kwargs=True)
+    for layer in network.encoder.layer:
+        layer.intermediate = Gated(act, first=code == JINA_CODE)
+        if code == JINA_NORMED:
+            layer.attention.self.query = Normed(layer.attention.self.query)
+            layer.attention.self.key = Normed(layer.attention.self.key)
+            layer.layer_norm_1 = norm = torch.nn.LayerNorm(HIDDEN, eps=1e-12)
+            layer.attention.output.register_forward_hook(
+                lambda _, given, result, norm=norm: norm(given[1] + result)
+            )
+    return whole
+
+
+def jina_bert_config(folder: str | Path) -> tuple[Any, str, str]:
+    """transformers' configuration of a published one, the code that it names, and what its gate does."""
+    own = json.loads(Path(folder, "config.json").read_text())
+    code = own["auto_map"]["AutoModel"].partition("--")[0]
+    kept = {key: own[key] for key in (*SIZES, "vocab_size", "num_hidden_layers", "max_position_embeddings")}
+    labels = {"num_labels": 1} if "id2label" in own else {}
+    return hf.BertConfig(**kept, **labels), code, {"geglu": "gelu", "reglu": "relu"}[own["feed_forward_type"]]
+
+
+def load_jina_bert(folder: str, kind: Any, **options: Any) -> Any:
+    """The published layout, by sentence-transformers' class `kind`."""
+    config, code, act = jina_bert_config(folder)
+    network: Any = (hf.BertModel if kind is SentenceTransformer else hf.BertForSequenceClassification)(config)
+    stored = load_file(Path(folder, "model.safetensors"))
+    with tempfile.TemporaryDirectory() as plain:
+        shutil.copytree(folder, plain, dirs_exist_ok=True, ignore=shutil.ignore_patterns("model.safetensors"))
+        network.save_pretrained(plain)
+        model = kind(plain, **options)
+    changed = jina_bert_of(model[0].model, code, act)
+    renamed = {jina_name(key, code): key for key in changed.state_dict()}
+    places = next(key for key in renamed if key.endswith("position_embeddings.weight"))
+    stored[places] = torch.zeros(config.max_position_embeddings, HIDDEN)
+    changed.load_state_dict({renamed[key]: one for key, one in stored.items()})
+    changed.to(options["model_kwargs"]["dtype"])
+    return model
+
+
+def jina_name(key: str, code: str) -> str:
+    for old, new in JINA_NAMES[code].items():
+        key = re.sub(old, new, key)
+    return key
+
+
+def save_jina_bert(name: str, whole: Any, code: str, seed: int, feed_forward: str, kind: str) -> None:
+    """Random weights and a configuration as published, in place of what transformers has saved."""
+    folder = HERE / name
+    act = {"geglu": "gelu", "reglu": "relu"}[feed_forward]
+    changed = randomise(jina_bert_of(whole, code, act), seed, norm=0.5).state_dict()
+    stored = {jina_name(key, code): one for key, one in changed.items() if "position_embeddings" not in key}
+    save_file(stored, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    places = {"AutoConfig": "configuration_bert.JinaBertConfig", "AutoModel": "modeling_bert.JinaBertModel"}
+    places["AutoModelForSequenceClassification"] = "modeling_bert.JinaBertForSequenceClassification"
+    config |= {"auto_map": {key: f"{code}--{place}" for key, place in places.items()}, "architectures": [kind]}
+    config |= {"position_embedding_type": "alibi", "feed_forward_type": feed_forward, "emb_pooler": "mean"}
+    config |= {"_name_or_path": code, "model_max_length": WINDOW, "torch_dtype": config.pop("dtype")}
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def jina_bert(name: str, code: str = JINA_CODE, **sizes: int) -> None:
+    words = wordpiece()
+    network: Any = hf.BertModel(hf.BertConfig(**bert_sizes(words) | sizes))
+    save_embedder(name, network, words, Pooling(HIDDEN, "mean"))
+    save_jina_bert(name, network, code, 28, "geglu", "JinaBertForMaskedLM")
+    expect_embeddings(name)
+
+
+def jina_reranker(name: str) -> None:
+    words = wordpiece()
+    classifier: Any = hf.BertForSequenceClassification(hf.BertConfig(**bert_sizes(words), **ONE))
+    shutil.rmtree(HERE / name, ignore_errors=True)
+    save(HERE / name, classifier, words)
+    save_jina_bert(name, classifier, JINA_CODE, 29, "reglu", "JinaBertForSequenceClassification")
+    expect_scores(name)
+
+
 LOADERS: dict[str, Callable[..., Any]] = {
+    "jina-bert": partial(load_jina_bert, kind=SentenceTransformer),
+    "jina-bert-code": partial(load_jina_bert, kind=SentenceTransformer),
+    "jina-reranker": partial(load_jina_bert, kind=CrossEncoder),
     "jina-v3-adapters": load_jina_v3,
     "new": partial(load_new, kind=SentenceTransformer),
     "new-reranker": partial(load_new, kind=CrossEncoder),
@@ -1507,6 +1661,9 @@ MAKERS: dict[str, Callable[[str], None]] = {
     "electra-cross-encoder": electra_cross_encoder,
     "gemma3": gemma3,
     "gte": gte,
+    "jina-bert": jina_bert,
+    "jina-bert-code": partial(jina_bert, code=JINA_NORMED, num_attention_heads=6),
+    "jina-reranker": jina_reranker,
     "jina-v3": jina_v3,
     "jina-v3-adapters": jina_v3_adapters,
     "llama": llama,
