@@ -175,6 +175,8 @@ class Stack:
 
     def metric(self, name: str, **labels: str) -> float:
         """One sample of Triton's metrics."""
+        if name.startswith("encoder_"):
+            time.sleep(0.3)  # steps tell what they count four times a second
         lines = self.get("metrics", "/metrics").body.decode().splitlines()
         wanted = [f'{key}="{value}"' for key, value in labels.items()]
         (line,) = (x for x in lines if x.startswith(f"{name}{{") and all(label in x for label in wanted))

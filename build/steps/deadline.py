@@ -21,7 +21,10 @@ GRACE = 0.5
 
 def of(request: Any) -> float:
     """The second of the monotonic clock from which a request of the Python backend is left out, or infinity."""
-    machine, _, seconds = str(json.loads(request.parameters() or "{}").get("deadline")).partition(" ")
+    parameters = request.parameters()
+    if "deadline" not in parameters:
+        return math.inf
+    machine, _, seconds = str(json.loads(parameters).get("deadline")).partition(" ")
     try:
         return float(seconds) + GRACE if machine == BOOT_ID else math.inf
     except ValueError:

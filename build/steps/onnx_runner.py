@@ -105,6 +105,11 @@ class TritonPythonModel:
         # Streams of few threads each: threads that share one small micro-batch mostly wait for each other.
         is_shared = threads > 1 and weights <= SMALL
         self._on_streams = requests(hints.PerformanceMode.THROUGHPUT) if is_shared else self._on_all_threads
+        # What the engine prepares at its first run, two streams should not prepare at once. Triton's own warm-up
+        # does not reach them: its rows are all equal, so one is run, on all threads.
+        for request in self._on_streams if is_shared else ():
+            with suppress(*FAILURES):
+                request.infer(self._feeds([_smallest(config)]), share_inputs=True)
         self._memory = Memory(args["model_name"])
         pb_utils.Logger.log_info(
             f"{args['model_name']}: {precision}, {threads} of {os.cpu_count()} processors, "
@@ -117,6 +122,11 @@ class TritonPythonModel:
             responses = self._execute(requests)
         self._memory.measure()
         return responses
+
+    def finalize(self) -> None:
+        """Tells what is counted."""
+        if self._model.metrics:
+            self._model.metrics.close()
 
     def _execute(self, requests: list[Any]) -> list[Any]:
         batch = Batch(self._model, requests)
@@ -172,6 +182,15 @@ class TritonPythonModel:
         except FAILURES as error:
             return error
         return [{name: values[i] for name, values in outputs.items()} for i in range(len(batch))]
+
+
+def _smallest(config: dict[str, Any]) -> Item:
+    """One token, or one row of what is not ragged."""
+    inputs = {}
+    for tensor in config["input"]:
+        shape = [max(1, int(size)) for size in tensor["dims"]]
+        inputs[tensor["name"]] = np.zeros(shape, pb_utils.triton_string_to_numpy(tensor["data_type"]))
+    return Item(inputs, 1)
 
 
 def _cause(error: Failure) -> str:

@@ -10,6 +10,7 @@ request is harmed.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,7 +40,12 @@ class Item:
 
 
 class TokenMetrics:
-    """`encoder_tokens_total` on Triton's metrics port: tokens of requests, and those that the engine ran."""
+    """`encoder_tokens_total` on Triton's metrics port: tokens of requests, and those that the engine ran.
+
+    An increment is a message to Triton and its answer. So tokens are gathered, and told at most every SECONDS.
+    """
+
+    SECONDS = 0.25
 
     def __init__(self, model: str) -> None:
         self._family = pb_utils.MetricFamily(
@@ -50,11 +56,39 @@ class TokenMetrics:
         self._received, self._computed = (
             self._family.Metric(labels={"model": model, "state": state}) for state in ("received", "computed")
         )
+        self._counted = [0, 0]
+        self._lock = threading.Lock()
+        self._news, self._ended = threading.Event(), threading.Event()
+        self._teller = threading.Thread(target=self._tell_in_time, daemon=True)
+        self._teller.start()
 
     def count(self, items: Sequence[Item]) -> None:
         """Counts one batch."""
-        self._received.increment(sum(item.length * len(item.places) for item in items))
-        self._computed.increment(sum(item.length for item in items))
+        with self._lock:
+            self._counted[0] += sum(item.length * len(item.places) for item in items)
+            self._counted[1] += sum(item.length for item in items)
+        self._news.set()
+
+    def close(self) -> None:
+        """Tells what is left."""
+        self._ended.set()
+        self._news.set()
+        self._teller.join()
+
+    def _tell_in_time(self) -> None:
+        while not self._ended.is_set():
+            self._news.wait()
+            self._news.clear()
+            self._tell()
+            self._ended.wait(self.SECONDS)
+        self._tell()
+
+    def _tell(self) -> None:
+        with self._lock:
+            (received, computed), self._counted = self._counted, [0, 0]
+        if received:
+            self._received.increment(received)
+            self._computed.increment(computed)
 
 
 class Model:
@@ -73,16 +107,14 @@ class Model:
         self.joinable = len(self.inputs) == 1
         self.metrics = TokenMetrics(name) if self.joinable else None
 
-    def row_lengths(self, inputs: Mapping[str, Array]) -> list[int]:
-        """Tokens in each row of a request; 1 where nothing is ragged."""
+    def row_lengths(self, requests: Sequence[Mapping[str, Array]]) -> list[list[int]]:
+        """Tokens in each row of each request; 1 where nothing is ragged."""
         for source in self.lengths.values():
-            # A row ends with its last token; slots before it may have none that is kept, or all of them none. An
-            # encoder has nothing to run in such a row.
-            real = inputs[source] != NO_TOKEN
-            lengths = real.shape[1] - real[:, ::-1].argmax(axis=1)
-            counts: list[int] = np.where(real.any(axis=1), lengths, 0 if self.joinable else 1).tolist()
-            return counts
-        return [1] * len(inputs[self.inputs[0]])
+            rows = [inputs[source] for inputs in requests]
+            # An encoder has nothing to run in a row without a token.
+            least = 0 if self.joinable else 1
+            return [np.maximum(lengths, least).tolist() for lengths in _row_lengths(rows)]
+        return [[1] * len(inputs[self.inputs[0]]) for inputs in requests]
 
 
 class Batch:
@@ -94,17 +126,17 @@ class Batch:
             {n: pb_utils.get_input_tensor_by_name(request, n).as_numpy() for n in model.inputs}
             for request in requests
         ]
-        self._errors = {
-            i: error for i, inputs in enumerate(self._tensors) if (error := self._refusal(requests[i], inputs))
-        }
-        self._results: dict[tuple[int, int], dict[str, Array]] = {}
+        self._lengths = model.row_lengths(self._tensors)
+        self._errors = self._refusals(requests) if model.max_tokens else {}
+        self._results: list[list[dict[str, Array]]] = [[{}] * len(rows) for rows in self._lengths]
         self.items = self._joined()
         if model.metrics:
             model.metrics.count(self.items)
 
     def give(self, item: Item, outputs: dict[str, Array]) -> None:
         """Keeps an item's outputs for every row that it stands for."""
-        self._results.update((place, outputs) for place in item.places)
+        for request, row in item.places:
+            self._results[request][row] = outputs
 
     def fail(self, item: Item, sentence: str) -> None:
         """Fails every request with such a row."""
@@ -114,33 +146,35 @@ class Batch:
     def responses(self) -> list[Any]:
         """One for each request, once every item is given or failed."""
         return [
-            pb_utils.InferenceResponse(error=self._errors[i])
-            if i in self._errors
-            else self._response([self._results[i, row] for row in range(len(inputs[self._model.inputs[0]]))])
-            for i, inputs in enumerate(self._tensors)
+            pb_utils.InferenceResponse(error=self._errors[i]) if i in self._errors else self._response(results)
+            for i, results in enumerate(self._results)
         ]
 
-    def _refusal(self, request: Any, inputs: Mapping[str, Array]) -> Any:
-        """The error of a request that nobody waits for, or whose ids no tokenizer of the family made; or None."""
-        model = self._model
-        if not model.max_tokens:
-            return None
-        if time.monotonic() > deadline.of(request):
-            return pb_utils.TritonError("nobody waits for the answer", pb_utils.TritonError.CANCELLED)
-        (ids,) = inputs.values()
-        length = max(model.row_lengths(inputs))
-        sentence = ""
-        if length > model.max_tokens:
-            sentence = f"a row of {length} tokens is over this model's {model.max_tokens}"
-        elif ids.min() < NO_TOKEN or ids.max() >= model.vocabulary:
-            sentence = (
-                f"input_ids holds {ids.min()} to {ids.max()}; ids are below {model.vocabulary}, {NO_TOKEN} is none"
-            )
-        if not sentence:
-            return None
-        return pb_utils.TritonError(
-            f"{sentence}: send text to the ensemble instead", pb_utils.TritonError.INVALID_ARG
-        )
+    def _refusals(self, requests: Sequence[Any]) -> dict[int, Any]:
+        """The errors of requests that nobody waits for, or whose ids no tokenizer of the family made."""
+        model, now = self._model, time.monotonic()
+        errors = {
+            i: pb_utils.TritonError("nobody waits for the answer", pb_utils.TritonError.CANCELLED)
+            for i, request in enumerate(requests)
+            if now > deadline.of(request)
+        }
+        rows = [ids for inputs in self._tensors for ids in inputs.values()]
+        are_ids = self._are_ids(np.concatenate([ids.reshape(-1) for ids in rows]))
+        for i, (ids, lengths) in enumerate(zip(rows, self._lengths, strict=True)):
+            sentence = ""
+            if (length := max(lengths)) > model.max_tokens:
+                sentence = f"a row of {length} tokens is over this model's {model.max_tokens}"
+            elif not are_ids and not self._are_ids(ids):
+                found = f"input_ids holds {ids.min()} to {ids.max()}"
+                sentence = f"{found}; ids are below {model.vocabulary}, {NO_TOKEN} is none"
+            if sentence and i not in errors:
+                errors[i] = pb_utils.TritonError(
+                    f"{sentence}: send text to the ensemble instead", pb_utils.TritonError.INVALID_ARG
+                )
+        return errors
+
+    def _are_ids(self, values: Array) -> bool:
+        return not values.size or bool(values.min() >= NO_TOKEN and values.max() < self._model.vocabulary)
 
     def _joined(self) -> list[Item]:
         """Every row of every request that is not refused; where ids are all there is, equal rows are one item."""
@@ -150,7 +184,7 @@ class Batch:
         for request, inputs in enumerate(self._tensors):
             if request in self._errors:
                 continue
-            for row, length in enumerate(model.row_lengths(inputs)):
+            for row, length in enumerate(self._lengths[request]):
                 own = {
                     name: array[row, :length].reshape(-1) if name in model.ragged else array[row]
                     for name, array in inputs.items()
@@ -176,6 +210,18 @@ def targets(entries: Sequence[Mapping[str, Any]], kind: str) -> dict[str, str]:
         if entry["kind"] != kind:
             raise ValueError(f"this step runs {kind}, not {entry['kind']}: change config.pbtxt")
     return {name: entry["source_input"][0] for entry in entries for name in entry["target_name"]}
+
+
+def _row_lengths(requests: Sequence[Array]) -> list[Array]:
+    """Slots of each row of each request up to its last token; those before it may have none that is kept."""
+    found: list[Array] = []
+    for rows in requests:
+        if rows.size and (rows[:, -1] != NO_TOKEN).all():
+            found.append(np.full(len(rows), rows.shape[1]))
+            continue
+        slots = np.arange(1, rows.shape[1] + 1)
+        found.append(np.where(rows == NO_TOKEN, 0, slots).max(axis=1, initial=0))
+    return found
 
 
 def _stack(rows: list[Array]) -> Array:

@@ -73,6 +73,11 @@ class TritonPythonModel:
         self._memory.measure()
         return batch.responses()
 
+    def finalize(self) -> None:
+        """Tells what is counted."""
+        if self._model.metrics:
+            self._model.metrics.close()
+
     def _run(self, items: Sequence[Item]) -> Sequence[dict[str, Array] | str]:
         if not items:
             return []

@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from tools.command import ROOT
 from tools.direct import open_url
 
 WORK = ROOT / ".cache" / "bench"
+LATER = 0.5
+"""Seconds after which steps have told Triton what they counted."""
 PORTS = ("embed", "rerank", "http", "grpc", "metrics")
 
 
@@ -94,7 +97,8 @@ class Stack(Process):
 
     def counters(self) -> Counters:
         """All that is counted, now."""
-        return Counters(self.cpu_seconds(), self._tokens(), self._statistics())
+        seconds = self.cpu_seconds()
+        return Counters(seconds, self._tokens(), self._statistics())
 
     def _statistics(self) -> dict[str, dict[str, float]]:
         """Triton's own, see Counters."""
@@ -112,7 +116,8 @@ class Stack(Process):
         return found
 
     def _tokens(self) -> dict[str, float]:
-        """The encoders' own, see Counters."""
+        """The encoders' own, see Counters; they tell them a little later."""
+        time.sleep(LATER)
         lines = _get(self.address("metrics"), "/metrics").decode().splitlines()
         counts: dict[str, float] = {}
         for line in lines:
