@@ -289,7 +289,7 @@ class Checkpoint:
     @property
     def is_stanford(self) -> bool:
         """Whether it is a ColBERT in the layout of Stanford's own code."""
-        return self.architecture == STANFORD and not self.modules
+        return not self.modules and self.architecture == STANFORD
 
     @property
     def gives_vectors(self) -> bool:
