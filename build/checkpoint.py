@@ -139,7 +139,8 @@ class Checkpoint:
         library, _, kind = item.word("type").rpartition(".")
         path = item.word("path", default="").removeprefix("./").removesuffix("/")
         path = "" if path == "." else path
-        is_jinas = item.word("type") == JINAS_MODULE and self._is_jinas(self.folder / path / "config.json")
+        code = self.folder / path / "config.json"
+        is_jinas = item.word("type") == JINAS_MODULE and JINAS_CODE in own_code(self.settings(code))
         if not (f"{library}.".startswith(LIBRARY) or item.word("type") == PYLATE or is_jinas):
             raise BuildError(
                 f"{item.path} has a module of type {library}.{kind}: code of its own computes it, which is "
@@ -183,16 +184,12 @@ class Checkpoint:
     @cached_property
     def model_type(self) -> str:
         """What transformers calls the architecture; JINA_V3 and JINA_BERT are called otherwise in files."""
-        if self._is_jinas(self.config.path):
+        if JINAS_CODE in own_code(self.config):
             self.config.require("model_type", "xlm-roberta")
             return JINA_V3
         said = self.config.word("model_type", default="")
         is_alibi = said == "bert" and self.config.find("position_embedding_type") == "alibi"
         return JINA_BERT if is_alibi else said
-
-    def _is_jinas(self, config: Path) -> bool:
-        """Whether Jina's own code adds adapters to the transformer of this `config.json`."""
-        return JINAS_CODE in own_code(self.settings(config))
 
     @cached_property
     def architecture(self) -> str:
