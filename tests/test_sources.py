@@ -524,7 +524,7 @@ def test_a_repository_of_no_known_type_and_no_usual_graph(machine: Machine) -> N
     del machine.hub.files["onnx/model.onnx"]
     exported(machine, "onnx/model_fp16.onnx", "onnx/model_q4.onnx")
     message = machine.refused()
-    assert "has model_type 'other'; graphs are written for bert," in message
+    assert "has model_type 'other'; graphs are written for StaticEmbedding, bert," in message
     assert "the file that --onnx names; it has onnx/model_fp16.onnx, onnx/model_q4.onnx" in message
     assert not fetched(machine)
     done = machine.build(MODEL, "--onnx", "onnx/model_fp16.onnx")
@@ -547,14 +547,22 @@ def test_every_page(name: str) -> None:
     assert entry.batching.texts * entry.max_tokens >= entry.batching.tokens >= entry.max_tokens
     if isinstance(entry.source, catalog.Hub):
         assert re.fullmatch("[0-9a-f]{40}", entry.source.revision)
-        assert catalog.find(entry.source.repository, "") == entry
-        assert entry.name == entry.source.repository.rpartition("/")[2].lower()
+        # A page of an adapter is asked for by its own name.
+        assert catalog.find(entry.source.repository, "") == (entry if entry.adapter is None else None)
+        own = entry.source.repository.rpartition("/")[2].lower()
+        assert entry.name == own if entry.adapter is None else entry.name.startswith(f"{own}-")
 
 
 def test_no_commit_stands_on_two_pages() -> None:
-    sources = [catalog.load(name).source for name in catalog.names()]
-    hub = [source for source in sources if isinstance(source, catalog.Hub)]
-    assert len({source.revision for source in hub}) == len({source.repository for source in hub}) == len(hub)
+    """But for those of a checkpoint's adapters, each of which is there once."""
+    entries = [entry for entry in map(catalog.load, catalog.names()) if isinstance(entry.source, catalog.Hub)]
+    pages = [(entry.source, entry.adapter) for entry in entries]
+    assert len(set(pages)) == len(pages)
+    sources = {entry.source for entry in entries}
+    assert len({source.revision for source in sources}) == len({source.repository for source in sources})
+    assert len(sources) == len([adapter for _, adapter in pages if adapter is None]) + len(
+        {source for source, adapter in pages if adapter is not None}
+    )
 
 
 def test_the_table_of_pages_is_in_step() -> None:
