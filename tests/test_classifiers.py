@@ -243,9 +243,7 @@ def test_graphs_for_other_runtimes(
 ) -> None:
     paths = graphs(classifier(name, tmp_path), Target(runtime), tmp_path / "built")
     encoder, head = engine(paths[f"{name}-encoder"]), engine(paths[f"{name}-scoring"])
-    kind, ids = "pairs", token_ids(CLASSES[name]["checkpoint"])[:12]
-    if name in DECODERS:  # whose checkpoints are of other tasks
-        kind, ids = "texts", ids_of_texts(TINY / CLASSES[name]["checkpoint"])
+    kind, ids = classified(name)
     for chosen, batch in requests(ids):
         (call,) = feeds(runtime, batch)
         states = states_fed(runtime, encoder(**call)["last_hidden_state"])
@@ -254,10 +252,15 @@ def test_graphs_for_other_runtimes(
             np.testing.assert_allclose(found[tensor], EXPECTED[f"{name}/{kind}/{tensor}"][chosen], atol=1e-4)
 
 
-def ids_of_texts(folder: Path) -> list[list[int]]:
+def classified(name: str) -> tuple[str, list[list[int]]]:
+    """What of INPUTS there are token ids of, and they."""
+    if name not in DECODERS:
+        return "pairs", token_ids(CLASSES[name]["checkpoint"])[:12]
+    # Whose checkpoints are of other tasks, and so their ids of other texts.
+    folder = TINY / CLASSES[name]["checkpoint"]
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.enable_truncation(json.loads((folder / "tokenizer_config.json").read_text())["model_max_length"])
-    return [encoding.ids for encoding in tokenizer.encode_batch(TEXTS)]
+    return "texts", [encoding.ids for encoding in tokenizer.encode_batch(TEXTS)]
 
 
 @pytest.mark.parametrize("name", DECODERS)

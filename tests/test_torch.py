@@ -18,7 +18,7 @@ import pytest
 from conftest import REFERENCE, ROOT, TINY, Stack, cosines
 from engines import token_ids
 from test_adoption import checkpoint
-from test_classifiers import CLASSES, classifier
+from test_classifiers import CLASSES, classified, classifier
 from test_classifiers import EXPECTED as CLASSES_EXPECTED
 from test_families import PAIRS, PASSAGES, QUERIES, TEXTS, assert_same_bits, expected
 from test_gpu import H200, write_smi
@@ -139,11 +139,11 @@ def test_classifiers_give_what_the_reference_gives(tmp_path: Path) -> None:
     for name in packed:
         folder = classifier(name, tmp_path)
         assert make.main([str(folder), "--runtime", "torch", "--repository", str(repository)]) == 0
-    ids = [token_ids(CLASSES[name]["checkpoint"])[:12] for name in packed]
-    for answer, name in zip(engine(repository, packed, ids), packed, strict=True):
+    kinds, ids = zip(*map(classified, packed), strict=True)
+    for answer, name, kind in zip(engine(repository, packed, list(ids)), packed, kinds, strict=True):
         for rows, tensor in itertools.product((answer["together"], answer["alone"]), ("logits", "probabilities")):
             found = np.array([row[tensor] for row in rows])
-            np.testing.assert_allclose(found, CLASSES_EXPECTED[f"{name}/pairs/{tensor}"], atol=1e-4)
+            np.testing.assert_allclose(found, CLASSES_EXPECTED[f"{name}/{kind}/{tensor}"], atol=1e-4)
 
 
 def test_compiled_it_gives_the_same(repository: Path) -> None:
