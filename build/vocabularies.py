@@ -221,7 +221,8 @@ def _said(folder: Path, checkpoint: Path, kind: str) -> Settings:
             name: token | {"special": True} if isinstance(token, dict) else token for name, token in older.items()
         }
         special = [token.get("content") if isinstance(token, dict) else token for token in map(said.get, NAMED)]
-        special += said["extra_special_tokens"] or []
+        if said["extra_special_tokens"]:
+            special += Settings(folder / TOKENIZER_CONFIG, said).words("extra_special_tokens")
         said["added_tokens_decoder"] = {
             str(i): {"content": content, "special": content in special}
             for content, i in values(ADDED_TOKENS).items()

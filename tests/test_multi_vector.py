@@ -222,7 +222,7 @@ def test_tokens_of_a_side(served: Precision) -> None:
     """As many are described as a document may have."""
     text = {"text": ["word " * 60], "prompt_name": ["document"]}
     answer = served.stack.infer(f"{COLBERT}-tokenizer", **text)
-    assert len(json.loads(answer["tokens"].tobytes())) == answer["token_count"] == 48
+    assert len(json.loads(answer["tokens"].item())) == answer["token_count"] == 48
 
 
 def test_passages_of_which_nothing_counts(tmp_path: Path) -> None:
