@@ -165,6 +165,8 @@ class Proxy:
         (self.port,) = free_ports(1)
         self.room: int | None = None
         """Bytes that the target may still answer on all connections together; None is any number."""
+        self.once = False
+        """Whether any number is right again when a connection has been broken."""
         self._listener = socket.create_server(("127.0.0.1", self.port))
         self._ends: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()
@@ -196,6 +198,7 @@ class Proxy:
                     data = data[: self.room]
                     self.room -= len(data)
                     if not data:
+                        self.room = None if self.once else 0
                         break
                 sink.sendall(data)
         for end in (source, sink):

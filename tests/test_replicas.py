@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import pytest
 from conftest import ROOT, Reference, Stack, free_ports
-from load import Load, Split
+from load import Load, Proxy, Split
 from tritonclient.utils import InferenceServerException
 
 from tools import alive
@@ -166,6 +166,22 @@ def test_a_replica_that_goes_away_takes_no_call_along(
         containers.until(lambda: one.texts() > 100, 60)
         load.answers()
     assert other.process.poll() is None
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again(service: Service, tmp_path: Path) -> None:
+    """HAProxy ends it as if it were whole, which gRPC calls an unknown error."""
+    texts = [f"text {i} of many" for i in range(500)]
+    expected = service.gateway.embed(texts)
+    whole = service.replicas[0]
+    proxy = Proxy(whole.ports["grpc"])
+    broken = replace(whole, ports=whole.ports | {"grpc": proxy.port})
+    front = Stack(tmp_path)
+    with balancer(tmp_path, [broken]) as address, gateway(front, address):
+        containers.until(lambda: healthy(front), 30)
+        proxy.room, proxy.once = 100_000, True
+        assert (front.embed(texts) == expected).all()
+        assert proxy.room is None
+    proxy.close()
 
 
 def test_with_no_replica_left_callers_hear_of_it_at_once(service: Service) -> None:

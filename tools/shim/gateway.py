@@ -246,7 +246,7 @@ class Gateway:
                 try:
                     return await send(self.seconds, outputs)
                 except InferenceServerException as error:
-                    if not await self.upstream.is_worth_again(model.name, error, self.seconds):
+                    if not await self.upstream.reloaded(model.name, error, self.seconds):
                         raise
                     return await send(self.seconds, outputs)
             except InferenceServerException as error:

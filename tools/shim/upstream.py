@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
@@ -18,7 +19,7 @@ from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
-from grpc import RpcError, aio
+from grpc import RpcError, StatusCode, aio
 from tritonclient.grpc.service_pb2 import ModelConfigRequest, ModelInferRequest, ModelInferResponse
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from tritonclient.utils import InferenceServerException, deserialize_bytes_tensor
@@ -47,8 +48,11 @@ PATIENCE_SECONDS = 2.0
 SILENT_SECONDS = 8.0
 """How long a model's steps may answer nobody, while a probe waits, before it counts as hanging."""
 
-DEAD_SECONDS = 0.5
-"""After which a request is sent once more whose Triton lost a process, as `SERVICE_CONFIG` does with others."""
+AGAIN_SECONDS = 0.5
+"""After which a request whose Triton has gone is sent once more: a load balancer has noticed by then."""
+
+BROKEN = re.compile("Stream removed|Received RST_STREAM")
+"""How gRPC begins to tell of an answer that broke off on its way, which it calls an unknown or internal error."""
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 """Of this machine, whose processes share its monotonic clock."""
@@ -56,30 +60,13 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 SERVICE_CONFIG = {
     # Each call goes to the next Triton, where the address names several; a connection would stick to one.
     "loadBalancingConfig": [{"round_robin": {}}],
-    # A Triton that goes away takes its calls along, and while it stops, it says of every model that it has none.
-    # Computing a text again is safe, so each is sent once more within its deadline, when a load balancer has had
-    # the time to notice; every other error is the caller's.
-    "methodConfig": [
-        {
-            "name": [{"service": "inference.GRPCInferenceService", "method": "ModelInfer"}],
-            "retryPolicy": {
-                "maxAttempts": 2,
-                "initialBackoff": "0.5s",
-                "maxBackoff": "0.5s",
-                "backoffMultiplier": 1,
-                "retryableStatusCodes": ["UNAVAILABLE", "NOT_FOUND"],
-            },
-        }
-    ],
 }
-"""What gRPC itself does for every call (its service config)."""
+"""What gRPC itself does for every call (its service config). It would not retry a call whose answer has begun."""
 
 CHANNEL = [
     ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
     # DNS is asked again this soon when a connection has ended.
     ("grpc.dns_min_time_between_resolutions_ms", 5000),
-    # What gRPC keeps of a call to send it again; past its default of 256 KiB it would not.
-    ("grpc.per_rpc_retry_buffer_size", 64 * 2**20),
     # A restarted Triton is found again within a second instead of gRPC's two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     # What an attempt may take, handshake included.
@@ -246,15 +233,8 @@ class Upstream:
         """Has a model loaded while the context lasts; gives the seconds of waiting for that."""
         return self.residency.use(name, seconds, keep_alive) if self.residency is not None else nullcontext(0.0)
 
-    async def is_worth_again(self, name: str, error: InferenceServerException, seconds: float) -> bool:
-        """Whether a request that ended in `error` is to be sent once more, when this returns, within `seconds`.
-
-        So it is where its model was gone, and has been loaded, and where a process of its Triton has died: that
-        Triton is being ended for it, and by then another one or the next takes its place.
-        """
-        if is_dead_step(error) and seconds > DEAD_SECONDS:
-            await asyncio.sleep(DEAD_SECONDS)
-            return True
+    async def reloaded(self, name: str, error: InferenceServerException, seconds: float) -> bool:
+        """Loads the model, within `seconds`, where `error` says that it was gone; returns whether it was."""
         if self.residency is None or not is_missing(error):
             return False
         await self.residency.reload(name, seconds)
@@ -271,7 +251,26 @@ class Upstream:
     async def infer(
         self, name: str, texts: Mapping[str, Sequence[bytes]], timeout: float, outputs: Sequence[str] = ()
     ) -> dict[str, npt.NDArray[Any]]:
-        """One v2 infer: BYTES [B, 1] for each entry of `texts`, UTF-8; `outputs`, or else all, [B, ...] back."""
+        """One v2 infer: BYTES [B, 1] for each entry of `texts`, UTF-8; `outputs`, or else all, [B, ...] back.
+
+        It is sent once more where its Triton has gone, which takes its calls along, and where a process of that
+        Triton has died, for which it is being ended: another one or the next takes its place. Computing a text
+        again is safe.
+        """
+        until = time.monotonic() + timeout
+        try:
+            return await self._infer(name, texts, timeout, outputs)
+        except InferenceServerException as error:
+            unloaded = self.residency is not None and is_missing(error)
+            if unloaded or not has_gone(error) or until - time.monotonic() < AGAIN_SECONDS:
+                raise
+        await asyncio.sleep(AGAIN_SECONDS)
+        return await self._infer(name, texts, until - time.monotonic(), outputs)
+
+    async def _infer(
+        self, name: str, texts: Mapping[str, Sequence[bytes]], timeout: float, outputs: Sequence[str]
+    ) -> dict[str, npt.NDArray[Any]]:
+        """One v2 infer, sent once."""
         origin = tracing.current.get()
         request = ModelInferRequest(model_name=name, id=origin.request_id)
         for tensor_name, values in texts.items():
@@ -283,11 +282,10 @@ class Upstream:
         request.parameters["deadline"].string_param = f"{BOOT_ID} {time.monotonic() + timeout:.3f}"
         try:
             answer = await self._triton.ModelInfer(request, timeout=timeout, metadata=(*origin.trace.items(),))
-        except RpcError as error:
+        except BaseException as error:  # a deadline that passed comes as CancelledError
             self._answered.pop(name, None)  # what it answered before proves nothing any more
-            raise failure(error) from None
-        except BaseException:  # a deadline that passed comes as CancelledError
-            self._answered.pop(name, None)
+            if isinstance(error, RpcError):
+                raise failure(error) from None
             raise
         self._note(name)
         tensors = arrays(answer)
@@ -404,7 +402,14 @@ def arrays(answer: ModelInferResponse) -> dict[str, npt.NDArray[Any]]:
 
 def failure(error: Any) -> InferenceServerException:
     """What Triton or the way to it says, as tritonclient's own calls raise it."""
-    return InferenceServerException(error.details(), str(error.code()), error.debug_error_string())
+    code = StatusCode.UNAVAILABLE if BROKEN.match(error.details() or "") else error.code()
+    return InferenceServerException(error.details(), str(code), error.debug_error_string())
+
+
+def has_gone(error: InferenceServerException) -> bool:
+    """Whether a Triton went away, is about to, or says while it stops that it has no models any more."""
+    status = (error.status() or "").removeprefix("StatusCode.")
+    return status in ("UNAVAILABLE", "NOT_FOUND", "CANCELLED") or is_dead_step(error)
 
 
 def _named(prompts: dict[str, str]) -> dict[str, str]:
