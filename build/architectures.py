@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from build.checkpoint import JINA_BERT, MODEL2VEC, STATIC
+from build.checkpoint import JINA_BERT, JINA_V3, MODEL2VEC, STATIC
 from build.graphs.bert import Bert, write_bert
 from build.graphs.deberta_v2 import DebertaV2, write_deberta_v2
 from build.graphs.decoder import (
@@ -312,7 +312,7 @@ ARCHITECTURES = {
             own_code=frozenset({"configuration_bert", "modeling_bert"}),
         ),
         Architecture(
-            "jina_embeddings_v3",
+            JINA_V3,
             JinaV3.of,
             write_jina_v3,
             fixtures=("jina-v3",),

@@ -161,11 +161,16 @@ class Checkpoint:
         first = self.modules[0] if self.modules else None
         return self.folder / first.path if first and first.kind in (*TRANSFORMERS, STATIC) else self.folder
 
+    @property
+    def begins_static(self) -> bool:
+        """Whether sentence-transformers' STATIC is its first module, beside which a `config.json` is rare."""
+        return bool(self.modules) and self.modules[0].kind == STATIC
+
     @cached_property
     def config(self) -> Settings:
         """`config.json`, which sentence-transformers' STATIC has not."""
         path = self.transformer / "config.json"
-        if not self.modules or self.modules[0].kind != STATIC:
+        if not self.begins_static:
             return self.settings(path)
         said = read_json(own_file(path, self.folder)) if is_listed(path) else {}
         is_its_own = Settings(path, said).find("model_type") == MODEL2VEC

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from build import hub
 from build.catalog import CatalogEntry, Hub, Wheel
-from build.checkpoint import METADATA, SPLADE, STATIC, Checkpoint
+from build.checkpoint import METADATA, SPLADE, Checkpoint
 from build.errors import BuildError
 from build.files import is_listed, own_file, sha256
 from build.graphs.colbert import LINEAR
@@ -103,8 +103,7 @@ OTHER_SETTINGS = (METADATA, *VOCABULARIES.values())
 def hashes(folder: Path) -> dict[str, str]:
     """The sha256 of every file of a checkpoint folder that a build reads; BuildError for one not its own."""
     checkpoint = Checkpoint(folder)
-    is_static = [module.kind for module in checkpoint.modules[:1]] == [STATIC]
-    if not is_listed(checkpoint.transformer / "config.json") and not is_static:
+    if not is_listed(checkpoint.transformer / "config.json") and not checkpoint.begins_static:
         raise BuildError(f"{folder} is no checkpoint: it has no config.json")
     return {
         str(path.relative_to(folder)): sha256(own_file(path, folder))

@@ -57,7 +57,7 @@ BROKEN = re.compile("Stream removed|Received RST_STREAM")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 """Of this machine, whose processes share its monotonic clock."""
 
-SERVICE_CONFIG = {
+SERVICE_CONFIG: dict[str, Any] = {
     # Each call goes to the next Triton, where the address names several; a connection would stick to one.
     "loadBalancingConfig": [{"round_robin": {}}],
 }
