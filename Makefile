@@ -54,7 +54,7 @@ lint: .venv/test.lock ## Check style and types
 	$(VENV)/ruff format --check .
 	$(VENV)/mypy
 
-bench: build .venv/bench.lock ## Measure beside the raw engine, and bring the README in step (ARGS="--quick")
+bench: build .venv/bench.lock ## Measure beside the raw engine, and bring the pages in step (ARGS="--quick")
 	@$(VENV)/python -m tools.bench $(ARGS)
 	@$(VENV)/python -m tools.bench.shell $(filter --quick,$(ARGS))
 	@$(VENV)/python -m tools.bench.report

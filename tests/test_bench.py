@@ -1,4 +1,4 @@
-"""The README shows what the benchmark measured, and the benchmark's own arithmetic."""
+"""The pages show what the benchmark measured, and the benchmark's own arithmetic."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from tools.bench import corpus, machine
+from tools.bench import corpus, machine, report
 from tools.bench.padding import padding
-from tools.bench.report import full_table, read, shell_table, with_measured
+from tools.bench.report import full_table, read, shell_table, with_front, with_measured
 from tools.bench.results import RESULTS, Results, percentiles
 
-README = (ROOT / "README.md").read_text()
 
-
-def test_readme_is_in_step_with_the_results() -> None:
-    """`python -m tools.bench.report` brings it there."""
-    assert with_measured(README, *read()) == README
+def test_pages_are_in_step_with_the_results() -> None:
+    """`python -m tools.bench.report` brings them there."""
+    results, shell, peers, backfill = read()
+    front, page = report.README.read_text(), report.PAGE.read_text()
+    assert with_front(front, results, peers) == front
+    assert with_measured(page, results, shell, peers, backfill) == page
 
 
 def test_every_plot_is_there() -> None:
-    """Those that README and benchmark name; matplotlib, which draws them, is not installed for tests."""
+    """Those that pages and benchmark name; matplotlib, which draws them, is not installed for tests."""
     names = re.search(r"^NAMES = \((.*)\)$", (ROOT / "tools/bench/plots.py").read_text(), re.MULTILINE)
     assert names is not None
     plots = re.findall(r'"(.*?)"', names[1])

@@ -1,4 +1,4 @@
-"""Faults that a stack will meet: what callers see, and that it comes back. tools/shim/PROMISES.md lists them."""
+"""Faults that a stack will meet: what callers see, and that it comes back. docs/promises.md lists them."""
 
 from __future__ import annotations
 

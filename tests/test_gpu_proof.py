@@ -119,13 +119,13 @@ def test_a_trial_on_a_cpu(tmp_path: Path) -> None:
     for name, content in (("vllm", VLLM), ("text-embeddings-router", "#!/bin/sh\nexit 1\n")):
         (tmp_path / "bin" / name).write_text(content)
         (tmp_path / "bin" / name).chmod(0o755)
-    readme = (ROOT / "README.md").read_bytes()
+    page = (ROOT / "docs" / "gpu.md").read_bytes()
     options = ["--rounds", "1", "--seconds", "0", "--output", str(tmp_path)]
     done = run(*options, "--python", str(PYTHON), "--peers", str(PYTHON), path=str(tmp_path / "bin"))
     assert done.returncode == 0, done.stderr[-2000:]
     assert "its numbers are no GPU's" in done.stderr
     assert "none of it is a GPU's" in done.stdout
-    assert (ROOT / "README.md").read_bytes() == readme
+    assert (ROOT / "docs" / "gpu.md").read_bytes() == page
     (path,) = tmp_path.glob("*.json")
     proof = Proof.read(path)
     assert table(proof) in done.stdout
@@ -216,11 +216,11 @@ def test_a_proof_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert Proof.read(path) == PROOF
 
 
-def test_the_readme_has_the_proofs() -> None:
+def test_the_page_has_the_proofs() -> None:
     """`python -m tools.bench.gpu.report` brings it in step."""
-    readme = (ROOT / "README.md").read_text()
-    assert with_proofs(readme, proofs()) == readme
+    page = (ROOT / "docs" / "gpu.md").read_text()
+    assert with_proofs(page, proofs()) == page
     assert all(one.gpu for one in proofs())
-    shown = with_proofs(readme, [PROOF])
+    shown = with_proofs(page, [PROOF])
     assert table(PROOF) in shown
     assert NOTHING not in shown

@@ -45,10 +45,10 @@ def test_a_call_is_counted(stack: Stack, reference: Reference, change: Callable[
     assert samples(stack)["gateway_calls_in_flight"] == 0
 
 
-def test_the_readme_names_every_metric(stack: Stack) -> None:
+def test_the_page_names_every_metric(stack: Stack) -> None:
     stack.embed(["a"])
     families = re.findall(r"^# TYPE (gateway_\w+)", stack.get("embed", "/metrics").body.decode(), re.MULTILINE)
-    assert set(re.findall(r"`(gateway_\w+)`", (ROOT / "README.md").read_text())) == set(families)
+    assert set(re.findall(r"`(gateway_\w+)`", (ROOT / "docs" / "operations.md").read_text())) == set(families)
 
 
 def test_stages_are_those_of_server_timing(stack: Stack, change: Callable[..., float]) -> None:

@@ -169,8 +169,9 @@ def test_what_is_cut_and_what_is_refused(served: Precision) -> None:
     assert left.status == 400
 
 
-def test_the_readmes_example(served: Precision) -> None:
-    (code,) = re.findall(r"```python\n(from tritonclient.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def test_the_pages_example(served: Precision) -> None:
+    page = (ROOT / "docs" / "clients.md").read_text()
+    (code,) = re.findall(r"```python\n(from tritonclient.*?)```", page, re.DOTALL)
     code = code.replace("localhost:8201", f"127.0.0.1:{served.stack.ports['grpc']}").replace(
         '"splade"', repr(NAMES[0])
     )

@@ -19,7 +19,7 @@ HEAD = """\
 Models that are built by their name: `make serve MODEL=bge-small-en-v1.5`. A page says where a checkpoint lies,
 at which commit, and what its own files leave open, as prompts; pooling, norms and tokenizer are read from those
 files. Precisions have the default first, each with the gigabytes of the weights. On a CPU the runtime is
-`python`, as for every model; the main README says which one an NVIDIA GPU gets.
+`python`, as for every model; [an NVIDIA GPU](../../docs/gpu.md) gets another.
 
 **Only what is tested by `weights` has been built here from published weights.** Of all others the layout is
 tested, with tiny random checkpoints of the same `model_type`, against transformers and sentence-transformers.

@@ -1,4 +1,4 @@
-"""Tables of a benchmark's results; `python -m tools.bench.report` writes the README's part anew."""
+"""Tables of a benchmark's results; `python -m tools.bench.report` writes those of README and docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import json
 import re
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tools.bench import machine
 from tools.bench.results import RESULTS, Measurement, Results
 from tools.command import ROOT
 
-README = ROOT / "README.md"
+README, PAGE = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- measured: written by tools.bench.report -->", "<!-- end of measured -->"
 
 ROWS = [
@@ -26,7 +26,7 @@ ROWS = [
     ("embed", "docstrings", 1, 64),
     ("embed", "chunks", 16, 1),
 ]
-"""What of it all stands on the README's first screen."""
+"""What of it all the page shows."""
 
 
 ROLES = ("gateway", "tritonserver", "tokenizer", "encoder", "pooling")
@@ -34,12 +34,14 @@ ROLES = ("gateway", "tritonserver", "tokenizer", "encoder", "pooling")
 
 SHELL_ROWS = [("embed", 1, 1), ("embed", 16, 1), ("embed", 64, 1), ("embed", 16, 8), ("embed", 16, 64)]
 SHELL_ROWS += [("grpc", 1, 1), ("grpc", 64, 1), ("grpc", 16, 64)]
-"""(way, clients, texts a call) of the shell's rows in the README."""
+"""(way, clients, texts a call) of the shell's rows on the page."""
 
 
 def main() -> int:
-    """Rewrites the README's part."""
-    README.write_text(with_measured(README.read_text(), *read()))
+    """Rewrites their parts."""
+    results, shell, peers, backfill = read()
+    README.write_text(with_front(README.read_text(), results, peers))
+    PAGE.write_text(with_measured(PAGE.read_text(), results, shell, peers, backfill))
     return 0
 
 
@@ -50,16 +52,84 @@ def read() -> tuple[Results, Results, Results, dict[str, Any]]:
     return results, shell, peers, backfill
 
 
+def with_front(text: str, results: Results, peers: Results) -> str:
+    """The README with the few lines that compare, between the marks."""
+    return _between_marks(text, front_table(peers), front_sentences(results, peers))
+
+
 def with_measured(text: str, results: Results, shell: Results, peers: Results, backfill: dict[str, Any]) -> str:
-    """`text` with the table, the plot and what else was measured between the marks."""
-    plot = (RESULTS / "throughput.png").relative_to(ROOT)
-    parts = [BEGIN, readme_table(results), f"![Tokens per second, and per CPU second, as clients grow]({plot})"]
-    parts += [readme_sentences(results), peers_sentences(peers), backfill_sentences(backfill)]
-    content = "\n\n".join([*parts, shell_table(shell, SHELL_ROWS), shell_sentences(shell), END])
+    """The page with every table and plot, between the marks."""
+    plot = f"![Tokens per second, and per CPU second, as clients grow]({_path('throughput.png')})"
+    parts = [table(results), plot, sentences(results)]
+    parts += ["## Beside others", peers_sentences(peers), peers_table(peers)]
+    parts += [f"![Texts per second, of each peer]({_path('peers.png')})"]
+    parts += ["## A large backfill", backfill_sentences(backfill), "## Around the engine"]
+    return _between_marks(text, *parts, shell_table(shell, SHELL_ROWS), shell_sentences(shell))
+
+
+def _between_marks(text: str, *parts: str) -> str:
+    content = "\n\n".join([BEGIN, *parts, END])
     return re.sub(f"{BEGIN}.*?{END}", lambda _: content, text, flags=re.DOTALL)
 
 
-def readme_table(results: Results) -> str:
+def _path(name: str) -> str:
+    """Of a plot, as the page links to it."""
+    return f"../{(RESULTS / name).relative_to(ROOT)}"
+
+
+FRONT = {
+    "this": "here",
+    "home-made": "a home-made gateway",
+    "infinity": "infinity",
+    "sentence-transformers": "sentence-transformers",
+}
+"""Way -> what the README calls it."""
+
+LARGE = 64
+"""Texts of a large call; sentence-transformers takes all there are in one."""
+
+FRONT_ROWS: list[tuple[str, int, int, Callable[[Measurement], str]]] = [
+    ("texts a second, 32 clients", 32, 1, lambda one: f"{one.texts_per_second:.0f}"),
+    ("99 of 100 calls take at most, 32 clients", 32, 1, lambda one: f"{one.percentiles_ms[99]:.0f} ms"),
+    ("tokens per second of CPU time, 32 clients", 32, 1, lambda one: f"{one.tokens_per_cpu_second:.0f}"),
+    (f"texts a second, {LARGE} texts a call", 1, LARGE, lambda one: f"{one.texts_per_second:.0f}"),
+    ("texts a second, 1 client", 1, 1, lambda one: f"{one.texts_per_second:.0f}"),
+]
+"""(title, clients, texts a call, number) of the README's rows."""
+
+
+def front_table(peers: Results) -> str:
+    """The stack beside the usual choices, in five lines."""
+    found = {(one.way, one.clients, min(one.texts_per_call, LARGE)): one for one in peers.measurements}
+    lines = [
+        f"| all-MiniLM-L6-v2, {peers.machine['processors']} cores of {peers.machine['cpu']} "
+        f"| {' | '.join(FRONT.values())} |",
+        f"|---|{'---|' * len(FRONT)}",
+    ]
+    for label, clients, texts, number in FRONT_ROWS:
+        cells = [number(one) if (one := found.get((way, clients, texts))) else "" for way in FRONT]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def front_sentences(results: Results, peers: Results) -> str:
+    """What the table leaves out."""
+    busy, large = (results.find("embed", "docstrings", *load).share_of_raw for load in ((64, 1), (1, 64)))
+    raw = results.find("raw", "docstrings", 0, 0).rounds[0]
+    said = [
+        f"Texts are docstrings, {raw.tokens / raw.texts:.0f} tokens each on average.",
+        "The home-made gateway is FastAPI before the same Triton and engine: it pads, and pools in numpy.",
+        "Infinity and sentence-transformers compute in fp32, as they do by default on a CPU;",
+        f"the others in {peers.precision}.",
+        "sentence-transformers is a library: it takes one call at a time, and here all texts in the large one.",
+        f"Of the tokens per CPU second of the bare engine `/embed` keeps {busy:.0%} with 64 clients and "
+        f"{large:.0%} in large calls.",
+        *(f"N{warning[1:]}." for warning in machine.warnings(peers.noise)),
+    ]
+    return "\n".join(textwrap.wrap(" ".join(said), 115))
+
+
+def table(results: Results) -> str:
     """The few rows that say most."""
     raw = results.find("raw", "docstrings", 0, 0)
     cores = results.machine["processors"]
@@ -84,11 +154,11 @@ def readme_table(results: Results) -> str:
     return "\n".join(lines)
 
 
-def readme_sentences(results: Results) -> str:
+def sentences(results: Results) -> str:
     """What the table leaves out."""
     rerank = results.find("rerank", "cross-encoder", 1, 80)
     resident = sum(results.memory["resident_mib"].values())
-    sentences = [
+    said = [
         f"Medians of {len(rerank.rounds)} rounds on {results.machine['cpu']}.",
         f"One query against 80 documents through a cross-encoder of MiniLM's size takes "
         f"{rerank.percentiles_ms[50]:.0f} ms, {rerank.texts_per_second:.0f} pairs a second.",
@@ -96,41 +166,31 @@ def readme_sentences(results: Results) -> str:
         f"{results.memory['weights_mib']} MiB are weights.",
         *(f"N{warning[1:]}." for warning in machine.warnings(results.noise)),
     ]
-    return "\n".join(textwrap.wrap(" ".join(sentences), 115))
+    return "\n".join(textwrap.wrap(" ".join(said), 115))
 
 
 def peers_sentences(peers: Results) -> str:
-    """What else could be used, in short."""
-
-    def speed(way: str, clients: int, texts_per_call: int) -> str:
-        return f"{peers.find(way, 'docstrings', clients, texts_per_call).texts_per_second:.0f}"
-
-    everything = max(one.texts_per_call for one in peers.measurements)
-    plot = (RESULTS / "peers.png").relative_to(ROOT)
-    sentences = [
-        f"Beside it, by `make bench-peers`, in texts a second from 32 clients: {speed('this', 32, 1)} here,",
-        f"{speed('home-made', 32, 1)} by a home-made gateway (FastAPI, padding, pooling in numpy) before the same",
-        f"Triton and engine, {speed('infinity', 32, 1)} by infinity; from one client {speed('this', 1, 1)} here,",
-        f"{speed('home-made', 1, 1)} by the home-made gateway, {speed('infinity', 1, 1)} by infinity;",
-        f"in large calls {speed('this', 1, 64)} here and",
-        f"{speed('sentence-transformers', 1, everything)} by sentence-transformers itself ([plot]({plot})).",
+    """What the peers are."""
+    said = [
+        "`make bench-peers` measures other ways to get the same vectors on the same machine, one after another.",
+        "Home-made is a gateway of FastAPI before the same Triton and engine: it pads, and pools in numpy.",
         "Infinity and sentence-transformers compute in fp32, as they do by default on a CPU.",
         *(f"N{warning[1:]}." for warning in machine.warnings(peers.noise)),
     ]
-    return "\n".join(textwrap.wrap(" ".join(sentences), 115))
+    return "\n".join(textwrap.wrap(" ".join(said), 115))
 
 
 def backfill_sentences(backfill: dict[str, Any]) -> str:
     """Speed and memory of many texts."""
     progress = backfill["progress"]
     texts, resident = progress[-1]["texts"], [moment["resident_mib"] for moment in progress]
-    sentences = [
+    said = [
         f"A backfill of {texts:,} other docstrings through `/embed` by `python -m tools.bench.backfill`:",
         f"{texts / progress[-1]['seconds']:.0f} texts a second, the stack's memory between {min(resident)} and",
         f"{max(resident)} MiB all the while, {resident[-1]} at the end.",
         *(f"N{warning[1:]}." for warning in machine.warnings(backfill["noise"])),
     ]
-    return "\n".join(textwrap.wrap(" ".join(sentences), 115))
+    return "\n".join(textwrap.wrap(" ".join(said), 115))
 
 
 def full_table(results: Results) -> str:
@@ -175,23 +235,23 @@ def shell_table(results: Results, keys: Sequence[tuple[str, int, int]] = ()) -> 
 def shell_sentences(results: Results) -> str:
     """What the table is of."""
     rounds = len(results.measurements[0].rounds)
-    sentences = [
+    said = [
         "The second table is of what is around an engine: the same stack before one layer of width 64, so that",
         "nearly all CPU time is spent elsewhere.",
         f"Medians of {rounds} {'round' if rounds == 1 else 'rounds'} on {results.machine['cpu']}.",
         *(f"N{warning[1:]}." for warning in machine.warnings(results.noise)),
     ]
-    return "\n".join(textwrap.wrap(" ".join(sentences), 115))
+    return "\n".join(textwrap.wrap(" ".join(said), 115))
 
 
 def peers_table(results: Results) -> str:
     """Every peer beside the stack, medians over the rounds, as Markdown."""
-    lines = ["| | texts/s | tokens per CPU s | p50 ms | p99 ms |", "|---|---|---|---|---|"]
+    lines = ["| docstrings | texts/s | tokens per CPU s | p50 ms | p99 ms |", "|---|---|---|---|---|"]
     for one in sorted(results.measurements, key=lambda one: (one.texts_per_call, one.clients)):
         p50, p99 = one.percentiles_ms[50], one.percentiles_ms[99]
         cells = [title(one), f"{one.texts_per_second:.0f}", f"{one.tokens_per_cpu_second:.0f}"]
         lines.append(f"| {' | '.join([*cells, f'{p50:.1f}', f'{p99:.1f}'])} |")
-    return "\n".join([*lines, f"\nnoise: {results.noise}"])
+    return "\n".join(lines)
 
 
 def title(one: Measurement) -> str:

@@ -1,7 +1,7 @@
 """Runs the stack in containers: `make deploy`, `undeploy`, `logs`, `smoke` and `pin`.
 
-Settings are environment variables, which the README lists: TARGET is cpu, gpu or replicas, REPLICAS how many
-of these, WATCH=1 adds Prometheus and Grafana; the rest is read by compose.yaml.
+Settings are environment variables, which docs/containers.md lists: TARGET is cpu, gpu or replicas, REPLICAS how
+many of these, WATCH=1 adds Prometheus and Grafana; the rest is read by compose.yaml.
 """
 
 from __future__ import annotations

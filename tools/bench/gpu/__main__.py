@@ -55,7 +55,7 @@ def main() -> int:
         "--rounds", type=int, choices=range(1, 10), default=2, metavar="N", help="of every engine (default: 2)"
     )
     parser.add_argument("--seconds", type=float, default=5, help="of each load, at least (default: 5)")
-    parser.add_argument("--output", type=Path, help="folder of the JSON (default: the README's, on a GPU)")
+    parser.add_argument("--output", type=Path, help="folder of the JSON (default: that of docs/gpu.md, on a GPU)")
     parser.add_argument("--python", type=Path, default=Path(sys.executable), help="that serves (default: this)")
     parser.add_argument(
         "--peers",
@@ -80,7 +80,7 @@ def main() -> int:
     print(report.table(proof))
     path = proof.write(options.output or (report.FOLDER if proof.gpu else WORK))
     if not proof.gpu:
-        print(f"This was a trial on a CPU: none of it is a GPU's, and the README stays as it is. JSON: {path}")
+        print(f"This was a trial on a CPU: none of it is a GPU's, and docs/gpu.md stays as it is. JSON: {path}")
     elif options.output is None:
         report.main()
     return 0

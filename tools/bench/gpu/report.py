@@ -1,6 +1,6 @@
-"""What proofs have found: JSON, tables, plots; `python -m tools.bench.gpu.report` writes the README's part anew.
+"""What proofs have found: JSON, tables, plots; `python -m tools.bench.gpu.report` writes them into docs/gpu.md.
 
-Only proofs of a GPU lie in the folder that the README shows.
+Only proofs of a GPU lie in the folder that the page shows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from tools.bench.results import RESULTS
 from tools.command import ROOT
 
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "gpu.md"
 FOLDER = RESULTS / "gpu"
 BEGIN, END = "<!-- proven: written by tools.bench.gpu.report -->", "<!-- end of proven -->"
 NOTHING = "No GPU has run it yet, so there are no numbers here."
@@ -132,13 +132,13 @@ def _sentences(proof: Proof) -> list[str]:
 
 def with_proofs(text: str, proofs: list[Proof]) -> str:
     """`text` with a table and a plot of each proof between the marks."""
-    parts = [f"{table(one)}\n\n![Tokens per second]({_plot(one).relative_to(ROOT)})" for one in proofs]
+    parts = [f"{table(one)}\n\n![Tokens per second](../{_plot(one).relative_to(ROOT)})" for one in proofs]
     content = "\n\n".join([BEGIN, *(parts or [NOTHING]), END])
     return re.sub(f"{BEGIN}.*?{END}", lambda _: content, text, flags=re.DOTALL)
 
 
 def proofs() -> list[Proof]:
-    """Those that the README shows."""
+    """Those that the page shows."""
     return [Proof.read(path) for path in sorted(FOLDER.glob("*.json"))]
 
 
@@ -147,12 +147,12 @@ def _plot(proof: Proof) -> Path:
 
 
 def main() -> int:
-    """Draws the plots and rewrites the README's part."""
+    """Draws the plots and rewrites the page's part."""
     from tools.bench.gpu import plot  # which needs matplotlib
 
     for proof in proofs():
         plot.draw(proof, _plot(proof))
-    README.write_text(with_proofs(README.read_text(), proofs()))
+    PAGE.write_text(with_proofs(PAGE.read_text(), proofs()))
     return 0
 
 

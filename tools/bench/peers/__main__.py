@@ -171,7 +171,7 @@ def main() -> int:
         measurements = comparison.measurements()
         noise = machine.noise(start, own_seconds(comparison) - used)
         results = Results(machine.describe(), ours.precision, noise, {}, measurements)
-    print(peers_table(results))
+    print(peers_table(results), f"noise: {noise}", sep="\n\n")
     for sentence in machine.warnings(noise):
         print(sentence)
     results.write(options.output / "peers.json")
