@@ -1,4 +1,4 @@
-"""Tables of a benchmark's results; `python -m tools.bench.report` writes those of README and docs/benchmarks.md."""
+"""Tables of benchmarks; `python -m tools.bench.report` writes those of README and docs/benchmarks.md."""
 
 from __future__ import annotations
 
