@@ -11,7 +11,7 @@ export PIP_NO_INDEX := 1
 export PIP_FIND_LINKS := $(abspath $(WHEELS))
 endif
 
-.PHONY: help setup build serve deploy undeploy logs smoke pin test lint bench bench-peers gpu-proof soak backfill lock clean
+.PHONY: help setup build serve deploy undeploy logs smoke pin test lint bench bench-peers gpu-proof soak backfill docs lock clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -74,6 +74,14 @@ soak: build .venv/test.lock ## An hour of mixed load: memory, files and threads 
 backfill: .venv/backfill.lock ## Embed a corpus into Postgres, Parquet or JSON lines (ARGS="--help")
 	@$(VENV)/python -m tools.backfill $(ARGS)
 
+docs: .venv-docs/docs.lock ## Build these pages as a site with search; a broken link fails
+	@.venv-docs/bin/python -m tools.docs
+
+.venv-docs/docs.lock: docs.lock
+	@test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install -q --disable-pip-version-check --no-input --no-deps --require-hashes -r $<
+	@cp $< $@
+
 # The same with Ray, in an environment of its own, for `--engine ray`.
 .venv-ray/ray.lock: ray.lock
 	@test -x .venv-ray/bin/python || $(PYTHON) -m venv .venv-ray
@@ -90,13 +98,14 @@ lock: ## Resolve the dependencies of pyproject.toml anew (needs uv and npm)
 	uv pip compile $(RESOLVE) --no-header -c backfill.lock --group pyproject.toml:backfill --group pyproject.toml:ray -o ray.lock
 	uv pip compile $(RESOLVE) --no-header -c serve.lock -c tests/torch.txt pyproject.toml --group verify -o verify.lock
 	uv pip compile $(RESOLVE) --no-header --group pyproject.toml:clients -o clients.lock
+	uv pip compile $(RESOLVE) --no-header --group pyproject.toml:docs -o docs.lock
 	npm install --prefix tests/clients/npm --package-lock-only
 	for image in shim triton-cpu triton-gpu; do \
 		uv pip compile $(RESOLVE) --no-header -c serve.lock build/images/$$image.in -o build/images/$$image.lock; \
 	done
 
 clean: ## Remove everything that make has made
-	rm -rf .venv .venv-clients .venv-torch .venv-ray .venv-verify .cache tests/clients/npm/node_modules
+	rm -rf .venv .venv-clients .venv-torch .venv-ray .venv-verify .venv-docs .cache tests/clients/npm/node_modules
 	git clean -fdXq model_repository
 
 # Every package is in the lock by hash, so pip resolves nothing and takes no package's word for its needs.

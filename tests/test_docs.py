@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Stack
 
+from tools import docs
+
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 CATALOG = ROOT / "build" / "catalog" / "README.md"
@@ -103,6 +105,15 @@ def test_commands_exist(path: Path) -> None:
     assert {word for line in named for word in line.split()} <= targets
     modules = set(re.findall(r"python3? -m ((?:build|tools)\.[a-z_.]+)", PAGES[path]))
     assert [name for name in modules if importlib.util.find_spec(name.rstrip(".")) is None] == []
+
+
+def test_the_site_has_every_page() -> None:
+    """`make docs` builds it, which checks its links by the generator's own rules."""
+    nav = re.findall(r'"([^"]+\.md)"', (ROOT / "docs" / "zensical.toml").read_text())
+    assert sorted(nav) == sorted(
+        "index.md" if path == README else str(path.relative_to(ROOT)) for path in docs.pages()
+    )
+    assert {*docs.pages()} == {*PAGES}
 
 
 def test_the_front_page_has_two_commands() -> None:

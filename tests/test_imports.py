@@ -76,6 +76,7 @@ ALLOWED = {
     # Where it runs, nothing of the server's is installed.
     "tools.backfill": "tools.command tools.direct",
     "tools.search": "tools.backfill",
+    "tools.docs": "tools.command",
     "tools.soak": "tools.bench tools.command tools.shim",
 }
 
