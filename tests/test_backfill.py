@@ -11,7 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,11 @@ from containers import until
 from postgres import Database, Postgres, postgres
 from tiny import build_tiny
 
+from tools.backfill import postgres as store
 from tools.backfill.__main__ import check, parser
+from tools.backfill.flow import Wait, Window
+from tools.backfill.origin import Origin
+from tools.backfill.table import Table
 
 PAGE = (ROOT / "docs" / "backfill.md").read_text()
 
@@ -121,9 +126,9 @@ def claims(database: Database, job: subprocess.Popen[Any]) -> None:
     """Waits until the job works, or has ended."""
     jobs = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'backfill'"
     working = f"{jobs} AND datname = current_database()"
-    claimed = "SELECT count(*) FROM embedding_windows WHERE first IS NOT NULL AND NOT done"
+    claimed = "SELECT count(*) FROM embedding_claims WHERE first IS NOT NULL"
     until(lambda: database.run(working) == [(2,)] or job.poll() is not None)
-    until(lambda: database.run("SELECT to_regclass('embedding_windows')") != [(None,)])
+    until(lambda: database.run("SELECT to_regclass('embedding_claims')") != [(None,)])
     until(lambda: database.run(claimed) != [(0,)] or job.poll() is not None)
 
 
@@ -152,7 +157,7 @@ def test_twenty_thousand_rows(tiny: Stack, database: Database, expected: npt.NDA
         "prompt": "document",
         "dimensions": DIMENSIONS,
     }
-    assert database.run("SELECT count(*) FROM embedding_windows") == [(0,)]
+    assert database.run("SELECT count(*) FROM embedding_claims") == [(0,)]
     again = run(*chunks(tiny, database))
     assert embedded(again) == 0
     assert f"{ROWS} of them done before" in again
@@ -198,22 +203,31 @@ def test_two_jobs_do_no_row_twice(tiny: Stack, database: Database, expected: npt
     assert (vectors(database) == expected).all()
 
 
-def test_a_job_takes_over_what_a_dead_one_claimed(
-    tiny: Stack, database: Database, expected: npt.NDArray[np.float32]
-) -> None:
-    """While it lives itself, so that the claims are not simply forgotten."""
-    fill(database, texts_of(ROWS))
-    words = command(*chunks(tiny, database))
-    dead = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.DEVNULL)
-    claims(database, dead)
-    living = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    until(lambda: database.run("SELECT count(DISTINCT job) FROM embedding_windows") == [(2,)])
-    assert dead.poll() is None
-    dead.kill()
-    dead.wait()
-    living.communicate()
-    assert living.returncode == 0
-    assert (vectors(database) == expected).all()
+def test_a_job_waits_for_what_another_claimed_and_takes_it_over(gateway: Gateway, database: Database) -> None:
+    """The other one's server never answers, and it is killed when this one has nothing else to do."""
+    fill(database, texts_of(30_000))
+    words = command(database.url, "--table", "chunks", "--text", "content", "--url")
+    with Gateway() as silent:
+        silent.open.clear()
+        dead = subprocess.Popen([*words, silent.url], cwd=ROOT, stderr=subprocess.DEVNULL)
+        claimed = "SELECT sum(last::bigint - first::bigint + 1) FROM embedding_claims"
+        claims(database, dead)
+        living = subprocess.Popen([*words, gateway.url], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        assert living.stderr is not None
+        said = next(line for line in living.stderr if line.startswith("waiting for"))
+        assert re.match("waiting for another job, which has claimed the ids from 1 to 4096 of public", said)
+        ((done, left),) = database.run("SELECT count(embedding), count(*) - count(embedding) FROM chunks")
+        assert done == len(gateway.texts) > 0
+        assert database.run(claimed) == [(left,)]
+        dead.kill()
+        dead.wait()
+        silent.open.set()
+        silent.shutdown()
+    rest = living.communicate()[1]
+    assert living.returncode == 0, rest
+    assert sorted(gateway.texts) == sorted(texts_of(30_000))
+    assert database.run("SELECT count(embedding) FROM chunks") == [(30_000,)]
+    assert database.run("SELECT count(*) FROM embedding_claims") == [(0,)]
 
 
 def test_texts_that_change_are_never_given_a_stale_vector(tiny: Stack, database: Database) -> None:
@@ -439,6 +453,9 @@ class Gateway(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.answers: list[tuple[int, dict[str, str]]] = []
         """Statuses and headers of the next calls, before all is well."""
+        self.open = threading.Event()
+        """Cleared, it answers nobody."""
+        self.open.set()
         self.graph = "a"
         self.broken = False
         self.poison = ""
@@ -449,6 +466,11 @@ class Gateway(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
+
+    @property
+    def texts(self) -> list[str]:
+        """All that it was sent."""
+        return [text for _, texts in self.calls for text in texts]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -472,6 +494,7 @@ class Handler(BaseHTTPRequestHandler):
                 return
         else:
             self.server.calls.append((time.monotonic(), body["input"]))
+            self.server.open.wait()
             if self.server.broken or self.server.poison in body["input"]:
                 self._reply(502, {"error": {"message": "broken"}}, {})
                 return
@@ -496,6 +519,7 @@ class Handler(BaseHTTPRequestHandler):
 def gateway() -> Iterator[Gateway]:
     with Gateway() as running:
         yield running
+        running.open.set()
         running.shutdown()
 
 
@@ -558,6 +582,132 @@ def test_a_server_that_becomes_another_model_writes_nothing(gateway: Gateway, da
     assert job.returncode == 1
     assert re.search("^error: .* has become m .* and was m ", said, re.MULTILINE)
     assert database.run("SELECT count(embedding) FROM chunks") == [(0,)]
+
+
+class Job:
+    """One that does a step when it is told to, without a server: windows of ten rows, vectors of ones."""
+
+    def __init__(self, database: Database, stack: ExitStack, where: str | None = None) -> None:
+        self.database, self.ends = database, stack.enter_context(ExitStack())
+        reader, writer = (self.ends.enter_context(store.connected(database.url)) for _ in range(2))
+        self.sessions = [connection.info.backend_pid for connection in (reader, writer)]
+        columns = {"table": "chunks", "id_column": "id", "text": "content", "vector": "embedding"}
+        table = Table.find(reader, **columns, into=None, where=where, dimensions=DIMENSIONS, make=True)
+        self.store = store.Postgres(reader, writer, table, Origin("m", None, None, None, None, None, DIMENSIONS))
+        self.store.begin(False)
+
+    def read(self) -> Window:
+        window = self.store.read()
+        assert isinstance(window, Window)
+        return window
+
+    def waits(self) -> str | None:
+        """What for; None where it is for itself."""
+        found = self.store.read()
+        assert isinstance(found, Wait)
+        return found.why
+
+    def write(self, window: Window) -> int:
+        return self.store.write(window, np.ones((len(window.ids), DIMENSIONS), np.float32), {})
+
+    def die(self) -> None:
+        self.ends.close()
+        left = "SELECT count(*) FROM pg_stat_activity WHERE pid = ANY(%s)"
+        until(lambda: self.database.run(left, [self.sessions]) == [(0,)])
+
+
+@pytest.fixture
+def jobs(database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Job]]:
+    """Makes jobs on a table of forty rows."""
+    monkeypatch.setattr(store, "WINDOW_ROWS", 10)
+    fill(database, texts_of(40))
+    with ExitStack() as stack:
+        yield lambda where=None: Job(database, stack, where)
+
+
+def numbers(first: int, last: int) -> list[str]:
+    return [str(number) for number in range(first, last + 1)]
+
+
+def test_two_jobs_wait_for_each_other_while_they_write(jobs: Callable[..., Job]) -> None:
+    one, two = jobs(), jobs()
+    a, b, c, d = one.read(), two.read(), one.read(), two.read()
+    assert [window.ids for window in (a, b, c, d)] == [numbers(i + 1, i + 10) for i in range(0, 40, 10)]
+    assert one.waits() is None
+    assert two.waits() is None  # each has its own to write
+    assert (one.write(a), one.write(c)) == (10, 10)
+    assert one.waits() == "another job, which has claimed the ids from 11 to 20 of public.chunks.embedding"
+    assert two.write(b) == 10
+    assert one.waits() == "another job, which has claimed the ids from 31 to 40 of public.chunks.embedding"
+    assert two.waits() is None
+    assert two.write(d) == 10
+    assert one.store.read() is None
+    assert two.store.read() is None
+
+
+def test_what_a_dead_job_had_claimed_is_done_at_once(jobs: Callable[..., Job]) -> None:
+    dead, living, late = jobs(), jobs(), jobs()
+    written, lost = dead.read(), dead.read()
+    dead.write(written)
+    windows = [living.read()]
+    assert windows[0].ids == numbers(21, 30)
+    dead.die()
+    windows.append(living.read())
+    assert windows[1].ids == lost.ids == numbers(11, 20)
+    windows.append(living.read())
+    assert [living.write(window) for window in windows] == [10, 10, 10]
+    assert living.store.read() is None
+    assert late.store.read() is None
+
+
+def test_jobs_of_unlike_filters_do_no_row_twice(jobs: Callable[..., Job]) -> None:
+    even, low, whole = jobs("id % 2 = 0"), jobs("id < 16"), jobs()
+    first = even.read()
+    assert first.ids == numbers(1, 20)[1::2]
+    second = low.read()
+    assert second.ids == ["1"]  # the rest may be another's
+    assert low.waits() is None
+    third = whole.read()
+    assert third.ids == numbers(21, 30)
+    assert low.write(second) == 1
+    assert low.waits() is not None
+    assert even.write(first) == 10
+    fourth = low.read()
+    assert fourth.ids == numbers(3, 15)[::2]
+    fifth = whole.read()
+    assert fifth.ids == ["17", "19"]
+    sixth = even.read()
+    assert sixth.ids == numbers(31, 40)[1::2]
+    for job, window in ((low, fourth), (whole, fifth), (even, sixth)):
+        assert job.write(window) == len(window.ids)
+    assert low.store.read() is None
+    assert even.waits() == "another job, which has claimed the ids from 21 to 30 of public.chunks.embedding"
+    whole.write(third)
+    last = whole.read()
+    assert last.ids == numbers(31, 40)[::2]
+    whole.write(last)
+    assert even.store.read() is whole.store.read() is None
+
+
+def test_a_text_that_changes_is_read_again_and_its_claim_lasts(
+    jobs: Callable[..., Job], database: Database
+) -> None:
+    """In the same job, or in another when that one dies; a text that never stands still is listed in the end."""
+    one, two = jobs("id <= 10"), jobs("id <= 10")
+    window = one.read()
+    for times in range(1, store.ROUNDS + 1):
+        database.run("UPDATE chunks SET content = content || ' changed' WHERE id = 3")
+        assert one.write(window) == (9 if times == 1 else 0)
+        assert two.waits() is not None
+        window = one.read()
+        assert window.ids == ["3"]
+    assert window.texts == [None]
+    assert window.reasons == {0: "its text changed 4 times while it was embedded: run the same command again"}
+    one.die()
+    window = two.read()
+    assert window.texts == [f"{texts_of(3)[2]}{' changed' * store.ROUNDS}"]
+    assert two.write(window) == 1
+    assert two.store.read() is None
 
 
 def test_stacks_of_unlike_builds_are_refused(gateway: Gateway, database: Database) -> None:

@@ -19,16 +19,19 @@ from conftest import ROOT, Stack
 from containers import until
 from test_backfill import (
     DIMENSIONS,
+    Gateway,
     assert_one_sentence,
     command,
     direct,
     embedded,
+    gateway,
     repository,
     run,
     texts_of,
     tiny,
 )
 
+assert gateway
 assert repository
 assert tiny  # fixtures
 
@@ -156,6 +159,29 @@ def test_two_jobs_share_the_parts(corpus: Corpus, tiny: Stack) -> None:
     jobs = [subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     assert sum(embedded(job.communicate()[1]) for job in jobs) == 6000
     assert (corpus.matrix() == direct(tiny, texts)).all()
+
+
+def test_a_job_waits_for_what_another_does_and_takes_it_over(corpus: Corpus, gateway: Gateway) -> None:
+    corpus.write("a", texts_of(6000))
+    with Gateway() as silent:
+        silent.open.clear()
+        words = command(corpus.texts, corpus.vectors, "--part-rows", 500, "--url")
+        dead = subprocess.Popen([*words, silent.url], cwd=ROOT, stderr=subprocess.DEVNULL)
+        until(lambda: len(silent.calls) > 0)
+        living = subprocess.Popen([*words, gateway.url], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        assert living.stderr is not None
+        said = next(line for line in living.stderr if line.startswith("waiting for"))
+        assert said == f"waiting for another job, which does {corpus.vectors}/a-00000.{corpus.kind}\n"
+        assert 0 < 500 * parts(corpus) == len(gateway.texts) < 6000
+        dead.kill()
+        dead.wait()
+        silent.open.set()
+        silent.shutdown()
+    rest = living.communicate()[1]
+    assert living.returncode == 0, rest
+    assert sorted(gateway.texts) == sorted(texts_of(6000))
+    assert [row["embedding"] for row in corpus.read()] == [[1.0] * DIMENSIONS] * 6000
+    assert [path for path in corpus.vectors.iterdir() if path.name.startswith(".")] == []
 
 
 def test_what_has_no_vector_is_listed(corpus: Corpus, tiny: Stack) -> None:

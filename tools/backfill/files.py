@@ -3,6 +3,7 @@
 A part of output has all columns of its rows, and their vectors. It is done when it is there, complete, and its
 other columns are still those of the input; of an older one, the vectors of unchanged texts are kept. Parts are
 written aside, under a lock that ends with its process, and renamed into place: a killed job has done whole parts.
+A job that ends has seen that every part is done: it waits for those that another one does.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tools.backfill.errors import BackfillError
-from tools.backfill.flow import Window
+from tools.backfill.flow import Wait, Window
 from tools.backfill.origin import Origin, describe, text_hash
 
 ORIGIN = "origin.json"
@@ -88,7 +89,7 @@ class Files:
     origin: Origin
     only: Sequence[tuple[str, int]] | None = None
     """Files and numbers of the parts that are this job's, where others have the rest."""
-    todo: Iterator[Part] | None = field(default=None, repr=False)
+    todo: Iterator[Part | Wait] | None = field(default=None, repr=False)
     """What is left, once it has begun."""
 
     def inputs(self) -> list[Path]:
@@ -133,13 +134,13 @@ class Files:
         """Of all files."""
         return sum(self.format.count(path) for path in self.inputs())
 
-    def read(self) -> Window | None:
+    def read(self) -> Window | Wait | None:
         """The next part that is not done and that nobody else does."""
         if self.todo is None:
             self.todo = self._parts()
         part = next(self.todo, None)
-        if part is None:
-            return None
+        if not isinstance(part, Part):
+            return part
         texts = self._texts(part.rows)
         names = self.format.column(part.rows, self.columns.id)
         ids = [str(names[i]) if names else f"{part.goal.name}[{i}]" for i in part.places]
@@ -167,14 +168,10 @@ class Files:
             Path(file.name).replace(part.goal)
         return len(part.places) - len(refused)
 
-    def again(self) -> bool:
-        """A file that changes while it is read is the next run's."""
-        return False
-
     def pending(self) -> Iterator[tuple[Any, list[int]]]:
         """Parts that are not done, and their rows that have no vector; nothing is written."""
-        for _, goal, rows in self._all():
-            places, _ = self._state(rows, goal)
+        for file, number, rows in self._all(self.only):
+            places, _ = self._state(rows, self.goal_of(file, number))
             if places is not None:
                 yield rows, places
 
@@ -191,25 +188,45 @@ class Files:
         """Where a part goes."""
         return self._goal(Path(file), number)
 
-    def _all(self) -> Iterator[tuple[Path, Path, Any]]:
-        """Each part: its file, its place in the output, its rows."""
+    def _all(self, only: Sequence[tuple[str, int]] | None) -> Iterator[tuple[str, int, Any]]:
+        """Each part, or those that are named: its file, its number, its rows."""
         for path in self.inputs():
-            wanted = None if self.only is None else {number for name, number in self.only if name == str(path)}
+            wanted = None if only is None else {number for name, number in only if name == str(path)}
             if wanted is not None and not wanted:
                 continue
             for number, rows in self.format.parts(path, self.part_rows, wanted):
-                yield path, self._goal(path, number), rows
+                yield str(path), number, rows
 
     def _goal(self, path: Path, number: int) -> Path:
         relative = path.relative_to(self.source) if self.source.is_dir() else Path(path.name)
         return self.goal / relative.with_name(f"{path.stem}-{number:05d}{self.format.suffix}")
 
-    def _parts(self) -> Iterator[Part]:
-        for _, goal, rows in self._all():
+    def _parts(self) -> Iterator[Part | Wait]:
+        """What is to be done; then what other jobs were doing, when they have ended."""
+        busy: list[tuple[str, int]] = []
+        yield from self._free(self.only, busy)
+        while busy:
+            free = [part for part in busy if is_free(self.goal_of(*part))]
+            busy = [part for part in busy if part not in free]
+            if free:
+                yield from self._free(free, busy)
+            if busy:
+                yield Wait(f"another job, which does {self.goal_of(*busy[0])}")
+        for path in self.inputs() if self.only is None else []:
+            number = -(-self.format.count(path) // self.part_rows)
+            while (rest := self._goal(path, number)).exists():  # of a file that was longer
+                rest.unlink()
+                number += 1
+
+    def _free(self, only: Sequence[tuple[str, int]] | None, busy: list[tuple[str, int]]) -> Iterator[Part]:
+        """Parts that are not done, locked for this job; those that others do are added to `busy`."""
+        for file, number, rows in self._all(only):
+            goal = self.goal_of(file, number)
             if self._state(rows, goal)[0] is None:
                 continue
             aside = locked(goal)
             if aside is None:
+                busy.append((file, number))
                 continue
             places, kept = self._state(rows, goal)  # another job may have just done it
             if places is None:
@@ -217,11 +234,6 @@ class Files:
                 aside.close()
                 continue
             yield Part(rows, goal, aside, places, kept)
-        for path in self.inputs() if self.only is None else []:
-            number = -(-self.format.count(path) // self.part_rows)
-            while (rest := self._goal(path, number)).exists():  # of a file that was longer
-                rest.unlink()
-                number += 1
 
     def _state(self, rows: Any, goal: Path) -> tuple[list[int] | None, dict[int, Any]]:
         """The rows that need a vector, None where the part is done; and the vectors that are kept."""
@@ -254,10 +266,15 @@ class Files:
         return texts
 
 
+def aside_of(goal: Path) -> Path:
+    """The file that a part is written into first."""
+    return goal.with_name(f".{goal.name}.part")
+
+
 def locked(goal: Path) -> IO[bytes] | None:
-    """The file that a part is written into first, locked for this process; None where another has it."""
+    """The file aside, locked for this process; None where another has it."""
     goal.parent.mkdir(parents=True, exist_ok=True)
-    path = goal.with_name(f".{goal.name}.part")
+    path = aside_of(goal)
     file = path.open("a+b")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -267,3 +284,15 @@ def locked(goal: Path) -> IO[bytes] | None:
         pass
     file.close()
     return None
+
+
+def is_free(goal: Path) -> bool:
+    """Whether nobody has the file aside."""
+    try:
+        with aside_of(goal).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return True
+    except BlockingIOError:
+        return False
+    return True

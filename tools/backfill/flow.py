@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,6 +18,9 @@ Vectors = npt.NDArray[np.float32]
 
 AHEAD, BEHIND = 1, 2
 """Windows that are read but not sent, and those that are sent but not written."""
+
+POLL_SECONDS = 1.0
+"""Between two looks at what others do."""
 
 
 @dataclass(frozen=True)
@@ -32,36 +36,42 @@ class Window:
     """The store's own."""
 
 
+@dataclass(frozen=True)
+class Wait:
+    """Nothing can be read now, and more may have to be later."""
+
+    why: str | None
+    """What others do; None where only this job's own windows are not written yet."""
+
+
 class Store(Protocol):
     """Where texts come from and vectors go. `read` and `write` are called from different threads."""
 
-    def read(self) -> Window | None:
-        """The next rows that nobody else does; None at the end of a pass."""
+    def read(self) -> Window | Wait | None:
+        """The next rows that nobody else does; None where all rows are done. It never blocks for others."""
 
     def write(self, window: Window, vectors: Vectors, refused: Mapping[int, str]) -> int:
         """Keeps `vectors` [rows, D], those of `refused` rows aside; returns how many rows were written."""
 
-    def again(self) -> bool:
-        """Whether another pass has something to read, such as texts that changed while they were embedded."""
-
 
 async def run(store: Store, client: Client, progress: Progress) -> None:
-    """Everything that the store has to do; raises BackfillError where it cannot go on."""
-    await one_pass(store, client, progress)
-    while await asyncio.to_thread(store.again):
-        await one_pass(store, client, progress)
-
-
-async def one_pass(store: Store, client: Client, progress: Progress) -> None:
-    """Reads, embeds and writes until the store has no more."""
+    """Reads, embeds and writes until the store has no more; raises BackfillError where it cannot go on."""
     ahead: asyncio.Queue[Window | None] = asyncio.Queue(AHEAD)
     behind: asyncio.Queue[tuple[Window, asyncio.Task[Vectors]] | None] = asyncio.Queue(BEHIND)
     refused: dict[int, dict[int, str]] = {}
     tasks: list[asyncio.Task[Any]] = []
+    wrote = asyncio.Event()
 
     async def read() -> None:
-        while (window := await asyncio.to_thread(store.read)) is not None:
-            await ahead.put(window)
+        while (found := await asyncio.to_thread(store.read)) is not None:
+            if isinstance(found, Window):
+                await ahead.put(found)
+                continue
+            if found.why is not None:
+                progress.waits(found.why)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(wrote.wait(), POLL_SECONDS)
+            wrote.clear()
         await ahead.put(None)
 
     async def embed() -> None:
@@ -80,6 +90,7 @@ async def one_pass(store: Store, client: Client, progress: Progress) -> None:
             await client.check()  # nothing is written of a server that has become another one
             reasons = refused.pop(id(window))
             written = await asyncio.to_thread(store.write, window, vectors, reasons)
+            wrote.set()
             progress.wrote(written, {window.ids[i]: reason for i, reason in reasons.items()})
 
     tasks += [asyncio.create_task(step()) for step in (read, embed, write)]

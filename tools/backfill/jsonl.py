@@ -102,10 +102,6 @@ class Pipe:
         self.goal.flush()
         return len(window.ids) - len(refused)
 
-    def again(self) -> bool:
-        """What has passed is gone."""
-        return False
-
 
 def parsed(line: bytes, where: str) -> dict[str, Any]:
     """An object; raises BackfillError where the line is none."""

@@ -1,16 +1,18 @@
 """Rows of a Postgres table as a store: texts from one column, vectors into another, or into a table of their own.
 
 Beside the vectors stand three tables. `<table>_<column>_origin` has for each vector its origin and the SHA-256 of
-its text. `embedding_origins` has the origins. `embedding_windows` has what jobs are doing: ranges of ids, each
-claimed by a job that lives as long as its session holds an advisory lock.
+its text. `embedding_origins` has the origins. `embedding_claims` has what jobs are doing: ranges of ids, whatever
+the filter, each claimed by a job that lives as long as its session holds an advisory lock.
 
 A window's vectors, their origin and the end of its claim are one transaction: who dies leaves nothing half done.
+Each job comes by every row. What others have claimed it passes over, and looks at again when that claim has ended.
 """
 
 from __future__ import annotations
 
 import random
 import struct
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ import numpy.typing as npt
 import psycopg
 
 from tools.backfill.errors import BackfillError
-from tools.backfill.flow import Window
+from tools.backfill.flow import Wait, Window
 from tools.backfill.origin import Origin, describe, text_hash
 from tools.backfill.table import CLEAR_INTO, CLEAR_TABLE, INDEXABLE, INSERT_INTO, JOBS, UPDATE_TABLE, Table
 
@@ -34,8 +36,8 @@ TEXT_BYTES = 2**24
 CLAIMS = JOBS + 1
 """Namespace of advisory locks of targets whose next window is being claimed."""
 
-ROUNDS = 3
-"""Passes over texts that changed while they were embedded; what changes faster is the next run's."""
+ROUNDS = 4
+"""How often a text is embedded that changes meanwhile."""
 
 HEADER, TRAILER = b"PGCOPY\n\xff\r\n\0" + bytes(8), b"\xff\xff"
 """Of COPY's binary format."""
@@ -50,9 +52,9 @@ TABLES = """
 CREATE TABLE IF NOT EXISTS {side} (id {type} PRIMARY KEY, origin int NOT NULL, text_sha256 bytea NOT NULL);
 CREATE TABLE IF NOT EXISTS {origins} (
     id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, origin jsonb NOT NULL UNIQUE);
-CREATE TABLE IF NOT EXISTS {windows} (
-    number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, target text NOT NULL, filter text NOT NULL,
-    origin int NOT NULL, job int NOT NULL, first text, last text, done boolean NOT NULL)"""
+CREATE TABLE IF NOT EXISTS {claims} (
+    number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, target text NOT NULL, origin int NOT NULL,
+    job int NOT NULL, first text, last text)"""
 
 ALONE = f"SELECT pg_advisory_xact_lock({CLAIMS}, hashtext(%s))"
 
@@ -62,17 +64,24 @@ SELECT count(*), count(*) FILTER (WHERE t.vector IS NOT NULL AND s.origin = {ori
     count(*) FILTER (WHERE t.vector IS NOT NULL AND s.id IS NULL)
 FROM {rows} t LEFT JOIN {side} s ON s.id = t.id"""
 
-NEXT_ROWS = """
-SELECT t.id::text, octet_length(t.text) FROM {source} t LEFT JOIN {side} s ON s.id = t.id
-WHERE {pending} AND (%(after)s::text IS NULL OR t.id > %(after)s::text::{type}) ORDER BY t.id LIMIT %(rows)s"""
+LOOK = """
+SELECT t.id::text FROM {source} t LEFT JOIN {side} s ON s.id = t.id WHERE {pending}"""
 
-FIRST_ROWS = """
-SELECT t.id::text, octet_length(t.text) FROM {source} t LEFT JOIN {side} s ON s.id = t.id
-WHERE {pending} ORDER BY t.id LIMIT %(rows)s"""
+LIVING = "SELECT number, first, last FROM {claims} c WHERE target = %(target)s AND job <> %(job)s AND {lives}"
+
+CHOOSE = """
+WITH living AS MATERIALIZED ({living})
+SELECT t.id::text, octet_length(t.text), (
+    SELECT min(number) FROM living WHERE t.id BETWEEN first::{type} AND last::{type})
+FROM {source} t LEFT JOIN {side} s ON s.id = t.id
+WHERE {pending} AND t.id = ANY(%(ids)s::{type}[]) ORDER BY t.id""".replace("{living}", LIVING)
+"""Rows that still have to be done, and who has claimed them."""
+
+END = "DELETE FROM {claims} WHERE number = %s"
 
 ROWS = """
 SELECT t.id::text, CASE WHEN octet_length(t.text) <= %(most)s THEN t.text END, octet_length(t.text)
-FROM {source} t LEFT JOIN {side} s ON s.id = t.id WHERE {pending} AND """
+FROM {source} t WHERE t.id = ANY(%(ids)s::{type}[]) ORDER BY t.id"""
 
 
 @contextmanager
@@ -119,6 +128,27 @@ class Counts:
     """That no backfill wrote."""
 
 
+@dataclass(eq=False)
+class Span:
+    """Ids that this job has not come by yet, or that another had claimed when it did."""
+
+    after: str | None = None
+    """The last id before it; None where it begins with the first row."""
+    last: str | None = None
+    """None where it has no end."""
+    claim: int | None = None
+    """Number of the other's claim."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Rows that this job does, alone."""
+
+    number: int
+    ids: list[str]
+    rounds: int = 1
+
+
 class Postgres:
     """The store. Raises BackfillError in one sentence for what Postgres does not allow."""
 
@@ -129,10 +159,12 @@ class Postgres:
         self._reader, self._writer, self._table = reader, writer, table
         self._origin, self._origin_id = origin, 0
         self._job = random.randrange(1, 2**31)
-        self._changed: list[str] = []
-        self._rounds = 0
-        self._ids: list[str] | None = None
-        """Those of this pass, where it is not the first."""
+        self._who = {"target": table.name, "job": self._job}
+        self._spans = [Span()]
+        self._mine: set[int] = set()
+        """Numbers of this job's claims."""
+        self._changed: deque[Claim] = deque()
+        """Rows whose texts changed while they were embedded."""
 
     def look(self) -> Counts:
         """What is there, without writing anything."""
@@ -187,23 +219,25 @@ class Postgres:
             self._writer.execute("CREATE TEMPORARY TABLE embedded (id text, vector vector, hash bytea)")
             return counts
 
-    def read(self) -> Window | None:
-        """Claims the next window and reads it."""
+    def read(self) -> Window | Wait | None:
+        """Claims the next rows and reads them."""
         with told():
-            if self._ids is not None:
-                ids, self._ids = self._ids[:WINDOW_ROWS], self._ids[WINDOW_ROWS:]
-                return self._window("t.id = ANY(%(ids)s::{type}[])", {"ids": ids}, None) if ids else None
-            while (claim := self._claim()) is not None:
-                number, first, last = claim
-                between = "t.id BETWEEN %(first)s::text::{type} AND %(last)s::text::{type}"
-                window = self._window(between, {"first": first, "last": last}, number)
+            while True:
+                claim = self._changed.popleft() if self._changed else self._claim()
+                if not isinstance(claim, Claim):
+                    return claim
+                window = self._window(claim)
                 if window.ids:
                     return window
-                self._reader.execute(self._sql("UPDATE {windows} SET done = true WHERE number = %s"), [number])
-            return None
+                self._reader.execute(self._sql(END), [claim.number])  # its rows are gone
+                self._mine.discard(claim.number)
 
     def write(self, window: Window, vectors: npt.NDArray[np.float32], refused: Mapping[int, str]) -> int:
-        """Writes rows whose texts are still the same, takes vectors from refused ones, and ends the claim."""
+        """Writes rows whose texts are still the same, takes vectors from refused ones, and ends the claim.
+
+        Where texts have changed meanwhile, the claim goes on with their rows.
+        """
+        claim: Claim = window.token
         places = [i for i in range(len(window.ids)) if i not in refused]
         rows = [packed(window.ids[i], vectors[i], text_hash(window.texts[i] or "")) for i in places]
         into = self._table.into
@@ -216,27 +250,23 @@ class Postgres:
             if refused:
                 ids = [window.ids[i] for i in refused]
                 cursor.execute(self._sql(CLEAR_INTO if into else CLEAR_TABLE), {"ids": ids})
-            if window.token is not None:
-                cursor.execute(self._sql("UPDATE {windows} SET done = true WHERE number = %s"), [window.token])
-        self._changed += [window.ids[i] for i in places if window.ids[i] not in written]
+            changed = [window.ids[i] for i in places if window.ids[i] not in written]
+            if not changed:
+                cursor.execute(self._sql(END), [claim.number])
+        if changed:
+            self._changed.append(Claim(claim.number, changed, claim.rounds + 1))
+        else:
+            self._mine.discard(claim.number)
         return len(written)
 
-    def again(self) -> bool:
-        """Texts that changed while they were embedded are read once more."""
-        self._ids, self._changed = self._changed, []
-        self._rounds += 1
-        return bool(self._ids) and self._rounds <= ROUNDS
-
     def end(self) -> None:
-        """Forgets the windows, unless another job still works on the target."""
+        """Forgets this job, and claims of those that have died."""
         with told(), self._reader.transaction():
             self._reader.execute(ALONE, [self._table.name])
-            others = self._one(
-                "SELECT count(*) FROM {windows} w WHERE target = %s AND job <> %s AND {lives}",
+            self._reader.execute(
+                self._sql("DELETE FROM {claims} c WHERE target = %s AND (job = %s OR NOT {lives})"),
                 [self._table.name, self._job],
             )
-            if not others:
-                self._reader.execute(self._sql("DELETE FROM {windows} WHERE target = %s"), [self._table.name])
 
     def build_index(self) -> str:
         """Builds the HNSW index by cosine, without locking the table; returns its definition."""
@@ -257,7 +287,7 @@ class Postgres:
         origin: int = self._one("SELECT id FROM {origins} WHERE origin = %s::jsonb", [said])
         living = self._reader.execute(
             self._sql(
-                "SELECT DISTINCT w.origin, o.origin FROM {windows} w JOIN {origins} o ON o.id = w.origin "
+                "SELECT DISTINCT c.origin, o.origin FROM {claims} c JOIN {origins} o ON o.id = c.origin "
                 "WHERE target = %s AND {lives}"
             ),
             [target],
@@ -269,14 +299,14 @@ class Postgres:
                     f"{self._origin}: let it end or stop it first"
                 )
         if not living:
-            self._reader.execute(self._sql("DELETE FROM {windows} WHERE target = %s"), [target])
+            self._reader.execute(self._sql("DELETE FROM {claims} WHERE target = %s"), [target])
         self._reader.execute("SELECT pg_advisory_lock(%s, %s)", [JOBS, self._job])
         self._reader.execute(
             self._sql(
-                "INSERT INTO {windows} (target, filter, origin, job, done) VALUES (%s, %s, {origin}, %s, true)",
+                "INSERT INTO {claims} (target, origin, job) VALUES (%s, {origin}, %s)",
                 origin,
             ),
-            [target, self._table.filter, self._job],
+            [target, self._job],
         )
         return origin
 
@@ -302,56 +332,79 @@ class Postgres:
                 f"{self._table.name} holds {there}, of which --where would leave {left}: leave it out"
             )
 
-    def _claim(self) -> tuple[int, str, str] | None:
-        """Number, first and last id of a window that is this job's alone; None where there is no more."""
-        which: list[Any] = [self._table.name, self._table.filter]
-        with self._reader.transaction():
-            self._reader.execute(ALONE, which[:1])
-            left = self._reader.execute(
-                self._sql(
-                    "UPDATE {windows} SET job = %s WHERE number = (SELECT number FROM {windows} w "
-                    "WHERE target = %s AND filter = %s AND NOT done AND NOT {lives} ORDER BY number LIMIT 1) "
-                    "RETURNING number, first, last"
-                ),
-                [self._job, *which],
-            ).fetchone()
-            if left is not None:  # of a job that has died
-                return left[0], left[1], left[2]
-            after = self._one(
-                "SELECT last FROM {windows} WHERE target = %s AND filter = %s AND last IS NOT NULL "
-                "ORDER BY number DESC LIMIT 1",
-                which,
-            )
-            found = self._reader.execute(
-                self._sql(FIRST_ROWS if after is None else NEXT_ROWS), {"after": after, "rows": WINDOW_ROWS}
-            ).fetchall()
-            if not found:
-                return None
-            ids: list[str] = []
-            size = 0
-            for row, length in found:
-                size += min(length or 0, TEXT_BYTES)
-                if ids and size > WINDOW_BYTES:
-                    break
-                ids.append(row)
-            number = self._one(
-                "INSERT INTO {windows} (target, filter, origin, job, first, last, done) "
-                "VALUES (%s, %s, {origin}, %s, %s, %s, false) RETURNING number",
-                [*which, self._job, ids[0], ids[-1]],
-            )
-            return number, ids[0], ids[-1]
+    def _claim(self) -> Claim | Wait | None:
+        """Rows for this job alone: the next ones, or those that another had claimed who is done or dead."""
+        while self._spans:
+            found = self._reader.execute(self._sql(LIVING), self._who).fetchall()
+            living: dict[int | None, tuple[str, str]] = {number: (first, last) for number, first, last in found}
+            span = next((span for span in self._spans if span.claim not in living), None)
+            if span is None:
+                first, last = living[self._spans[0].claim]
+                other = f"another job, which has claimed the ids from {first} to {last} of {self._table.name}"
+                return Wait(None if self._mine else other)
+            while ids := self._look(span):
+                if (claim := self._choose(span, ids)) is not None:
+                    return claim
+            self._spans.remove(span)
+        return Wait(None) if self._mine else None
 
-    def _window(self, condition: str, values: dict[str, Any], number: int | None) -> Window:
-        """The rows that a condition picks and that are still to be done."""
-        found = self._reader.execute(
-            self._sql(f"{ROWS}{condition} ORDER BY t.id"), {"most": TEXT_BYTES, **values}
-        ).fetchall()
+    def _look(self, span: Span) -> list[str]:
+        """The first rows of a span that have to be done, whoever has claimed them."""
+        after = " AND t.id > %(after)s::text::{type}" if span.after is not None else ""
+        until = " AND t.id <= %(last)s::text::{type}" if span.last is not None else ""
+        statement = self._sql(f"{LOOK}{after}{until} ORDER BY t.id LIMIT %(rows)s")
+        values = {"after": span.after, "last": span.last, "rows": WINDOW_ROWS}
+        return [row for (row,) in self._reader.execute(statement, values)]
+
+    def _choose(self, span: Span, ids: list[str]) -> Claim | None:
+        """Claims what is free of the first rows of a span, and goes on in it; what is not becomes a span."""
+        chosen: list[str] = []
+        size = 0
+        with self._reader.transaction():
+            self._reader.execute(ALONE, [self._table.name])
+            found = self._reader.execute(self._sql(CHOOSE), {**self._who, "ids": ids}).fetchall()
+            for row, length, other in found:
+                size += min(length or 0, TEXT_BYTES)
+                if chosen and (other is not None or size > WINDOW_BYTES):
+                    break
+                if other is None:
+                    chosen.append(row)
+                else:
+                    self._pass(span, row, other)
+                span.after = row
+            else:
+                span.after = ids[-1]
+            if chosen:
+                number = self._one(
+                    "INSERT INTO {claims} (target, origin, job, first, last) "
+                    "VALUES (%s, {origin}, %s, %s, %s) RETURNING number",
+                    [self._table.name, self._job, chosen[0], chosen[-1]],
+                )
+                self._mine.add(number)
+        return Claim(number, chosen) if chosen else None
+
+    def _pass(self, span: Span, row: str, claim: int) -> None:
+        """Leaves the next row of a span to the one before it, which is another's claim."""
+        place = self._spans.index(span)
+        before = self._spans[place - 1] if place else None
+        if before is not None and (before.claim, before.last) == (claim, span.after):
+            before.last = row
+        else:
+            self._spans.insert(place, Span(span.after, row, claim))
+
+    def _window(self, claim: Claim) -> Window:
+        """The rows of a claim that are still there."""
+        found = self._reader.execute(self._sql(ROWS), {"most": TEXT_BYTES, "ids": claim.ids}).fetchall()
+        ids = [row for row, _, _ in found]
+        if claim.rounds > ROUNDS:
+            reason = f"its text changed {ROUNDS} times while it was embedded: run the same command again"
+            return Window(ids, [None] * len(ids), dict.fromkeys(range(len(ids)), reason), claim)
         reasons = {
             i: f"its text has {size} bytes, over the {TEXT_BYTES} that a call may have"
             for i, (_, _, size) in enumerate(found)
             if size is not None and size > TEXT_BYTES
         }
-        return Window([row for row, _, _ in found], [text for _, text, _ in found], reasons, number)
+        return Window(ids, [text for _, text, _ in found], reasons, claim)
 
     def _count(self, rows: str) -> Counts:
         found = self._reader.execute(self._sql(COUNT.replace("{rows}", f"{{{rows}}}")), []).fetchone()

@@ -22,10 +22,10 @@ JOBS = 0x7E3B
 
 LIVES = (
     "EXISTS (SELECT FROM pg_locks l WHERE l.locktype = 'advisory' AND l.classid = {jobs} AND l.objsubid = 2"
-    " AND l.objid::bigint = w.job"
+    " AND l.objid::bigint = c.job"
     " AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()))"
 )
-"""Whether the job of a window `w` lives."""
+"""Whether the job of a claim `c` lives."""
 
 NO_SIDE = "(SELECT NULL::{type} AS id, NULL::int AS origin, NULL::bytea AS text_sha256 WHERE false)"
 """Stands for a table of origins that is not made yet."""
@@ -143,7 +143,7 @@ class Table:
             "vector_type": sql.SQL(goal_columns[vector]),
             "side": sql.Identifier(goal_schema, side),
             "origins": sql.Identifier(goal_schema, "embedding_origins"),
-            "windows": sql.Identifier(goal_schema, "embedding_windows"),
+            "claims": sql.Identifier(goal_schema, "embedding_claims"),
         }
         parts["source"] = source(parts, where, into is not None)
         parts["whole"] = source(parts, None, into is not None)
