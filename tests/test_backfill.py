@@ -602,7 +602,7 @@ class Job:
         return window
 
     def waits(self) -> str | None:
-        """What for; None where it is for itself."""
+        """What for; None where nobody else keeps it."""
         found = self.store.read()
         assert isinstance(found, Wait)
         return found.why
@@ -633,11 +633,9 @@ def test_two_jobs_wait_for_each_other_while_they_write(jobs: Callable[..., Job])
     one, two = jobs(), jobs()
     a, b, c, d = one.read(), two.read(), one.read(), two.read()
     assert [window.ids for window in (a, b, c, d)] == [numbers(i + 1, i + 10) for i in range(0, 40, 10)]
-    assert one.waits() is None
-    assert two.waits() is None  # each has its own to write
-    assert (one.write(a), one.write(c)) == (10, 10)
     assert one.waits() == "another job, which has claimed the ids from 11 to 20 of public.chunks.embedding"
-    assert two.write(b) == 10
+    assert two.waits() == "another job, which has claimed the ids from 1 to 10 of public.chunks.embedding"
+    assert (one.write(a), two.write(b), one.write(c)) == (10, 10, 10)
     assert one.waits() == "another job, which has claimed the ids from 31 to 40 of public.chunks.embedding"
     assert two.waits() is None
     assert two.write(d) == 10
@@ -666,11 +664,10 @@ def test_jobs_of_unlike_filters_do_no_row_twice(jobs: Callable[..., Job]) -> Non
     assert first.ids == numbers(1, 20)[1::2]
     second = low.read()
     assert second.ids == ["1"]  # the rest may be another's
-    assert low.waits() is None
+    assert low.waits() == "another job, which has claimed the ids from 2 to 20 of public.chunks.embedding"
     third = whole.read()
     assert third.ids == numbers(21, 30)
     assert low.write(second) == 1
-    assert low.waits() is not None
     assert even.write(first) == 10
     fourth = low.read()
     assert fourth.ids == numbers(3, 15)[::2]

@@ -41,7 +41,7 @@ class Wait:
     """Nothing can be read now, and more may have to be later."""
 
     why: str | None
-    """What others do; None where only this job's own windows are not written yet."""
+    """What others do; None where only this job's own windows keep it."""
 
 
 class Store(Protocol):
@@ -60,14 +60,17 @@ async def run(store: Store, client: Client, progress: Progress) -> None:
     behind: asyncio.Queue[tuple[Window, asyncio.Task[Vectors]] | None] = asyncio.Queue(BEHIND)
     refused: dict[int, dict[int, str]] = {}
     tasks: list[asyncio.Task[Any]] = []
+    unwritten = 0
     wrote = asyncio.Event()
 
     async def read() -> None:
+        nonlocal unwritten
         while (found := await asyncio.to_thread(store.read)) is not None:
             if isinstance(found, Window):
+                unwritten += 1
                 await ahead.put(found)
                 continue
-            if found.why is not None:
+            if found.why is not None and not unwritten:
                 progress.waits(found.why)
             with suppress(TimeoutError):
                 await asyncio.wait_for(wrote.wait(), POLL_SECONDS)
@@ -83,6 +86,7 @@ async def run(store: Store, client: Client, progress: Progress) -> None:
         await behind.put(None)
 
     async def write() -> None:
+        nonlocal unwritten
         while (item := await behind.get()) is not None:
             window, task = item
             vectors = await task
@@ -90,6 +94,7 @@ async def run(store: Store, client: Client, progress: Progress) -> None:
             await client.check()  # nothing is written of a server that has become another one
             reasons = refused.pop(id(window))
             written = await asyncio.to_thread(store.write, window, vectors, reasons)
+            unwritten -= 1
             wrote.set()
             progress.wrote(written, {window.ids[i]: reason for i, reason in reasons.items()})
 

@@ -340,8 +340,7 @@ class Postgres:
             span = next((span for span in self._spans if span.claim not in living), None)
             if span is None:
                 first, last = living[self._spans[0].claim]
-                other = f"another job, which has claimed the ids from {first} to {last} of {self._table.name}"
-                return Wait(None if self._mine else other)
+                return Wait(f"another job, which has claimed the ids from {first} to {last} of {self._table.name}")
             while ids := self._look(span):
                 if (claim := self._choose(span, ids)) is not None:
                     return claim
