@@ -28,9 +28,9 @@ def test_every_plot_is_there() -> None:
     assert names is not None
     plots = re.findall(r'"(.*?)"', names[1])
     assert len(plots) == 4
-    for path in RESULTS.glob("*.png"):
-        assert path.read_bytes().startswith(b"\x89PNG")
-    assert {*plots, "peers.png"} <= {path.name for path in RESULTS.iterdir()}
+    for path in RESULTS.glob("*.svg"):
+        assert "prefers-color-scheme: dark" in path.read_text()
+    assert {*plots, "peers.svg"} <= {path.name for path in RESULTS.iterdir()}
 
 
 def test_results_are_written_as_they_are_read(tmp_path: Path) -> None:

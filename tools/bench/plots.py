@@ -1,7 +1,9 @@
-"""The plots of a benchmark's results."""
+"""The plots of a benchmark's results, light and dark; `python -m tools.bench.plots` draws them again."""
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,10 @@ from matplotlib import pyplot as plt
 from matplotlib.lines import Line2D
 from matplotlib.ticker import ScalarFormatter
 
-from tools.bench.results import Measurement, Results
+from tools.bench.results import RESULTS, Measurement, Results
 
-NAMES = ("throughput.png", "latency.png", "stages.png", "scaling.png")
-COLOURS = {"raw": "#555555", "grpc": "#3b6fb6", "embed": "#d1742c"}
+NAMES = ("throughput.svg", "latency.svg", "stages.svg", "scaling.svg")
+COLOURS = {"raw": "#6e7781", "grpc": "#3b6fb6", "embed": "#d1742c"}
 LABELS = {"raw": "raw loop", "grpc": "v2 gRPC", "embed": "/embed"}
 STAGES = ("gateway", "queue", "tokenizer", "encoder", "pooling")
 PEERS = {
@@ -23,21 +25,39 @@ PEERS = {
     "infinity": "infinity",
     "sentence-transformers": "sentence-transformers",
 }
-PEER_PANELS = {"1 client": [(1, 1)], "32 clients": [(32, 1)], "many texts a call": [(1, 64), (1, 384)]}
-"""Label -> the (clients, texts a call) it shows; sentence-transformers takes all texts in one call."""
+PEER_PANELS = {"1 client": (1, 1), "32 clients": (32, 1), "64 texts a call": (1, 64)}
+"""Label -> the (clients, texts a call) it shows."""
+LARGE = 64
+"""Texts of a large call; sentence-transformers takes all there are in one."""
+INK, GRID = "#24292f", "#d0d7de"
+DARK = {INK: "#e6edf3", GRID: "#3d444d"}
+"""Colour -> what it is where the reader's system is dark."""
+OF = ("fill", "stroke")
 STYLE = {
-    "figure.dpi": 150,
-    "figure.facecolor": "white",
+    "svg.fonttype": "none",
+    # The same results give the same bytes.
+    "svg.hashsalt": "triton-embeddings",
+    "savefig.transparent": True,
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "sans-serif"],
     "font.size": 9,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": "#e6e6e6",
+    "grid.color": GRID,
     "legend.frameon": False,
     "lines.marker": "o",
     "lines.markersize": 4,
 }
+
+
+def main() -> int:
+    """Draws them from the results that are there."""
+    draw(Results.read(RESULTS / "bench.json"), RESULTS)
+    draw_peers(Results.read(RESULTS / "peers.json"), RESULTS)
+    return 0
 
 
 def draw(results: Results, folder: Path) -> None:
@@ -49,27 +69,46 @@ def draw(results: Results, folder: Path) -> None:
 
 
 def draw_peers(results: Results, folder: Path) -> None:
-    """Writes peers.png."""
+    """Writes peers.svg: speed above, latency below."""
     mpl.use("agg")
+    found = {(one.way, one.clients, min(one.texts_per_call, LARGE)): one for one in results.measurements}
+    ways = list(PEERS)[::-1]
     with plt.rc_context(STYLE):
-        figure, panels = plt.subplots(1, len(PEER_PANELS), figsize=(8, 2.4), layout="constrained", sharey=True)
-        for axes, (label, calls) in zip(panels, PEER_PANELS.items(), strict=True):
-            found = {one.way: one for one in results.measurements if (one.clients, one.texts_per_call) in calls}
-            ways = [way for way in PEERS if way in found][::-1]
-            speeds = [found[way].texts_per_second for way in ways]
-            colours = [COLOURS["embed" if way == "this" else "raw"] for way in ways]
-            bars = axes.barh([PEERS[way] for way in ways], speeds, color=colours, height=0.6)
-            axes.bar_label(bars, [f"{speed:.0f}" for speed in speeds], padding=3)
-            axes.margins(x=0.2)
-            axes.set_xlabel(f"texts/s, {label}")
-            axes.grid(axis="y", visible=False)
-        save(figure, folder / "peers.png")
+        size = {"figsize": (8, 3.6), "layout": "constrained"}
+        figure, (speeds, latencies) = plt.subplots(2, len(PEER_PANELS), sharey=True, **size)
+        for above, below, (call, key) in zip(speeds, latencies, PEER_PANELS.items(), strict=True):
+            ones = [found.get((way, *key)) for way in ways]
+            _bars(above, f"texts/s, {call}", ways, [one.texts_per_second if one else None for one in ones])
+            # A call of all texts takes as long as all calls of the others.
+            alike = [one if one and one.texts_per_call == key[1] else None for one in ones]
+            _bars(
+                below,
+                f"ms, 99 of 100 calls, {call}",
+                ways,
+                [one.percentiles_ms[99] if one else None for one in alike],
+            )
+        save(figure, folder / "peers.svg")
+
+
+def _bars(axes: Any, label: str, ways: list[str], sizes: list[float | None]) -> None:
+    """One a peer, none where it was not measured."""
+    colours = [COLOURS["embed" if way == "this" else "raw"] for way in ways]
+    bars = axes.barh([PEERS[way] for way in ways], [size or 0 for size in sizes], color=colours, height=0.6)
+    axes.bar_label(bars, [f"{size:.0f}" if size else "" for size in sizes], padding=3)
+    axes.margins(x=0.25)
+    axes.set_xlabel(label)
+    axes.grid(axis="y", visible=False)
 
 
 def save(figure: Any, path: Path) -> None:
-    """As PNG without the metadata that would change with every version."""
-    figure.savefig(path, metadata={"Software": None})
+    """As SVG without the metadata that changes with every run, and with other colours on a dark page."""
+    figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
     plt.close(figure)
+    rules = [
+        f"[style*='{of}: {light}'] {{ {of}: {dark} !important }}" for light, dark in DARK.items() for of in OF
+    ]
+    style = f"<style>@media (prefers-color-scheme: dark) {{ {' '.join(rules)} }}</style>"
+    path.write_text(re.sub(r"(<svg [^>]*>)", lambda tag: f"{tag[1]}\n {style}", path.read_text(), count=1))
 
 
 def _throughput(results: Results) -> Any:
@@ -175,3 +214,7 @@ def _count_axis(axes: Any, ticks: list[int], label: str) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.set_xlabel(label)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

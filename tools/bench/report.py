@@ -59,10 +59,10 @@ def with_front(text: str, results: Results, peers: Results) -> str:
 
 def with_measured(text: str, results: Results, shell: Results, peers: Results, backfill: dict[str, Any]) -> str:
     """The page with every table and plot, between the marks."""
-    plot = f"![Tokens per second, and per CPU second, as clients grow]({_path('throughput.png')})"
+    plot = f"![Tokens per second, and per CPU second, as clients grow]({_path('throughput.svg')})"
     parts = [table(results), plot, sentences(results)]
     parts += ["## Beside others", peers_sentences(peers), peers_table(peers)]
-    parts += [f"![Texts per second, of each peer]({_path('peers.png')})"]
+    parts += [f"![Texts a second, and latency, of each peer]({_path('peers.svg')})"]
     parts += ["## A large backfill", backfill_sentences(backfill), "## Around the engine"]
     return _between_marks(text, *parts, shell_table(shell, SHELL_ROWS), shell_sentences(shell))
 

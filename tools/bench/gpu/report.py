@@ -143,7 +143,7 @@ def proofs() -> list[Proof]:
 
 
 def _plot(proof: Proof) -> Path:
-    return FOLDER / f"{proof.name}.png"
+    return FOLDER / f"{proof.name}.svg"
 
 
 def main() -> int:
