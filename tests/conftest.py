@@ -33,6 +33,20 @@ TINY = REFERENCE / "tiny"
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
 
+SERVERLESS = [
+    *("accounts", "adapters", "build", "check", "contributing", "dequantised", "engine", "exported", "graphs"),
+    *("heads", "hostile_folders", "hostile_onnx", "imports", "inspect", "long_texts", "published"),
+    *("refused_checkpoints", "rules", "sources", "variants", "vocabularies"),
+]
+"""Modules that start no server: `make test` runs them in a process beside that of all others."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keeps tests of servers in one process, after another: each may have the machine's memory and ports."""
+    for item in items:
+        if item.path.stem.removeprefix("test_") not in SERVERLESS:
+            item.add_marker(pytest.mark.xdist_group("servers"))
+
 
 @dataclass
 class Answer:
