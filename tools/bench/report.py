@@ -126,7 +126,7 @@ def front_sentences(results: Results, peers: Results) -> str:
         f"{large:.0%} in large calls.",
         *(f"N{warning[1:]}." for warning in machine.warnings(peers.noise)),
     ]
-    return "\n".join(textwrap.wrap(" ".join(said), 115))
+    return "\n".join(textwrap.wrap(" ".join(said), 115, break_on_hyphens=False))
 
 
 def table(results: Results) -> str:
@@ -166,7 +166,7 @@ def sentences(results: Results) -> str:
         f"{results.memory['weights_mib']} MiB are weights.",
         *(f"N{warning[1:]}." for warning in machine.warnings(results.noise)),
     ]
-    return "\n".join(textwrap.wrap(" ".join(said), 115))
+    return "\n".join(textwrap.wrap(" ".join(said), 115, break_on_hyphens=False))
 
 
 def peers_sentences(peers: Results) -> str:
@@ -177,7 +177,7 @@ def peers_sentences(peers: Results) -> str:
         "Infinity and sentence-transformers compute in fp32, as they do by default on a CPU.",
         *(f"N{warning[1:]}." for warning in machine.warnings(peers.noise)),
     ]
-    return "\n".join(textwrap.wrap(" ".join(said), 115))
+    return "\n".join(textwrap.wrap(" ".join(said), 115, break_on_hyphens=False))
 
 
 def backfill_sentences(backfill: dict[str, Any]) -> str:
@@ -185,12 +185,13 @@ def backfill_sentences(backfill: dict[str, Any]) -> str:
     progress = backfill["progress"]
     texts, resident = progress[-1]["texts"], [moment["resident_mib"] for moment in progress]
     said = [
-        f"A backfill of {texts:,} other docstrings through `/embed` by `python -m tools.bench.backfill`:",
-        f"{texts / progress[-1]['seconds']:.0f} texts a second, the stack's memory between {min(resident)} and",
-        f"{max(resident)} MiB all the while, {resident[-1]} at the end.",
+        f"`python -m tools.bench.backfill` sends {texts:,} other docstrings through `/embed`:",
+        f"{texts / progress[-1]['seconds']:.0f} texts a second.",
+        f"The stack's memory stays between {min(resident)} and {max(resident)} MiB.",
+        f"At the end it is {resident[-1]} MiB.",
         *(f"N{warning[1:]}." for warning in machine.warnings(backfill["noise"])),
     ]
-    return "\n".join(textwrap.wrap(" ".join(said), 115))
+    return "\n".join(textwrap.wrap(" ".join(said), 115, break_on_hyphens=False))
 
 
 def full_table(results: Results) -> str:
@@ -236,12 +237,11 @@ def shell_sentences(results: Results) -> str:
     """What the table is of."""
     rounds = len(results.measurements[0].rounds)
     said = [
-        "The second table is of what is around an engine: the same stack before one layer of width 64, so that",
-        "nearly all CPU time is spent elsewhere.",
+        "This is the same stack before a model of one layer of width 64: nearly all CPU time is spent around it.",
         f"Medians of {rounds} {'round' if rounds == 1 else 'rounds'} on {results.machine['cpu']}.",
         *(f"N{warning[1:]}." for warning in machine.warnings(results.noise)),
     ]
-    return "\n".join(textwrap.wrap(" ".join(said), 115))
+    return "\n".join(textwrap.wrap(" ".join(said), 115, break_on_hyphens=False))
 
 
 def peers_table(results: Results) -> str:
