@@ -250,6 +250,19 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     assert not running.segments()
 
 
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Three tiny families, shared by the tests of backfills."""
+    from tiny import build_tiny  # which imports this
+
+    folder, families = tmp_path_factory.mktemp("small"), ["bert-cls", "roberta", "bert-cross-encoder"]
+    build_tiny(families, "--repository", str(folder / "repository"))
+    options = ["--repository", str(folder / "repository"), "--models", *families]
+    running = Stack(folder / "work", options).start()
+    yield running
+    assert running.stop() == 0
+
+
 @pytest.fixture
 def own_stack(tmp_path: Path) -> Iterator[Stack]:
     """A stack that the test may damage."""

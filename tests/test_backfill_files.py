@@ -25,15 +25,11 @@ from test_backfill import (
     direct,
     embedded,
     gateway,
-    repository,
     run,
     texts_of,
-    tiny,
 )
 
-assert gateway
-assert repository
-assert tiny  # fixtures
+assert gateway  # a fixture
 
 Rows = list[dict[str, Any]]
 
@@ -87,11 +83,11 @@ class Corpus:
 
 
 @pytest.fixture(params=KINDS)
-def corpus(request: pytest.FixtureRequest, tmp_path: Path, tiny: Stack) -> Corpus:
-    return Corpus(request.param, tmp_path, tiny)
+def corpus(request: pytest.FixtureRequest, tmp_path: Path, small: Stack) -> Corpus:
+    return Corpus(request.param, tmp_path, small)
 
 
-def test_every_row_gets_its_vector(corpus: Corpus, tiny: Stack) -> None:
+def test_every_row_gets_its_vector(corpus: Corpus, small: Stack) -> None:
     texts = texts_of(1800)
     corpus.write("a", texts[:1300])
     corpus.write("b/c", texts[1300:])
@@ -100,7 +96,7 @@ def test_every_row_gets_its_vector(corpus: Corpus, tiny: Stack) -> None:
     names = [str(path.relative_to(corpus.vectors)) for path in sorted(corpus.vectors.rglob(f"*.{corpus.kind}"))]
     assert names == [f"{name}.{corpus.kind}" for name in ("a-00000", "a-00001", "a-00002", "b/c-00000")]
     assert [row["text"] for row in corpus.read()] == texts
-    assert (corpus.matrix() == direct(tiny, texts)).all()
+    assert (corpus.matrix() == direct(small, texts)).all()
     noted = json.loads((corpus.vectors / "origin.json").read_text())["origin"]
     assert (noted["family"], noted["prompt"], noted["dimensions"]) == ("bert-cls", "document", DIMENSIONS)
     if corpus.kind == "parquet":
@@ -110,7 +106,7 @@ def test_every_row_gets_its_vector(corpus: Corpus, tiny: Stack) -> None:
     assert embedded(run(*corpus.words())) == 0
 
 
-def test_only_texts_that_changed_are_embedded_again(corpus: Corpus, tiny: Stack) -> None:
+def test_only_texts_that_changed_are_embedded_again(corpus: Corpus, small: Stack) -> None:
     texts = texts_of(1300)
     corpus.write("a", texts)
     run(*corpus.words())
@@ -122,43 +118,36 @@ def test_only_texts_that_changed_are_embedded_again(corpus: Corpus, tiny: Stack)
         embedded(run(*corpus.words())) == 3
     )  # the changed one, and one that moved into each part before the last
     assert [row["text"] for row in corpus.read()] == texts
-    assert (corpus.matrix() == direct(tiny, texts)).all()
+    assert (corpus.matrix() == direct(small, texts)).all()
     assert untouched.stat().st_mtime_ns > before
     corpus.write("a", texts[:400])
     assert embedded(run(*corpus.words())) == 0
     assert [row["text"] for row in corpus.read()] == texts[:400]
 
 
-def test_killed_five_times_it_ends_the_same(corpus: Corpus, tiny: Stack) -> None:
+def test_killed_three_times_two_jobs_end_it_the_same(corpus: Corpus, small: Stack) -> None:
     texts = texts_of(6000)
     corpus.write("a", texts)
     generator = random.Random(11)
+    words = command(*corpus.words())
     done = 0
-    for _ in range(5):
-        job = subprocess.Popen(command(*corpus.words()), cwd=ROOT, stderr=subprocess.DEVNULL)
+    for _ in range(3):
+        job = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.DEVNULL)
         until(lambda job=job, done=done: job.poll() is not None or parts(corpus) > done)  # type: ignore[misc]
         time.sleep(0.3 * generator.random())
         job.kill()
         job.wait()
         done = parts(corpus)
-    said = run(*corpus.words())
-    assert embedded(said) == max(0, 6000 - 500 * done)
+    jobs = [subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    assert sum(embedded(job.communicate()[1]) for job in jobs) == 6000 - 500 * done
+    assert [job.returncode for job in jobs] == [0, 0]
     assert [row["text"] for row in corpus.read()] == texts
-    assert (corpus.matrix() == direct(tiny, texts)).all()
+    assert (corpus.matrix() == direct(small, texts)).all()
     assert [path for path in corpus.vectors.iterdir() if path.name.startswith(".")] == []
 
 
 def parts(corpus: Corpus) -> int:
     return len(list(corpus.vectors.glob(f"a-*.{corpus.kind}")))
-
-
-def test_two_jobs_share_the_parts(corpus: Corpus, tiny: Stack) -> None:
-    texts = texts_of(6000)
-    corpus.write("a", texts)
-    words = command(*corpus.words())
-    jobs = [subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    assert sum(embedded(job.communicate()[1]) for job in jobs) == 6000
-    assert (corpus.matrix() == direct(tiny, texts)).all()
 
 
 def test_a_job_waits_for_what_another_does_and_takes_it_over(corpus: Corpus, gateway: Gateway) -> None:
@@ -184,7 +173,7 @@ def test_a_job_waits_for_what_another_does_and_takes_it_over(corpus: Corpus, gat
     assert [path for path in corpus.vectors.iterdir() if path.name.startswith(".")] == []
 
 
-def test_what_has_no_vector_is_listed(corpus: Corpus, tiny: Stack) -> None:
+def test_what_has_no_vector_is_listed(corpus: Corpus, small: Stack) -> None:
     corpus.write("a", ["one", "", None, "two"])
     for texts in (2, 0):
         said = run(*corpus.words(), status=3)
@@ -192,20 +181,38 @@ def test_what_has_no_vector_is_listed(corpus: Corpus, tiny: Stack) -> None:
         assert "a-1: its text is empty" in said
         assert "a-2: its text is NULL" in said
     assert [row["embedding"] is None for row in corpus.read()] == [False, True, True, False]
-    assert (corpus.matrix()[[0, 3]] == direct(tiny, ["one", "two"])).all()
+    assert (corpus.matrix()[[0, 3]] == direct(small, ["one", "two"])).all()
 
 
-def test_two_vector_spaces_never_mix(corpus: Corpus, tiny: Stack) -> None:
+def test_two_vector_spaces_never_mix(corpus: Corpus, small: Stack) -> None:
     corpus.write("a", texts_of(5))
     run(*corpus.words())
     assert_one_sentence(
         run(*corpus.words("--model", "roberta"), status=1), "holds vectors of bert-cls .*--replace"
     )
-    assert (corpus.matrix() == direct(tiny, texts_of(5))).all()
+    assert (corpus.matrix() == direct(small, texts_of(5))).all()
     run(*corpus.words("--model", "roberta", "--replace"))
-    assert (corpus.matrix() == direct(tiny, texts_of(5), "roberta")).all()
+    assert (corpus.matrix() == direct(small, texts_of(5), "roberta")).all()
     (corpus.vectors / "origin.json").unlink()
     assert_one_sentence(run(*corpus.words(), status=1), "holds vectors of unknown origin")
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (["postgresql://localhost/x", "--table", "t"], "a table: leave it out, and share it"),
+        (["-"], "a pipe: leave it out$"),
+        (["corpus", "vectors"], "JSON lines: leave it out, and share it"),
+    ],
+)
+def test_ray_does_nothing_but_parquet(source: list[str], said: str, tmp_path: Path) -> None:
+    """Before anything starts."""
+    (tmp_path / "corpus").mkdir()
+    write_jsonl(tmp_path / "corpus" / "a.jsonl", [{"text": "a"}])
+    words = [tmp_path / word if word in ("corpus", "vectors") else word for word in source]
+    said = f"--engine ray does Parquet and not {said}"
+    assert_one_sentence(run(*words, "--engine", "ray", "--url", "http://127.0.0.1:9", status=1), said)
+    assert not (tmp_path / "vectors").exists()
 
 
 def test_a_dry_run_writes_nothing(corpus: Corpus) -> None:
@@ -233,16 +240,16 @@ def test_what_is_wrong_is_one_sentence(corpus: Corpus, tmp_path: Path) -> None:
     assert_one_sentence(run(*corpus.words(), status=1), "has both .parquet and .jsonl")
 
 
-def test_a_pipe(tiny: Stack) -> None:
+def test_a_pipe(small: Stack) -> None:
     texts = texts_of(3000)
     lines = "".join(json.dumps({"n": i, "text": text}) + "\n" for i, text in enumerate([*texts, ""]))
-    words = command("-", "--url", tiny.url("embed", ""), "--model", "bert-cls")
+    words = command("-", "--url", small.url("embed", ""), "--model", "bert-cls")
     done = subprocess.run(words, cwd=ROOT, input=lines, capture_output=True, text=True)
     assert done.returncode == 3
     assert "line 3001: its text is empty" in done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["n"] for row in rows] == list(range(3001))
     assert rows.pop()["embedding"] is None
-    assert (np.array([row["embedding"] for row in rows], np.float32) == direct(tiny, texts)).all()
+    assert (np.array([row["embedding"] for row in rows], np.float32) == direct(small, texts)).all()
     done = subprocess.run(words, cwd=ROOT, input='{"text": "a"}\n["b"]\n', capture_output=True, text=True)
     assert_one_sentence(done.stderr, "line 2 is no JSON object")

@@ -13,14 +13,11 @@ import psutil
 import pytest
 from conftest import ROOT, Stack
 from containers import until
-from test_backfill import assert_one_sentence, direct, embedded, repository, run, texts_of, tiny
+from test_backfill import direct, embedded, run, texts_of
 from test_backfill_files import Corpus, parts
 
-assert repository
-assert tiny  # fixtures
-
 PYTHON = ROOT / ".venv-ray" / "bin" / "python"
-TEXTS = 10_000
+TEXTS = 6000
 WORKER = "ray::MapWorker"
 
 
@@ -33,10 +30,10 @@ def ray() -> None:
 
 
 @pytest.fixture
-def corpus(tmp_path: Path, tiny: Stack) -> Corpus:
-    found = Corpus("parquet", tmp_path, tiny)
-    found.write("a", texts_of(TEXTS)[:7000])
-    found.write("b", texts_of(TEXTS)[7000:])
+def corpus(tmp_path: Path, small: Stack) -> Corpus:
+    found = Corpus("parquet", tmp_path, small)
+    found.write("a", texts_of(TEXTS)[:4000])
+    found.write("b", texts_of(TEXTS)[4000:])
     return found
 
 
@@ -81,24 +78,19 @@ def job(corpus: Corpus, tmp_path: Path) -> Iterator[Job]:
     running.end()
 
 
-def test_a_worker_that_is_killed_is_replaced(job: Job, corpus: Corpus, tiny: Stack) -> None:
+def test_a_worker_that_is_killed_is_replaced(job: Job, corpus: Corpus, small: Stack) -> None:
     until(lambda: (len(job.workers()) == 2 and parts(corpus) > 0) or job.process.poll() is not None, 200)
     job.workers()[0].kill()
     assert job.process.wait(240) == 0, job.said.read_text()
     assert embedded(job.said.read_text()) >= TEXTS - 2000
     assert [row["text"] for row in corpus.read()] == texts_of(TEXTS)
-    assert (corpus.matrix() == direct(tiny, texts_of(TEXTS))).all()
+    assert (corpus.matrix() == direct(small, texts_of(TEXTS))).all()
     assert embedded(run(*corpus.words())) == 0
 
 
-def test_a_killed_job_goes_on_and_either_engine_can(job: Job, corpus: Corpus, tiny: Stack) -> None:
+def test_a_killed_job_goes_on_and_either_engine_can(job: Job, corpus: Corpus, small: Stack) -> None:
     until(lambda: parts(corpus) > 0 or job.process.poll() is not None, 200)
     job.end()
     done = [path for path in corpus.vectors.iterdir() if path.suffix == ".parquet" and path.name[0] != "."]
     assert embedded(run(*corpus.words())) == TEXTS - 500 * len(done)
-    assert (corpus.matrix() == direct(tiny, texts_of(TEXTS))).all()
-
-
-def test_a_table_is_not_for_ray() -> None:
-    words = ["postgresql://localhost/x", "--table", "t", "--engine", "ray"]
-    assert_one_sentence(run(*words, status=1), "--engine ray is for files")
+    assert (corpus.matrix() == direct(small, texts_of(TEXTS))).all()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import importlib.util
 import os
 import signal
 import sys
@@ -108,12 +109,22 @@ def check(options: argparse.Namespace) -> None:
     if is_table or options.source == "-":
         if options.goal is not None:
             raise BackfillError(f"vectors go back to where the texts are from: leave {options.goal} out")
-        if options.engine == "ray":
-            raise BackfillError("--engine ray is for files: for a table, run the command on several machines")
     elif options.goal is None:
         raise BackfillError("name the folder that the vectors go to, behind that of the texts")
     elif not Path(options.source).exists():
         raise BackfillError(f"there is no folder or file {options.source}")
+    if options.engine == "ray":
+        check_ray(options.source)
+
+
+def check_ray(source: str) -> None:
+    """Raises BackfillError where a cluster cannot do what is asked."""
+    what = "a table" if is_postgres(source) else "a pipe" if source == "-" else format_of(Path(source)).what
+    if what != "Parquet":
+        alone = "" if source == "-" else ", and share it by the same command on several machines"
+        raise BackfillError(f"--engine ray does Parquet and not {what}: leave it out{alone}")
+    if importlib.util.find_spec("ray") is None:
+        raise BackfillError("Ray is not installed: run `make .venv-ray/ray.lock`, and .venv-ray/bin/python")
 
 
 def is_postgres(source: str) -> bool:
@@ -206,10 +217,8 @@ async def folder(options: argparse.Namespace, client: Client, progress: Progress
     total = store.rows()
     store.begin(options.replace)
     if options.engine == "ray":
-        try:
-            from tools.backfill import cluster  # installed for it alone
-        except ImportError as error:
-            raise BackfillError(f"Ray is not there ({error}): install it with `make .venv-ray/ray.lock`") from None
+        from tools.backfill import cluster  # installed for it alone
+
         cluster.run(store, options, progress, total)
     else:
         await go(store, client, progress, total)

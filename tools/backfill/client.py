@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import random
 from collections.abc import Sequence
 from itertools import count, cycle
@@ -185,7 +186,7 @@ class Client:
         failures = 0
         for attempt in count():
             try:
-                async with self._session.post(f"{url}/v1/embeddings", data=content) as reply:
+                async with self._session.post(f"{url}/v1/embeddings", data=io.BytesIO(content)) as reply:
                     answer = await reply.read()
                     status, headers = reply.status, reply.headers
             except GONE as error:

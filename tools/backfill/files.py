@@ -33,6 +33,8 @@ class Format(Protocol):
     """How rows are kept in files. `Any` are the rows of a part, as the format has them."""
 
     suffix: str
+    what: str
+    """Its name."""
 
     def count(self, path: Path) -> int:
         """Rows of a file."""

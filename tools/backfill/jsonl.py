@@ -25,7 +25,7 @@ PIPE_ROWS, PIPE_BYTES = 2048, 2**25
 class JsonLines:
     """As `Format` has it; the rows of a part are dicts."""
 
-    suffix = ".jsonl"
+    suffix, what = ".jsonl", "JSON lines"
 
     def count(self, path: Path) -> int:
         """Rows of a file."""

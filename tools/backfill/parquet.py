@@ -22,7 +22,7 @@ READ_ROWS = 256
 class Parquet:
     """As `Format` has it; the rows of a part are a pyarrow Table."""
 
-    suffix = ".parquet"
+    suffix, what = ".parquet", "Parquet"
 
     def count(self, path: Path) -> int:
         """Rows of a file."""
