@@ -50,11 +50,11 @@ ALLOWED = {
     "build.family": "build.catalog build.check build.checkpoint build.errors build.files build.graphs build.hub "
     "build.models build.onnx_file build.settings build.source build.target",
     "build.make": "build.catalog build.errors build.family build.files build.gpu build.source build.target",
-    "build.reference": "build.errors build.templates",
-    "build.quality": "build.errors",
     # What is verified is served: the one place of the builder that knows where a stack listens.
-    "build.verify": "build.catalog build.errors build.quality build.reference build.texts tools.command "
-    "tools.direct",
+    "build.verification.references": "build.errors build.templates",
+    "build.verification": "build.errors build.verification.references tools.direct",
+    "build.verify": "build.catalog build.errors build.texts build.verification build.verification.references "
+    "tools.command",
     "tools.access": "",
     "tools.direct": "",
     "tools.command": "tools.access",
@@ -69,8 +69,8 @@ ALLOWED = {
     "tools.triton": "build.config build.errors build.gpu tools.access tools.command tools.preflight tools.stubs",
     "tools.serve": "build.catalog tools.access tools.command tools.shim tools.triton",
     "tools.deploy": "build.gpu tools.command tools.direct",
-    "tools.bench.gpu": "build.checkpoint build.errors build.gpu build.graphs build.reference build.repository "
-    "build.steps build.texts tools.bench tools.command tools.direct",
+    "tools.bench.gpu": "build.checkpoint build.errors build.gpu build.graphs build.repository build.steps "
+    "build.texts build.verification.references tools.bench tools.command tools.direct",
     "tools.bench": "build.catalog build.graphs build.repository build.source build.texts tools.command "
     "tools.direct tools.triton",
     # Where it runs, nothing of the server's is installed.

@@ -14,7 +14,7 @@ import pytest
 from conftest import REFERENCE, ROOT, TINY, Stack
 
 from build.errors import BuildError
-from build.quality import Outcome, summarise, table, tasks
+from build.verification.quality import Outcome, summarise, table, tasks
 
 PYTHON = ROOT / ".venv-torch" / "bin" / "python"
 PACKAGES = PYTHON.parent.parent / "torch.txt"
@@ -24,7 +24,7 @@ import json, sys
 from pathlib import Path
 import mteb
 from sentence_transformers import SentenceTransformer
-from build.quality import tasks
+from build.verification.quality import tasks
 model = SentenceTransformer(sys.argv[1], device="cpu")
 options = {"cache": None, "co2_tracker": False, "show_progress_bar": False}
 found = [mteb.evaluate(model, task, **options) for task in tasks(sys.argv[3:], Path(sys.argv[2]))]

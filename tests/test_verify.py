@@ -14,11 +14,13 @@ import pytest
 from conftest import ROOT, TINY, Reference, Stack, free_ports, rows
 from tiny import build_tiny
 
-from build import reference as references
 from build import verify
 from build.errors import BuildError
-from build.reference import Expected, Pair
-from build.verify import Row, Served, compare_embeddings, compare_scores, summarise, table, tolerance_of
+from build.verification.comparison import Row, compare_embeddings, compare_scores, summarise, table
+from build.verification.references import loading
+from build.verification.references.loading import Expected, Pair
+from build.verification.served import Served
+from build.verify import tolerance_of
 
 PAIRS: list[Pair] = [(query, passage) for query, passage in json.loads((TINY / "pairs.json").read_text())]
 
@@ -47,7 +49,7 @@ def rerankers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 def test_cosines_by_hand() -> None:
     a = np.array([[3, 4], [1, 0], [1, 0], [0, 0], [np.nan, 1]], np.float32)
     b = np.array([[4, 3], [-2, 0], [0, 5], [1, 0], [1, 1]], np.float32)
-    assert references.cosines(a, b) == pytest.approx([0.96, -1, 0, -1, -1])
+    assert loading.cosines(a, b) == pytest.approx([0.96, -1, 0, -1, -1])
 
 
 def test_a_summary_by_hand() -> None:
@@ -118,8 +120,8 @@ def test_default_texts_are_varied() -> None:
 def test_without_the_reference_packages(capsys: pytest.CaptureFixture[str]) -> None:
     assert verify.main(["minilm", "--reference", "none"]) == 1
     assert capsys.readouterr().err == (
-        "error: sentence_transformers is not installed: run this with the Python of an environment that has it "
-        "(pip install 'sentence-transformers>=6' 'tritonclient[grpc]'); nothing else here needs it\n"
+        "error: sentence_transformers is not installed: run this with the Python of an environment made of "
+        "verify.lock; nothing else here needs it\n"
     )
 
 
@@ -128,7 +130,7 @@ def test_a_reference_that_cannot_be_loaded() -> None:
         raise OSError(f"{checkpoint} is\nno model")
 
     with pytest.raises(BuildError, match="the reference x cannot be loaded: x is no model"):
-        references._load(loader, "x")
+        loading.load(loader, "x")
 
 
 def test_no_server() -> None:
@@ -149,7 +151,7 @@ def test_the_served_family_agrees(stack: Stack, reference: Reference) -> None:
         return Expected(reference.embeddings, reference.token_ids)
 
     served = Served(address(stack), "minilm")
-    assert not served.reranks
+    assert served.kind == "embed"
     assert served.server == "triton 2.51.0"
     report = summarise(compare_embeddings(served, embed, reference.texts), tolerance=0.999)
     assert report["passed"]
@@ -200,7 +202,7 @@ def expected_scores(name: str) -> Expected:
 @pytest.mark.parametrize("name", ["bert-cross-encoder", "qwen3-reranker"])
 def test_served_scores_agree(rerankers: Stack, name: str) -> None:
     served = Served(address(rerankers), name)
-    assert served.reranks
+    assert served.kind == "rerank"
     report = summarise(compare_scores(served, lambda _: expected_scores(name), PAIRS), tolerance=0.9999)
     assert report["passed"]
     assert report["token_ids"]["compared"] == len(PAIRS)

@@ -18,7 +18,7 @@ import numpy as np
 from build import gpu
 from build.errors import BuildError
 from build.graphs.decoder import Decoder
-from build.reference import cosines
+from build.verification.references.loading import cosines
 from tools.bench import machine
 from tools.bench.gpu import engines, report
 from tools.bench.gpu.checkpoint import SIZES, dimensions, flops, write_random
