@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import REFERENCE, Answer, Stack, send
 
-from build import reference as references
+from build.verification.references.loading import cosines
 from tools.shim.dialects.encodings import SCALE, SCALED, encoded
 from tools.shim.errors import GatewayError
 
@@ -325,7 +325,7 @@ def test_int8_keeps_cosines() -> None:
     # Each number is at most half a step off, so the sum of 384 products of such numbers at most this:
     bound = np.sqrt(384) / SCALE + 384 / (2 * SCALE) ** 2
     np.testing.assert_allclose(rounded @ rounded.T / SCALE**2, vectors @ vectors.T, rtol=0, atol=bound)
-    assert references.cosines(rounded.astype(np.float32), vectors).min() > 0.998
+    assert cosines(rounded.astype(np.float32), vectors).min() > 0.998
 
 
 def test_int8_is_for_unit_length() -> None:
@@ -333,6 +333,15 @@ def test_int8_is_for_unit_length() -> None:
     assert len(encoded(vectors, "binary", "mine")) == 2
     with pytest.raises(GatewayError, match="int8 is for vectors of unit length, and mine gives others"):
         encoded(vectors, "int8", "mine")
+
+
+def test_zeros_stay_zeros() -> None:
+    """As static embeddings give them for a text without a token, beside others."""
+    vectors = np.load(REFERENCE / "minilm.npz")["embeddings"][:2] * np.array([[1], [0]], np.float32)
+    for kind, zero in (("int8", 0), ("uint8", 128)):
+        found = encoded(vectors, kind, "mine")
+        assert set(found[1]) == {zero}
+        assert len(set(found[0])) > 10
 
 
 @pytest.mark.parametrize("kind", get_args(Precision))

@@ -42,7 +42,7 @@ REFUSED = {
 
 UNQUOTED = {
     *("StaticEmbedding", "camembert", "deberta-v2", "gte", "jina_embeddings_v3", "llama", "llama_bidirec"),
-    *("mistral", "model2vec", "t5"),
+    *("model2vec", "t5"),
 }
 """Types of which no copy of an embedding model's files was found."""
 OTHER_NAMES = {"jina_bert"}
@@ -169,6 +169,7 @@ PUBLISHED_PAGES = [
 OWN_WINDOWS = {"nomic-embed-text-v1.5"}
 """Pages whose window is not the one that sentence-transformers' file says: each says why."""
 OTHER_LAYERS = {
+    "e5-mistral-7b-instruct",
     "embeddinggemma-300m",
     "gte-large-en-v1.5",
     "gte-multilingual-base",

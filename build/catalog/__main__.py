@@ -8,7 +8,12 @@ from build.catalog import CatalogEntry, Wheel
 PUBLISHED = ("all-mpnet-base-v2",)
 """Beside the wheels, those whose files of the Hub the tests have from elsewhere, by the same hashes."""
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-KINDS = {"embed": "embeddings", "embed_sparse": "sparse vectors", "rerank": "reranker"}
+KINDS = {
+    "embed": "embeddings",
+    "embed_all": "vectors of tokens",
+    "embed_sparse": "sparse vectors",
+    "rerank": "reranker",
+}
 PATH = catalog.FOLDER / "README.md"
 
 HEAD = """\

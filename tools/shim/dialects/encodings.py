@@ -63,6 +63,8 @@ def encoded(rows: npt.NDArray[np.float32], kind: Encoding, model: str) -> list[A
 
     Raises GatewayError 400 where that is scaled for numbers of -1..1 and those of `model` may be larger.
     """
-    if kind in SCALED and (abs(np.linalg.norm(rows, axis=1) - 1) > LENGTH_TOLERANCE).any():
+    lengths = np.linalg.norm(rows, axis=1)
+    # Static embeddings give zeros for a text without a token, which no scale changes.
+    if kind in SCALED and (abs(lengths - 1) > LENGTH_TOLERANCE)[lengths != 0].any():
         raise bad_request(f"{kind} is for vectors of unit length, and {model} gives others: ask for float")
     return [ENCODERS[kind](row) for row in rows]
