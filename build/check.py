@@ -145,7 +145,16 @@ class Torch:
         if sentences := [row for row in rows if isinstance(row, str)]:
             raise MemoryError(sentences[0])
         found = [row for row in rows if not isinstance(row, str)]
-        return {name: np.stack([row[name] for row in found]) for name in found[0]}
+        return {name: _stacked([row[name] for row in found]) for name in found[0]}
+
+
+def _stacked(rows: Sequence[Array]) -> Array:
+    """Rows of one size, or of as many values as a text has: those are filled up as their step does it."""
+    widest = max(row.size for row in rows)
+    filling = NO_TOKEN if rows[0].dtype.kind == "i" else 0
+    if rows[0].ndim == 1:
+        rows = [np.pad(row, (0, widest - row.size), constant_values=filling) for row in rows]
+    return np.stack(rows)
 
 
 ENGINES: dict[str, type[Engine]] = {

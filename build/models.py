@@ -378,7 +378,7 @@ def check_ragged_results(entry: CatalogEntry, target: Target, exported: str | No
             f"{entry.name} would be adopted from {exported}, and {entry.tasks[0]} is written from weights only: "
             "take a checkpoint that has model.safetensors"
         )
-    if target.feed.packed or target.feed.needs_width:
+    if target.feed.needs_width or (target.feed.packed and "embed_all" in entry.tasks):
         raise NotPackedError(
             f"{entry.name} gives as many values as a text happens to have, which is not written for "
             f"{target.runtime}: build it for {others_than_packed(with_width=False)}"
@@ -467,8 +467,7 @@ def sparse_models(
     return [
         Model(repository.sparse_ensemble(family)),
         tokenizer(repository.tokenizer(family, checkpoint.prompts), checkpoint),
-        states,
-        pooling,
+        *with_head(states, repository.headless_sparse(family), pooling),
     ]
 
 

@@ -27,6 +27,8 @@ from test_heads import EXPECTED as HEADS_EXPECTED
 from test_heads import FILES as HEADS
 from test_heads import IDS as HEAD_IDS
 from test_heads import checkpoint as with_modules
+from test_sparse import expected as sparse_expected
+from test_sparse import opened
 from tiny import EMBEDDERS as ALL_EMBEDDERS
 from tiny import PACKED, STATIC, VARIANTS, variant
 from tiny import RERANKERS as ALL_RERANKERS
@@ -41,6 +43,13 @@ PYTHON = ROOT / ".venv-torch" / "bin" / "python"
 EMBEDDERS = [name for name in ALL_EMBEDDERS if name in PACKED]
 RERANKERS = [name for name in ALL_RERANKERS if name in PACKED]
 FAMILIES = [*EMBEDDERS, *RERANKERS]
+SPARSE = ["bert-splade", "bge-m3-sparse", "xlm-roberta-splade"]
+"""By the largest, by ids and by sums."""
+SERVED = ["bert-cls", "gemma3", "qwen3-embedding", "static", "xlm-roberta"]
+SERVED_RERANKERS = ["bert-cross-encoder", "qwen3-reranker"]
+"""Of each way to a head; the server adds nothing to the others."""
+HALVES = ["bert-cls", "gemma3", "qwen3-embedding", "qwen3-reranker"]
+"""Those that are built in fp16, too, which is bf16 with other rounding."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -62,9 +71,13 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("torch") / "repository"
     options = ["--runtime", "torch", "--repository", str(folder)]
     assert make.main(["minilm", *options]) == 0
+    for name in SPARSE:
+        assert make.main([str(TINY / name), "--task", "embed_sparse", *options]) == 0
     for name in FAMILIES:
         task = "embed" if name in EMBEDDERS else "rerank"
         for precision in PRECISIONS:
+            if precision == "fp16" and name not in HALVES:
+                continue
             words = ["--name", built(name, precision), "--precision", precision, "--task", task]
             assert make.main([str(TINY / name), *words, *options]) == 0
     return folder
@@ -93,8 +106,9 @@ def agrees(name: str, precision: str, rows: list[dict[str, list[float]]]) -> Non
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_every_family_gives_what_the_reference_gives(repository: Path, precision: str) -> None:
     """Packed beside all others and alone; layers share what is compiled between attentions."""
-    families, ids = [built(name, precision) for name in FAMILIES], [token_ids(name) for name in FAMILIES]
-    for name, answer in zip(FAMILIES, engine(repository, families, ids), strict=True):
+    names = HALVES if precision == "fp16" else FAMILIES
+    families, ids = [built(name, precision) for name in names], [token_ids(name) for name in names]
+    for name, answer in zip(names, engine(repository, families, ids), strict=True):
         agrees(name, precision, answer["together"])
         agrees(name, precision, answer["alone"])
         # Before the first attention, between two, and behind the last; and where experts are in between.
@@ -146,6 +160,24 @@ def test_classifiers_give_what_the_reference_gives(tmp_path: Path) -> None:
             np.testing.assert_allclose(found, CLASSES_EXPECTED[f"{name}/{kind}/{tensor}"], atol=1e-4)
 
 
+def test_sparse_vectors_give_what_the_reference_gives(repository: Path) -> None:
+    """Beside other texts, whose rows are longer, and alone."""
+    answers = engine(repository, SPARSE, [token_ids(name) for name in SPARSE])
+    for name, answer in zip(SPARSE, answers, strict=True):
+        reference = sparse_expected(name)
+        for rows in (answer["together"], answer["alone"]):
+            found = [
+                opened(*(np.array([row[tensor]]) for tensor in ("indices", "values")), reference.shape[1])
+                for row in rows
+            ]
+            np.testing.assert_allclose(np.concatenate(found), reference, rtol=1e-5, atol=1e-5)
+
+
+def test_vectors_of_tokens_are_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert make.main([str(TINY / "bert-colbert"), "--runtime", "torch", "--repository", str(tmp_path)]) == 1
+    assert "not written for torch: build it for python, onnxruntime or openvino" in capsys.readouterr().err
+
+
 def test_compiled_it_gives_the_same(repository: Path) -> None:
     """As on a GPU: with shapes that change from batch to batch."""
     if shutil.which("g++") is None:
@@ -182,8 +214,9 @@ def test_an_unknown_operator_is_named(repository: Path, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="session")
 def stack(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Every family in fp32, two in bf16, in one server whose Python has torch."""
-    models = ["minilm", "minilm-rerank", *FAMILIES, "qwen3-embedding-bf16", "qwen3-reranker-bf16"]
+    """Families in fp32, two in bf16, in one server whose Python has torch."""
+    models = ["minilm", "minilm-rerank", *SERVED, *SERVED_RERANKERS, SPARSE[0]]
+    models += ["qwen3-embedding-bf16", "qwen3-reranker-bf16"]
     options = ["--repository", str(repository), "--models", *models]
     # Each model is a process of its own: with all processors each, they are in each other's way.
     environment = {"OMP_NUM_THREADS": "1"}
@@ -194,7 +227,13 @@ def stack(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     assert running.stop() == 0
 
 
-@pytest.mark.parametrize("name", EMBEDDERS)
+def test_sparse_vectors_through_the_server(stack: Stack) -> None:
+    answer, reference = stack.infer(SPARSE[0], text=TEXTS), sparse_expected(SPARSE[0])
+    found = opened(answer["indices"], answer["values"], reference.shape[1])
+    np.testing.assert_allclose(found, reference, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SERVED)
 def test_vectors_through_the_server(stack: Stack, name: str) -> None:
     agrees(name, "fp32", [{"embeddings": row.tolist()} for row in stack.embed(TEXTS, name)])
     answer = stack.infer(name, text=TEXTS, prompt_name=["query"] * len(TEXTS))
@@ -202,7 +241,7 @@ def test_vectors_through_the_server(stack: Stack, name: str) -> None:
     assert (answer["token_count"][:, 0] == expected(name)["query_token_counts"]).all()
 
 
-@pytest.mark.parametrize("name", RERANKERS)
+@pytest.mark.parametrize("name", SERVED_RERANKERS)
 def test_scores_through_the_server(stack: Stack, name: str) -> None:
     answer = stack.infer(name, query=QUERIES, passage=PASSAGES)
     agrees(name, "fp32", [{"score": row.tolist()} for row in answer["score"]])

@@ -21,7 +21,7 @@ from build.errors import BuildError
 from build.files import is_listed
 from build.graphs.blocks import gelu
 from build.graphs.dimensions import Dimensions
-from build.graphs.onnx_graph import OnnxGraph
+from build.graphs.onnx_graph import PACKED, OnnxGraph
 from build.graphs.parameters import Parameters
 from build.graphs.pooling import token_rows
 from build.graphs.ragged import state_inputs
@@ -100,11 +100,23 @@ def write_splade(
     p = Parameters(g, weights)
     inner = gelu(g, p.linear(states, head.dense, hidden, hidden, bias=head.biases))
     x = p.layer_norm(inner, head.norm, hidden, encoder.head_epsilon, bias=head.biases)
+    table = g.weight("decoder.weight", _table(weights, head, size, hidden, tied))
+    bias = g.weight("decoder.bias", _bias(weights, head, size, tied))
 
+    if g.feed.packed:
+        logits = g.linear(x, table, bias)
+        if splade.strategy == "max":
+            best = g.op("MaxOfTexts", logits, lengths, domain=PACKED)
+            scores = _logarithms(g, g.op("Relu", best), splade.logarithms)
+        else:
+            each = _logarithms(g, g.op("Relu", logits), splade.logarithms)
+            count = g.op("Unsqueeze", g.op("Cast", lengths, to=TensorProto.FLOAT), g.constant([1], np.int64))
+            scores = g.op("Mul", g.op("MeanOfTexts", each, lengths, domain=PACKED), count)
+        write_sparse(g, scores, size)
+        return
     slot, real = token_rows(g, input_ids, lengths)
     rows = g.op("Flatten", g.op("Gather", x, slot), axis=2)
-    table = g.weight("decoder.weight", _table(weights, head, size, hidden, tied))
-    logits = g.linear(rows, table, g.weight("decoder.bias", _bias(weights, head, size, tied)))
+    logits = g.linear(rows, table, bias)
     shape = g.op("Concat", g.op("Shape", slot), g.constant([size], np.int64), axis=0)
     logits = g.op("Reshape", logits, shape)
 
@@ -155,10 +167,14 @@ def write_lexical(g: OnnxGraph, encoder: Dimensions, weights: Weights, dropped: 
     ids = g.op("Cast", g.op("Max", input_ids, g.constant(0, np.int32)), to=TensorProto.INT64)
     kept = np.ones(encoder.vocab_size, np.float32)
     kept[dropped] = 0
-    slot, real = token_rows(g, input_ids, lengths)
     own = g.op(
         "Mul", g.op("Reshape", each, g.constant([-1], np.int64)), g.op("Gather", g.weight("kept", kept), ids)
     )
+    if g.feed.packed:
+        largest = g.op("LargestOfIds", own, ids, lengths, domain=PACKED, size=encoder.vocab_size)
+        write_sparse(g, largest, encoder.vocab_size)
+        return
+    slot, real = token_rows(g, input_ids, lengths)
     places, found = g.op("Gather", ids, slot), g.op("Mul", g.op("Gather", own, slot), real)
     batch = g.op("Shape", slot, start=0, end=1)
     shape = g.op("Concat", batch, g.constant([encoder.vocab_size], np.int64), axis=0)
@@ -168,6 +184,12 @@ def write_lexical(g: OnnxGraph, encoder: Dimensions, weights: Weights, dropped: 
 
 def write_sparse(g: OnnxGraph, scores: str, size: int) -> None:
     """Declares the outputs `indices` and `values`: what is above zero of `scores` [B, `size`]."""
+    if g.feed.packed:
+        above = g.op("PlacesAboveZero", scores, domain=PACKED)
+        g.output("indices", above, TensorProto.INT32, ["batch", "most"])
+        values = g.op("AtPlaces", scores, above, domain=PACKED)
+        g.output("values", values, TensorProto.FLOAT, ["batch", "most"])
+        return
     places, place, _ = compacted(g, g.op("Greater", scores, g.constant(0, np.float32)))
     flat = g.op("Reshape", scores, g.constant([-1], np.int64))
     ids = g.op("Mod", places, g.constant(size, np.int64))

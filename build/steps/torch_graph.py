@@ -8,6 +8,11 @@ packed.Attention    q [T, heads * d], k and v [T, kv_heads * d] or with their he
                     [T, heads * d]: softmax(scale q k^T) v within each text, over the keys up to the query
                     (`is_causal`) or all of them, and no more than `window` places away
 packed.MeanOfTexts  x FP32 [T, H], lengths INT32 [B] -> [B, H]: the mean over each text's tokens
+packed.LargestOfIds x FP32 [T], ids INT64 [T], lengths INT32 [B] -> [B, `size`]: of each text's tokens of an id
+                    the largest x, 0 where it has none or all are less
+packed.PlacesAboveZero  x FP32 [B, K] -> INT32 [B, N]: of each row, ascending; N is that of the row with most, at
+                    least 1, and -1 fills others up
+packed.AtPlaces     x FP32 [B, K], such places -> [B, N]: the values there, 0 where there is no place
 
 FP32 is computed in FP32, without TF32, and sums of 16-bit products are kept in FP32.
 """
@@ -92,6 +97,26 @@ def _weighted_mean(x: Tensor, lengths: Tensor) -> Tensor:
     return total / (count * (count + 1) * 0.5)
 
 
+def _largest_of_ids(x: Tensor, ids: Tensor, lengths: Tensor, size: int) -> Tensor:
+    row = torch.repeat_interleave(torch.arange(len(lengths), device=x.device), lengths)
+    flat = x.new_zeros(len(lengths) * size)
+    return flat.scatter_reduce(0, row * size + ids, x, "amax").reshape(-1, size)
+
+
+def _places_above_zero(x: Tensor) -> Tensor:
+    """The one operator whose size only the values know, so a GPU is waited for."""
+    row, place = (x > 0).nonzero(as_tuple=True)
+    counts = torch.bincount(row, minlength=len(x))
+    column = torch.arange(len(row), device=x.device) - (counts.cumsum(0) - counts)[row]
+    found = torch.full((len(x), max(1, int(counts.max()))), -1, dtype=torch.int32, device=x.device)
+    found[row, column] = place.to(torch.int32)
+    return found
+
+
+def _at_places(x: Tensor, places: Tensor) -> Tensor:
+    return x.gather(1, places.clamp(min=0).to(torch.int64)) * (places >= 0)
+
+
 OPERATORS: dict[str, Callable[..., Any]] = {
     "Add": operator.add,
     "And": torch.logical_and,
@@ -111,6 +136,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
         x, scale.shape, scale, bias, epsilon
     ),
     "Less": operator.lt,
+    "Log": torch.log,
     "Max": lambda x, least: x.clamp(min=least),
     "Mod": operator.mod,
     "Mul": operator.mul,
@@ -127,8 +153,12 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Sub": operator.sub,
     "Tanh": torch.tanh,
     "Unsqueeze": _unsqueeze,
+    "Where": torch.where,
+    f"{PACKED}.AtPlaces": _at_places,
+    f"{PACKED}.LargestOfIds": _largest_of_ids,
     f"{PACKED}.MaxOfTexts": lambda x, lengths: torch.segment_reduce(x, "max", lengths=lengths, unsafe=True),
     f"{PACKED}.MeanOfTexts": lambda x, lengths: torch.segment_reduce(x, "mean", lengths=lengths, unsafe=True),
+    f"{PACKED}.PlacesAboveZero": _places_above_zero,
     f"{PACKED}.WeightedMeanOfTexts": _weighted_mean,
     # Not written by any graph: a part of linear layers that were joined.
     f"{PACKED}.Part": lambda x, start, width: x.narrow(-1, start, width),

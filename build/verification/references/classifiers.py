@@ -6,16 +6,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from build.verification.references.loading import FP32, Classifier, Expected, check_class, load, package
+from build.verification.references.loading import FP32, Classifier, Expected, check_class, package, pretrained
 
 
 def classifier(checkpoint: str, max_tokens: int) -> Classifier:
     """The classifier in the folder or of the Hub's name `checkpoint`: its labels' probabilities, in order."""
     check_class(checkpoint, "AutoModelForSequenceClassification")
-    transformers = package("transformers")
-    model = load(transformers.AutoModelForSequenceClassification.from_pretrained, checkpoint, **FP32)
-    tokenizer = load(transformers.AutoTokenizer.from_pretrained, checkpoint)
-    pipeline = transformers.pipeline("text-classification", model=model, tokenizer=tokenizer, top_k=None)
+    model = pretrained("AutoModelForSequenceClassification", checkpoint, **FP32)
+    tokenizer = pretrained("AutoTokenizer", checkpoint)
+    pipeline = package("transformers").pipeline(
+        "text-classification", model=model, tokenizer=tokenizer, top_k=None
+    )
     cut = {"truncation": True, "max_length": max_tokens}
     labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
 

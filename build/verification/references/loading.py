@@ -73,6 +73,12 @@ def load(loader: Callable[..., Any], checkpoint: str, **options: Any) -> Any:
         raise BuildError(f"the reference {checkpoint} cannot be loaded: {' '.join(str(error).split())}") from None
 
 
+def pretrained(name: str, checkpoint: str, **options: Any) -> Any:
+    """The checkpoint by transformers' class of that name; code of its own is refused without asking."""
+    loader = getattr(package("transformers"), name).from_pretrained
+    return load(loader, checkpoint, trust_remote_code=False, **options)
+
+
 def loaded(name: str, checkpoint: str) -> Any:
     """The checkpoint by sentence-transformers' class of that name."""
     return load(getattr(package("sentence_transformers"), name), checkpoint, model_kwargs=FP32)
@@ -103,9 +109,8 @@ def check_class(checkpoint: str, kind: str) -> None:
     """
     if not content(checkpoint, "config.json").get("auto_map"):
         return
-    loader = getattr(package("transformers"), kind).from_pretrained
     options = {"output_loading_info": True, "ignore_mismatched_sizes": True, **FP32}
-    _, found = load(loader, checkpoint, **options)
+    _, found = pretrained(kind, checkpoint, **options)
     missing = sorted({str(one) for one in (*found["missing_keys"], *map(_first, found["mismatched_keys"]))})
     missing = [name for name in missing if "pooler" not in name]
     if missing:

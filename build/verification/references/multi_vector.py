@@ -21,9 +21,9 @@ from build.verification.references.loading import (
     check_class,
     content,
     find,
-    load,
     loaded,
     package,
+    pretrained,
 )
 
 BGE_M3 = "colbert_linear.safetensors"
@@ -79,9 +79,9 @@ def _colbert(checkpoint: str) -> MultiEmbedder:
 
 def _bge_m3(checkpoint: str, linear: Path, prompts: Mapping[str, str], max_tokens: int) -> MultiEmbedder:
     """As FlagEmbedding's BGEM3FlagModel does: w h + b of all tokens but the first, of length 1."""
-    transformers, torch = package("transformers"), package("torch")
-    model = load(transformers.AutoModel.from_pretrained, checkpoint, **FP32).eval()
-    tokenizer = load(transformers.AutoTokenizer.from_pretrained, checkpoint)
+    torch = package("torch")
+    model = pretrained("AutoModel", checkpoint, **FP32).eval()
+    tokenizer = pretrained("AutoTokenizer", checkpoint)
     layer = {name: tensor.float() for name, tensor in package("safetensors.torch").load_file(linear).items()}
 
     def vectors(ids: list[int]) -> Any:

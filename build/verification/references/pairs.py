@@ -20,9 +20,9 @@ from build.verification.references.loading import (
     check_class,
     cosines,
     find,
-    load,
     loaded,
     package,
+    pretrained,
 )
 
 ASKED = {
@@ -78,8 +78,8 @@ def _asked(checkpoint: str, kind: str, max_tokens: int) -> Scorer:
     """The share of one token's probability in that of two, at the last position."""
     torch = package("torch")
     loader, yes, no = ASKED[kind]
-    tokenizer = load(package("transformers").AutoTokenizer.from_pretrained, checkpoint)
-    model = load(getattr(package("transformers"), loader).from_pretrained, checkpoint, **FP32).eval()
+    tokenizer = pretrained("AutoTokenizer", checkpoint)
+    model = pretrained(loader, checkpoint, **FP32).eval()
     words = (_mxbai if kind == "Qwen2ForCausalLM" else _qwen3)(tokenizer, max_tokens)
     both = tokenizer.convert_tokens_to_ids([yes, no]) if yes else []
 

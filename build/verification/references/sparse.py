@@ -16,9 +16,9 @@ from build.verification.references.loading import (
     architecture,
     check_class,
     find,
-    load,
     loaded,
     package,
+    pretrained,
 )
 
 LEXICAL = "sparse_linear.safetensors"
@@ -48,9 +48,9 @@ def _lexical(checkpoint: str, linear: Path, prompts: Mapping[str, str], max_toke
 
     Special tokens have no weight. FlagEmbedding itself reads the layer from a pickle, and needs older libraries.
     """
-    transformers, torch = package("transformers"), package("torch")
-    model = load(transformers.AutoModel.from_pretrained, checkpoint, **FP32).eval()
-    tokenizer = load(transformers.AutoTokenizer.from_pretrained, checkpoint)
+    torch = package("torch")
+    model = pretrained("AutoModel", checkpoint, **FP32).eval()
+    tokenizer = pretrained("AutoTokenizer", checkpoint)
     weigh = package("safetensors.torch").load_file(linear)
     unweighed = {tokenizer.cls_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}
 
