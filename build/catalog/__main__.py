@@ -25,12 +25,12 @@ HEAD = """\
 
 Models that are built by their name: `make serve MODEL=bge-small-en-v1.5`. A page says where a checkpoint lies,
 at which commit, and what its own files leave open, as prompts; pooling, norms and tokenizer are read from those
-files. Precisions have the default first, each with the gigabytes of the weights. The trial of a build takes three times
-those of its precision; [what a server takes](../../docs/memory.md) is measured where it runs.
+files. Precisions have the default first, each with the gigabytes of the weights. The trial of a build takes three
+times those of its precision; [what a server takes](../../docs/memory.md) is measured where it runs.
 
-Each is built for every runtime, but for those under "not for". MPNet, T5, DeBERTa and jina-embeddings-v2 have biases
-in attention, and are not for `torch` either. On a CPU the runtime is `python`, unless another is asked for;
-[an NVIDIA GPU](../../docs/gpu.md) gets `torch`.
+Each is built for every runtime, but for those under "not for". MPNet, T5, DeBERTa and jina-embeddings-v2 have
+biases in attention, and are not for `torch` either. On a CPU the runtime is `python`, unless another is asked
+for; [an NVIDIA GPU](../../docs/gpu.md) gets `torch`.
 
 **Only what is tested by `weights` has been built here from published weights.** Of all others the layout is
 tested, with tiny random checkpoints of the same `model_type`, against transformers and sentence-transformers.
@@ -38,7 +38,7 @@ Commits, sizes, licences and prompts are quoted, most of them from mteb's regist
 without safetensors at its commit is refused before anything large is brought. `python -m build.verify` compares
 a built family with its reference.
 
-| name | kind | dimensions | tokens | languages | licence | million weights | GB by precision | not for | tested by |
+| name | kind | dimensions | tokens | languages | licence | million weights | GB by precision | not for | tested |
 |---|---|---|---|---|---|---|---|---|---|
 """
 
