@@ -74,7 +74,7 @@ soak: build .venv/test.lock ## An hour of mixed load: memory, files and threads 
 backfill: .venv/backfill.lock ## Embed a corpus into Postgres, Parquet or JSON lines (ARGS="--help")
 	@$(VENV)/python -m tools.backfill $(ARGS)
 
-docs: .venv-docs/docs.lock ## Build these pages as a site with search; a broken link fails
+docs: .venv-docs/docs.lock ## Build README and docs/ as a site with search (a broken link fails)
 	@.venv-docs/bin/python -m tools.docs
 
 .venv-docs/docs.lock: docs.lock

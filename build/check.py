@@ -198,7 +198,7 @@ def check_apart(repository: Path, families: Sequence[str]) -> None:
     if done.returncode == 1:
         raise BuildError((done.stderr.strip().splitlines() or ["the graphs cannot be run"])[-1])
     if done.returncode == -signal.SIGKILL:
-        raise BuildError(f"the graphs of {families[0]} were killed in their trial, most likely for want of memory")
+        raise BuildError(f"the graphs of {families[0]} were killed in their trial: most likely memory ran out")
     if done.returncode:
         raise BuildError(
             f"the graphs of {families[0]} end the engine that runs them, by signal {-done.returncode}"
@@ -333,7 +333,7 @@ def _compare(family: str, found: Sequence[Mapping[str, Array]], least: float) ->
             if likeness < least:
                 raise BuildError(
                     f"{family} gives a text other {name} beside longer texts than alone: alike by {likeness:.4f}, "
-                    f"where {least} is the least"
+                    f"and {least} is the least allowed"
                 )
 
 

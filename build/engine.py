@@ -336,10 +336,12 @@ def wanted(model: PlannedModel, asked: str | None) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Builds the plans of the ensembles named on the command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m build.engine", description=str(__doc__).splitlines()[0])
-    parser.add_argument("ensembles", nargs="+", metavar="ENSEMBLE", help="whose steps to compile")
-    parser.add_argument("--repository", type=Path, default=ROOT / "model_repository", help="models")
+    parser.add_argument("ensembles", nargs="+", metavar="ENSEMBLE", help="ensembles whose steps are compiled")
+    parser.add_argument("--repository", type=Path, default=ROOT / "model_repository", help="the model repository")
     parser.add_argument("--quantize", choices=QUANTIZATIONS, help="what the encoder's linear layers compute in")
-    parser.add_argument("--calibration", type=Path, metavar="FILE", help="texts of your own for that, one a line")
+    parser.add_argument(
+        "--calibration", type=Path, metavar="FILE", help="texts that calibrate it, one on each line"
+    )
     parser.add_argument("--workspace", type=int, default=4, metavar="GIB", help="scratch memory of one kernel (4)")
     options = parser.parse_args(arguments)
     if (options.quantize is None) != (options.calibration is None):

@@ -36,14 +36,16 @@ def main(arguments: list[str] | None = None) -> int:
         nargs="*",
         metavar="MODEL",
         default=[DEFAULT_MODEL],
-        help=f"a catalog name ({', '.join(catalog.names())}), a checkpoint folder, or a repository of the "
+        help="a name that build/catalog/README.md lists, a checkpoint folder, or a repository of the "
         f"Hugging Face Hub as organisation/name or organisation/name@revision (default: {DEFAULT_MODEL})",
     )
     parser.add_argument("--name", help="what the model is served as (default: its own name)")
     parser.add_argument(
         "--task", choices=TASKS, help="what the model is for (default: what the catalog or its files say)"
     )
-    parser.add_argument("--dimensions", type=int, help="cut embeddings to so many (Matryoshka)")
+    parser.add_argument(
+        "--dimensions", type=int, metavar="N", help="cut embeddings to so many dimensions (Matryoshka)"
+    )
     parser.add_argument(
         "--runtime",
         choices=[*RUNTIMES, AUTO],
@@ -55,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         choices=PRECISIONS,
         help="what the encoder computes in (default: the catalog's); an adopted model.onnx keeps its own",
     )
-    parser.add_argument("--max-tokens", type=int, help="cut texts to so many tokens")
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="cut texts to so many tokens")
     parser.add_argument(
         "--pooling",
         choices=POOLINGS,
@@ -64,13 +66,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--normalise",
         action=argparse.BooleanOptionalAction,
-        help="whether embeddings get unit length (default: what modules.json says; without one, no)",
+        help="whether embeddings get unit length (default: what modules.json says; without that file they do not)",
     )
     parser.add_argument(
         "--adapter",
         metavar="TASK",
-        help="the task whose adapter is added to the weights, as retrieval.query of jina-embeddings-v3 (default: "
-        "none)",
+        help="add the adapter of this task to the weights, such as retrieval.query of jina-embeddings-v3",
     )
     parser.add_argument(
         "--onnx",
@@ -83,8 +84,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--ignore",
         action="append",
         metavar="NAME",
-        help="build past this key or tensor of the checkpoint, which nothing here reads; a pattern with * is "
-        "several. The vectors may be others than the reference's, so the served model says so",
+        help="build although nothing here reads this key or tensor of the checkpoint; a pattern with * names "
+        "several. The vectors may then differ from the reference's, and the served model says so",
     )
     parser.add_argument(
         "--repository",

@@ -84,15 +84,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--reference", required=True, metavar="CHECKPOINT", help="its folder, or its name on the Hub"
     )
     parser.add_argument("--url", default=f"localhost:{Ports.grpc}", help="Triton's gRPC (default: %(default)s)")
-    parser.add_argument("--texts", type=Path, metavar="FILE", help="texts of your own, one a line")
-    parser.add_argument("--report", type=Path, metavar="FILE", help="writes all that was found as JSON")
+    parser.add_argument(
+        "--texts",
+        type=Path,
+        metavar="FILE",
+        help="texts to compare, one on each line (default: docstrings of Python's library)",
+    )
+    parser.add_argument("--report", type=Path, metavar="FILE", help="file that gets all that was found, as JSON")
     parser.add_argument("--tolerance", type=float, help=f"lowest agreement (the family's own, else {TOLERANCE})")
     parser.add_argument(
         "--precision",
         choices=TOLERANCES,
         help="what it is served in (default: its graph's)",
     )
-    parser.add_argument("--repository", type=Path, default=ROOT / "model_repository", help="for the family's own")
+    parser.add_argument(
+        "--repository",
+        type=Path,
+        default=ROOT / "model_repository",
+        help="repository that has the family's own tolerance",
+    )
     parser.add_argument(
         "--mteb", nargs="+", metavar="TASK", help="compares the main scores of mteb's tasks, not texts one by one"
     )

@@ -186,7 +186,7 @@ def test_what_is_not_tried_is_said(
     ("number", "words"),
     [
         (11, "end the engine that runs them, by signal 11"),
-        (9, "were killed in their trial, most likely for want of"),
+        (9, "were killed in their trial: most likely memory"),
     ],
 )
 def test_an_engine_that_dies_of_a_graph(

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 1 with the reason when Triton has to be started again."""
     parser = argparse.ArgumentParser(prog="python -m tools.alive", description=str(__doc__).splitlines()[0])
     parser.add_argument("--http-port", type=int, default=Ports.http, help="Triton v2 over HTTP")
-    parser.add_argument("--work-folder", type=Path, default=Path("/tmp"), help="where the secret lies")  # noqa: S108
+    parser.add_argument("--work-folder", type=Path, default=Path("/tmp"), help="folder of the secret")  # noqa: S108
     options = parser.parse_args(arguments)
     url = f"http://127.0.0.1:{options.http_port}/v2"
     try:

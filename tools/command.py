@@ -77,6 +77,13 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds the default of each option, but for those whose help tells it in words."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if "(default:" in (action.help or "") else super()._get_help_string(action)
+
+
 def make_parser(
     module: str, description: str | None, models: Sequence[str] | None = DEFAULT_MODELS
 ) -> argparse.ArgumentParser:
@@ -84,14 +91,15 @@ def make_parser(
     parser = argparse.ArgumentParser(
         prog=f"python -m {module}",
         description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Help,
     )
     parser.add_argument(
         "--models",
         nargs="+",
         default=models,
+        metavar="MODEL",
         help="ensembles to serve; the first of a task answers calls that name no model"
-        + ("" if models else ". By default all that are in the repository"),
+        + ("" if models else " (default: all in the repository)"),
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     return parser
@@ -99,16 +107,21 @@ def make_parser(
 
 def add_gateway_options(parser: argparse.ArgumentParser) -> None:
     """Options of the commands that run the gateway."""
-    parser.add_argument("--embed-port", type=int, default=EMBED_PORT, help="gateway, by convention /embed")
-    parser.add_argument("--rerank-port", type=int, default=RERANK_PORT, help="gateway, by convention /rerank")
-    parser.add_argument("--timeout", type=float, default=TIMEOUT_SECONDS, help="seconds a call may take")
+    parser.add_argument(
+        "--embed-port", type=int, metavar="PORT", default=EMBED_PORT, help="gateway, by convention for /embed"
+    )
+    parser.add_argument(
+        "--rerank-port", type=int, metavar="PORT", default=RERANK_PORT, help="gateway, by convention for /rerank"
+    )
+    parser.add_argument(
+        "--timeout", type=float, metavar="SECONDS", default=TIMEOUT_SECONDS, help="how long a call may take"
+    )
     parser.add_argument(
         "--workers",
         type=workers,
         default=1,
         metavar="N",
-        help="processes of the gateway, for hosts of many cores; with more than one, models are those that are "
-        "loaded at the start",
+        help="processes of the gateway, for hosts of many cores; several load and unload nothing after the start",
     )
     parser.add_argument(
         "--alias",
@@ -116,16 +129,16 @@ def add_gateway_options(parser: argparse.ArgumentParser) -> None:
         type=alias,
         default=os.environ.get("GATEWAY_ALIASES", "").split(),
         metavar="NAME=MODEL",
-        help="names that callers may also give a model, such as text-embedding-3-small=minilm; "
-        "by default those in GATEWAY_ALIASES, apart by spaces",
+        help="other names of models, such as text-embedding-3-small=minilm (default: those in GATEWAY_ALIASES, "
+        "separated by spaces)",
     )
     parser.add_argument(
         "--allow-origin",
         nargs="+",
         default=os.environ.get("GATEWAY_ALLOW_ORIGIN", "").split(),
         metavar="ORIGIN",
-        help="whose pages may call from a browser, such as https://app.example.com, or * for all; "
-        "by default those in GATEWAY_ALLOW_ORIGIN, apart by spaces",
+        help="origins whose pages may call from a browser, such as https://app.example.com, or * for all "
+        "(default: those in GATEWAY_ALLOW_ORIGIN, separated by spaces)",
     )
 
 
@@ -136,25 +149,29 @@ def add_residency_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="MODEL",
-        help="models to load at the start; the first of a task answers calls that name no model. By default those "
-        "of --models, or the first of each task",
+        help="models to load at the start; the first of a task answers calls that name no model (default: those "
+        "of --models, or the first of each task)",
     )
     parser.add_argument(
-        "--pin", nargs="+", default=[], metavar="MODEL", help="models to load at the start and never to unload"
+        "--pin",
+        nargs="+",
+        default=[],
+        metavar="MODEL",
+        help="models to load at the start and never to unload (default: none)",
     )
     parser.add_argument(
         "--memory",
         type=size,
         metavar="SIZE",
-        help="what all loaded models may take, such as 12GB, of a GPU where they run on one; by default nine "
-        "tenths of what is free at the start",
+        help="memory for all loaded models, such as 12GB: a GPU's where they run on one (default: nine tenths of "
+        "what is free at the start)",
     )
     parser.add_argument(
         "--keep-alive",
         type=float,
         default=math.inf,
         metavar="SECONDS",
-        help="how long a model stays loaded that nobody calls and that takes no other's room",
+        help="unload a model that nobody has called for so long (default: never, while there is room)",
     )
 
 
@@ -205,24 +222,49 @@ def add_triton_options(parser: argparse.ArgumentParser) -> None:
         default=ROOT / "model_repository",
         help="folder of the models, or where Triton finds them in an object store: s3://, gs:// or as://",
     )
-    parser.add_argument("--http-port", type=int, default=Ports.http, help="Triton v2 over HTTP")
-    parser.add_argument("--grpc-port", type=int, default=Ports.grpc, help="Triton v2 over gRPC")
-    parser.add_argument("--metrics-port", type=int, default=Ports.metrics, help="Triton's metrics")
+    parser.add_argument(
+        "--http-port", type=int, metavar="PORT", default=Ports.http, help="Triton's own protocol over HTTP"
+    )
+    parser.add_argument(
+        "--grpc-port", type=int, metavar="PORT", default=Ports.grpc, help="Triton's own protocol over gRPC"
+    )
+    parser.add_argument("--metrics-port", type=int, metavar="PORT", default=Ports.metrics, help="Triton's metrics")
     parser.add_argument(
         "--connection-seconds",
         type=int,
+        metavar="SECONDS",
         default=0,
-        help="how old a gRPC connection gets before its client has to look Triton up again: so it finds replicas "
-        "that have come and leaves those that go; 0: any age",
-    )
-    parser.add_argument("--cache-mb", type=int, default=0, help="memory for the states of texts that come again")
-    parser.add_argument(
-        "--trace-url", type=trace_url, default="", help="OTLP/HTTP collector that spans are sent to"
+        help="close a gRPC connection at this age, so that its client looks Triton up again and finds replicas; "
+        "0: never",
     )
     parser.add_argument(
-        "--trace-rate", type=int, default=0, help="trace one request of so many; 0: only calls with a traceparent"
+        "--cache-mb",
+        type=int,
+        metavar="MB",
+        default=0,
+        help="memory that keeps hidden states of texts, for when they come again",
     )
-    parser.add_argument("--work-folder", type=Path, default=ROOT / ".cache", help="log, secret and backends")
+    parser.add_argument(
+        "--trace-url",
+        type=trace_url,
+        metavar="URL",
+        default="",
+        help="collector of OTLP over HTTP that gets the spans of every step (default: none)",
+    )
+    parser.add_argument(
+        "--trace-rate",
+        type=int,
+        metavar="N",
+        default=0,
+        help="trace every Nth request too; 0: only calls with a traceparent",
+    )
+    parser.add_argument(
+        "--work-folder",
+        type=Path,
+        metavar="FOLDER",
+        default=ROOT / ".cache",
+        help="folder of log, secret and backends",
+    )
 
 
 def repository(place: str) -> Path | str:

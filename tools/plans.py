@@ -19,8 +19,8 @@ ROOT = Path(__file__).parent.parent
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints every problem; returns 1 when there is one."""
     parser = argparse.ArgumentParser(prog="python -m tools.plans", description=str(__doc__).splitlines()[0])
-    parser.add_argument("ensembles", nargs="+", metavar="ENSEMBLE", help="what is going to be served")
-    parser.add_argument("--repository", type=Path, default=ROOT / "model_repository", help="models")
+    parser.add_argument("ensembles", nargs="+", metavar="ENSEMBLE", help="ensembles that are going to be served")
+    parser.add_argument("--repository", type=Path, default=ROOT / "model_repository", help="the model repository")
     options = parser.parse_args(arguments)
     try:
         found = list(problems(options.repository, options.ensembles))

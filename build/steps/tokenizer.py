@@ -196,7 +196,7 @@ class TritonPythonModel:
                 token = self._tokenizer.id_to_token(last)
                 raise BadRequestError(f"{self._place(i)} has {token!r}, a token that the model has no vector for")
             if not row.ids:
-                raise BadRequestError(f"{self._place(i)} has no tokens: send one that the tokenizer keeps some of")
+                raise BadRequestError(f"{self._place(i)} has no tokens: send one that its tokenizer does not drop")
             rows.append(row)
             if describes:
                 with self._cut_to(text.side):

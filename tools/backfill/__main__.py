@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     add = found.add_argument
     add("source", help="postgresql://..., a folder of .parquet or .jsonl, or - for JSON lines of stdin to stdout")
     add("goal", nargs="?", type=Path, help="folder that vectors of a folder go to")
-    add("--table", help="of Postgres, its schema before it where needed")
+    add("--table", help="table of Postgres, as SCHEMA.TABLE where needed")
     add("--id", default="id", help="column that names a row (default: id)")
     add("--text", default="text", help="column to embed (default: text)")
     add("--vector", default="embedding", help="column for the vectors (default: embedding)")
@@ -56,16 +56,24 @@ def parser() -> argparse.ArgumentParser:
     add("--into", metavar="TABLE", help="write vectors into a table of their own (id, VECTOR), made where missing")
     add("--index", action="store_true", help="build pgvector's HNSW index afterwards")
     add("--url", nargs="+", default=[GATEWAY], help=f"gateways (default: {GATEWAY})")
-    add("--model", help="(default: the first that embeds)")
-    add("--prompt", help="put before each text, by name, or none (default: document, where the model has it)")
-    add("--dimensions", type=int, help="cut vectors to so many, where the model was trained for that")
-    add("--calls", type=int, default=4, help="at once, to each gateway (default: 4)")
-    add("--replace", action="store_true", help="embed again what has vectors of another origin")
+    add("--model", help="name of the model (default: the first that embeds)")
+    add(
+        "--prompt",
+        help="name of the prompt put before each text, or none (default: document, where the model has it)",
+    )
+    add("--dimensions", type=int, help="cut vectors to so many dimensions, where the model was trained for that")
+    add("--calls", type=int, default=4, help="calls at once, to each gateway (default: 4)")
+    add("--replace", action="store_true", help="embed rows again that have vectors of another origin")
     add("--dry-run", action="store_true", help="count what is to be done and estimate how long it takes")
     add("--refused", type=Path, metavar="FILE", help="append id and reason of each refused row, as JSON lines")
     add("--part-rows", type=int, default=4096, help="rows of an output file (default: 4096)")
-    add("--engine", choices=["local", "ray"], default="local", help="ray: Parquet, on a Ray cluster (RAY_ADDRESS)")
-    add("--workers", type=int, default=2, help="of ray, one CPU each (default: 2)")
+    add(
+        "--engine",
+        choices=["local", "ray"],
+        default="local",
+        help="ray does Parquet on a Ray cluster (RAY_ADDRESS)",
+    )
+    add("--workers", type=int, default=2, help="workers of ray, one CPU each (default: 2)")
     return found
 
 

@@ -36,13 +36,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--repository",
         type=Path,
-        help="Triton's model repository, where models are to be loaded as they are called; else those of --models "
-        "are there or not",
+        help="Triton's model repository, to load models as they are called (default: those of --models are loaded "
+        "already)",
     )
     parser.add_argument(
-        "--secret-file", type=Path, help="the secret of that Triton's management, which it writes when it starts"
+        "--secret-file",
+        type=Path,
+        help="file that this Triton wrote its secret to when it started (default: none)",
     )
-    parser.add_argument("--metrics", default="", help="host:port of that Triton's metrics")
+    parser.add_argument("--metrics", default="", help="host:port of its metrics (default: none)")
     return run(partial(serve, parser.parse_args(arguments)))
 
 
@@ -53,7 +55,7 @@ async def serve(options: argparse.Namespace, stop: asyncio.Event) -> None:
     residency = None
     if options.repository is not None:
         if options.secret_file is None:
-            raise ServerError("to load models of a --repository takes the --secret-file of its Triton")
+            raise ServerError("--repository needs --secret-file: Triton's secret is what models are loaded with")
         plan = Plan.of(options, options.repository)
         options.models = plan.models
         if options.workers > 1:

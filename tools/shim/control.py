@@ -83,7 +83,7 @@ class Control:
             if not any(states.get(name) in ("UNLOADING", "LOADING", "READY") for name in models):
                 return
             await asyncio.sleep(0.05)
-        raise InferenceServerException(f"Triton has not let go of {models[0]} for {UNLOAD_SECONDS:.0f} s")
+        raise InferenceServerException(f"Triton has not unloaded {models[0]} within {UNLOAD_SECONDS:.0f} s")
 
     async def memory(self) -> Mapping[tuple[str, str], int]:
         """(model, `process` or `gpu`) -> bytes that it holds, by its own count; none where that cannot be had."""

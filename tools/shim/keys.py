@@ -40,7 +40,7 @@ def load(environment: Mapping[str, str] = os.environ) -> list[bytes]:
         except OSError as error:
             raise KeysError(f"{FILE_VARIABLE}: cannot read {file}: {error.strerror}") from None
         except UnicodeDecodeError:
-            raise KeysError(f"{FILE_VARIABLE}: {file} holds other characters than ASCII's") from None
+            raise KeysError(f"{FILE_VARIABLE}: {file} has characters that are not ASCII") from None
         if not any(lines):
             raise KeysError(f"{FILE_VARIABLE}: {file} holds no key")
         found |= {f"{FILE_VARIABLE}: line {i} of {file}": line for i, line in enumerate(lines, 1) if line}

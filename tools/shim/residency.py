@@ -230,7 +230,7 @@ class Residency:
         self._count(one)
         while one.state != "absent" and one.evictions["asked"] == gone:
             if time.monotonic() > until:
-                raise not_ready(f"{ensemble} still has {one.calls} calls under way and goes after them", 1)
+                raise not_ready(f"{ensemble} still has {one.calls} calls under way: it is unloaded after them", 1)
             await asyncio.sleep(0.05)
 
     def pin(self, ensemble: str, pinned: bool) -> None:
@@ -271,7 +271,9 @@ class Residency:
             if not fits(one, self.families, self.budget):
                 raise self._too_big(one)
         if one.waiting >= MOST_WAITING:
-            raise overloaded(f"{one.waiting} calls wait for {one.family.name} already", self._seconds_to_load(one))
+            raise overloaded(
+                f"{one.waiting} calls already wait until {one.family.name} is loaded", self._seconds_to_load(one)
+            )
         patience = seconds - min(EARLY_SECONDS, seconds / 10)
         if one.loads and self._seconds_to_load(one) > seconds:
             one.wanted, one.asked = True, min(one.asked, now)

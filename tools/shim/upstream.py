@@ -355,7 +355,7 @@ class Upstream:
         config = await self._config(name)
         steps, task = steps_of(config), task_of(config)
         if task is None:
-            raise BuildError(f"{name} is no ensemble that does any of {', '.join(get_args(Task))}")
+            raise BuildError(f"{name} is no ensemble for any of the tasks {', '.join(get_args(Task))}")
         parameters = (await self._config(steps[0])).parameters
         facts = {key: value.string_value for key, value in config.parameters.items()}
         if self.residency is not None and (graph := space(self.residency.repository, config)):

@@ -49,19 +49,26 @@ def main() -> int:
     """Measures, writes and prints; returns 1 with a sentence where it cannot."""
     parser = argparse.ArgumentParser(prog="python -m tools.bench.gpu", description=__doc__)
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--size", choices=SIZES, help="of Qwen3-Embedding, with random weights (default: 0.6b)")
+    what.add_argument("--size", choices=SIZES, help="size of Qwen3-Embedding, with random weights (default: 0.6b)")
     what.add_argument("--checkpoint", type=Path, metavar="FOLDER", help="a checkpoint of Qwen3-Embedding instead")
     parser.add_argument(
-        "--rounds", type=int, choices=range(1, 10), default=2, metavar="N", help="of every engine (default: 2)"
+        "--rounds",
+        type=int,
+        choices=range(1, 10),
+        default=2,
+        metavar="N",
+        help="rounds of every engine (default: 2)",
     )
-    parser.add_argument("--seconds", type=float, default=5, help="of each load, at least (default: 5)")
+    parser.add_argument("--seconds", type=float, default=5, help="least time of each load (default: 5)")
     parser.add_argument("--output", type=Path, help="folder of the JSON (default: that of docs/gpu.md, on a GPU)")
-    parser.add_argument("--python", type=Path, default=Path(sys.executable), help="that serves (default: this)")
+    parser.add_argument(
+        "--python", type=Path, default=Path(sys.executable), help="Python that serves (default: this one)"
+    )
     parser.add_argument(
         "--peers",
         type=Path,
         metavar="PYTHON",
-        help="that has transformers and sentence-transformers (default: one that pip makes)",
+        help="Python with transformers and sentence-transformers (default: pip makes one)",
     )
     options = parser.parse_args()
     try:
