@@ -260,11 +260,15 @@ def test_a_checkpoint_with_another_activation_is_refused(tmp_path: Path, entry: 
         write_all(entry, folder, tmp_path)
 
 
-def test_an_unknown_name(capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main(["none"]) == 1
-    assert capsys.readouterr().err == (
-        f"error: no model 'none' in the catalog; it has: {', '.join(catalog.names())}\n"
-    )
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("none", ""), ("qwen3-embeding-4b", "did you mean qwen3-embedding-4b or ")],
+)
+def test_an_unknown_name(name: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main([name]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: no model {name!r} in the catalog: {meant}")
+    assert said.endswith("build/catalog/README.md lists them\n")
 
 
 def test_an_unwritable_repository() -> None:

@@ -406,8 +406,8 @@ def test_what_needs_no_key(keyed_stack: Stack, path: str) -> None:
         (KEYS[0].encode() + b"\n\n#" + KEYS[1].encode(), "line 3 of .* is no key"),
         (KEYS[0].encode() + b" # of team a\n", "line 1 of .* is no key"),
         (b"15-characters-1\n", "line 1 of .* is no key"),
-        (KEYS[0].encode() + b"\xff\n", "holds other characters"),
-        (KEYS[0].encode("utf-16"), "holds other characters"),
+        (KEYS[0].encode() + b"\xff\n", "has characters that are not ASCII"),
+        (KEYS[0].encode("utf-16"), "has characters that are not ASCII"),
         (KEYS[0].encode() + b"\0\n", "line 1 of .* is no key"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import sys
 from dataclasses import dataclass, field, replace
@@ -124,9 +125,11 @@ def names() -> list[str]:
 
 
 def load(name: str) -> CatalogEntry:
-    """Reads one catalog page; raises BuildError with the list of names when there is none."""
+    """Reads one catalog page; raises BuildError with names like it when there is none."""
     if name not in names():
-        raise BuildError(f"no model {name!r} in the catalog; it has: {', '.join(names())}")
+        close = difflib.get_close_matches(name, names())
+        meant = f"did you mean {' or '.join(close)}? " if close else ""
+        raise BuildError(f"no model {name!r} in the catalog: {meant}build/catalog/README.md lists them")
     page = tomllib.loads((FOLDER / f"{name}.toml").read_text())
     page["tasks"] = tuple(page["tasks"])
     page["source"] = (Hub if "repository" in page["source"] else Wheel)(**page["source"])

@@ -47,8 +47,8 @@ def load(environment: Mapping[str, str] = os.environ) -> list[bytes]:
     for place, key in found.items():
         if not VALID.fullmatch(key):
             raise KeysError(
-                f"{place} is no key: a key has 16 or more characters of ASCII, no space among them, and does not "
-                "begin with #: there are no comments"
+                f"{place} is no key: a key has 16 or more ASCII characters, no spaces, and no # at its start: "
+                "comments are not read"
             )
     return [key.encode() for key in found.values()]
 
