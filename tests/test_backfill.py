@@ -9,6 +9,7 @@ import json
 import random
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -313,19 +314,31 @@ def test_only_what_is_missing_or_changed_is_done(small: Stack, database: Databas
     assert (vectors(database) == direct(small, texts)).all()
 
 
-@pytest.mark.parametrize("kind", ["uuid", "text", "int"])
+MOMENTS = "CASE i WHEN 1 THEN 'infinity' ELSE '2000-01-01'::timestamptz + i * interval '1 h' END"
+
+
+@pytest.mark.parametrize("kind", ["uuid", "text", "timestamptz"])
 def test_any_kind_of_id_and_a_table_of_their_own(small: Stack, database: Database, kind: str) -> None:
-    """A schema, names that want quotes, a filter with a percent sign in it."""
-    database.run('CREATE SCHEMA "My Docs"')
-    make = {"uuid": "gen_random_uuid()", "text": "'b' || i || '\"é'", "int": "-i"}[kind]
+    """A schema, names that want quotes, percent signs in them and in the filter, behind which is a comment."""
+    database.run('CREATE SCHEMA "My % {Docs}"')
+    make = {"uuid": "gen_random_uuid()", "text": "'b' || i || '\"é'", "timestamptz": MOMENTS}[kind]
     database.run(
-        f'CREATE TABLE "My Docs"."Chunks" ("Id" {kind} PRIMARY KEY, "the text" varchar); '
-        f'INSERT INTO "My Docs"."Chunks" SELECT {make}, \'text \' || i FROM generate_series(1, 5000) i'
+        f'CREATE TABLE "My % {{Docs}}"."Chunks" ("Id" {kind} PRIMARY KEY, "the text" varchar); '
+        f'INSERT INTO "My % {{Docs}}"."Chunks" SELECT {make}, \'text \' || i FROM generate_series(1, 5000) i'
     )
-    words: list[object] = [database.url, "--table", '"My Docs"."Chunks"', "--id", "Id", "--text", "the text"]
-    words += ["--into", "vectors", "--where", "\"the text\" LIKE 'text 1%'", "--url", small.url("embed", "")]
+    words: list[object] = [database.url, "--table", '"My % {Docs}"."Chunks"', "--id", "Id", "--text", "the text"]
+    words += [
+        "--into",
+        "vectors",
+        "--where",
+        "\"the text\" LIKE 'text 1%' -- a tenth",
+        "--url",
+        small.url("embed", ""),
+    ]
     assert embedded(run(*words)) == 1111
-    joined = 'SELECT c."the text", v.embedding::real[] FROM "My Docs"."Chunks" c JOIN vectors v ON v.id = c."Id"'
+    joined = (
+        'SELECT c."the text", v.embedding::real[] FROM "My % {Docs}"."Chunks" c JOIN vectors v ON v.id = c."Id"'
+    )
     rows = database.run(joined)
     assert len(rows) == 1111
     assert (np.array([row for _, row in rows], np.float32) == direct(small, [text for text, _ in rows])).all()
@@ -336,6 +349,7 @@ def test_any_kind_of_id_and_a_table_of_their_own(small: Stack, database: Databas
 def test_half_precision_and_an_index(small: Stack, database: Database) -> None:
     fill(database, texts_of(200))
     database.run(f"ALTER TABLE chunks ALTER embedding TYPE halfvec({DIMENSIONS})")
+    database.run("CREATE SCHEMA elsewhere; ALTER EXTENSION vector SET SCHEMA elsewhere")
     said = run(*chunks(small, database, "--index"))
     assert "built: CREATE INDEX CONCURRENTLY" in said
     definition = "SELECT indexdef FROM pg_indexes WHERE tablename = 'chunks' AND indexdef LIKE '%hnsw%'"
@@ -373,6 +387,14 @@ WRONG: dict[str, tuple[str, list[object], str]] = {
     "no extension": ("DROP EXTENSION vector CASCADE", [], "run CREATE EXTENSION vector"),
     "filter": ("", ["--where", "nonsense ="], "Postgres refuses: syntax error"),
     "no right": ("", ["--into", "pg_catalog.mine"], "Postgres refuses: permission denied"),
+    "view": ("CREATE VIEW v AS SELECT * FROM chunks", ["--table", "v"], "v is no table but a view"),
+    "bytes": (
+        "ALTER TABLE chunks ALTER content TYPE bytea USING ''",
+        [],
+        "content is bytea: name a column of texts",
+    ),
+    "any size": ("ALTER TABLE chunks ALTER embedding TYPE vector", ["--index"], r"make it vector\(48\)"),
+    "file": ("", ["--refused", "/missing/file"], "/missing/file: No such file or directory"),
     "model": ("", ["--model", "gpt"], "no model 'gpt'"),
     "reranker": ("", ["--model", "bert-cross-encoder"], "serves no model that embeds called bert-cross-encoder"),
     "prompt": ("", ["--prompt", "summary"], "there is no prompt 'summary': bert-cls has document, query"),
@@ -548,6 +570,28 @@ def test_a_server_that_becomes_another_model_writes_nothing(gateway: Gateway, da
     assert database.run("SELECT count(embedding) FROM chunks") == [(0,)]
 
 
+def test_a_job_can_be_stopped_whatever_it_waits_for(gateway: Gateway, database: Database) -> None:
+    """One for a lock of Postgres, the other for the first."""
+    fill(database, ["a"])
+    words = command(database.url, "--table", "chunks", "--text", "content", "--url", gateway.url)
+    locked = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    with psycopg.connect(database.url) as keeper:
+        keeper.execute("LOCK TABLE chunks IN SHARE MODE")
+        first = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        until(lambda: database.run(locked) == [(1,)])
+        second = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        assert second.stderr is not None
+        assert any("waiting for another job" in line for line in second.stderr)
+        for job, number in ((second, signal.SIGINT), (first, signal.SIGTERM)):
+            job.send_signal(number)
+            said = job.communicate(timeout=60)[1]
+            assert job.returncode == 130, said
+            assert "stopped: run the same command again to go on" in said
+    assert database.run("SELECT count(embedding) FROM chunks") == [(0,)]
+
+
 class Job:
     """One that does a step when it is told to, without a server: windows of ten rows, vectors of ones."""
 
@@ -663,7 +707,9 @@ def test_a_text_that_changes_is_read_again_and_its_claim_lasts(
         window = one.read()
         assert window.ids == ["3"]
     assert window.texts == [None]
-    assert window.reasons == {0: "its text changed 4 times while it was embedded: run the same command again"}
+    assert window.reasons == {
+        0: "4 times its text changed meanwhile, or a trigger or row policy kept its vector out"
+    }
     one.die()
     window = two.read()
     assert window.texts == [f"{texts_of(3)[2]}{' changed' * store.ROUNDS}"]

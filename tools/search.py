@@ -104,11 +104,12 @@ def nearest(options: argparse.Namespace, origin: Origin, question: list[float]) 
 
 def check_origin(connection: Any, table: Any, origin: Origin) -> None:
     """Raises BackfillError where the vectors are not of the question's model."""
-    side = table.parts["side"].as_string(connection)
+    side = table.parts["side"].as_string(connection).replace("%%", "%")
     if connection.execute("SELECT to_regclass(%s)", [side]).fetchone()[0] is None:
         raise BackfillError(f"no backfill has filled {table.name}: run python -m tools.backfill first")
     origins = connection.execute(
-        table.sql("SELECT o.origin FROM {origins} o WHERE EXISTS (SELECT FROM {side} s WHERE s.origin = o.id)", 0)
+        table.sql("SELECT o.origin FROM {origins} o WHERE EXISTS (SELECT FROM {side} s WHERE s.origin = o.id)", 0),
+        [],
     ).fetchall()
     for (there,) in origins:
         if Origin(**there) != replace(origin, prompt=there["prompt"]):

@@ -94,6 +94,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 1
+    except OSError as error:
+        progress.end()
+        print(
+            f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}", file=sys.stderr
+        )
+        return 1
     return REFUSED if progress.refused else 0
 
 
@@ -121,8 +127,15 @@ def check(options: argparse.Namespace) -> None:
         raise BackfillError("name the folder that the vectors go to, behind that of the texts")
     elif not Path(options.source).exists():
         raise BackfillError(f"there is no folder or file {options.source}")
+    elif Path(options.source).resolve() == options.goal.resolve():
+        raise BackfillError("vectors go into a folder of their own: name another than that of the texts")
     if options.engine == "ray":
         check_ray(options.source)
+    if options.refused is not None:
+        options.refused.open("a").close()
+    key = os.environ.get("GATEWAY_API_KEY", "")
+    if not (key.isascii() and key.isprintable()):
+        raise BackfillError("GATEWAY_API_KEY holds what no header may: a line break, or letters beyond ASCII")
 
 
 def check_ray(source: str) -> None:
@@ -137,7 +150,8 @@ def check_ray(source: str) -> None:
 
 def is_postgres(source: str) -> bool:
     """Whether it is a URL or a list of settings of libpq's."""
-    return source.startswith(("postgresql://", "postgres://")) or "dbname=" in source or "host=" in source
+    words = ("dbname=", "host=", "service=")
+    return source.startswith(("postgresql://", "postgres://")) or any(word in source for word in words)
 
 
 async def backfill(options: argparse.Namespace, progress: Progress) -> None:
@@ -175,6 +189,8 @@ async def table(options: argparse.Namespace, client: Client, progress: Progress)
 
     with contextlib.ExitStack() as stack:
         reader, writer = (stack.enter_context(connected(options.source)) for _ in range(2))
+        if options.dry_run:
+            stack.enter_context(reader.transaction(force_rollback=True))  # of a table --into
         with told():
             found = Table.find(
                 reader,
@@ -185,17 +201,17 @@ async def table(options: argparse.Namespace, client: Client, progress: Progress)
                 into=options.into,
                 where=options.where,
                 dimensions=client.origin.dimensions,
-                make=not options.dry_run,
+                make=True,
             )
         if options.index:
             indexable(found, client.origin.dimensions)
         store = Postgres(reader, writer, found, client.origin)
         if options.dry_run:
-            store.look()
-            rows, size, blank = store.pending()
-            await estimate(client, progress, rows - blank, size, store.sample(SAMPLE))
+            await asyncio.to_thread(store.look)
+            rows, size, blank = await asyncio.to_thread(store.pending)
+            await estimate(client, progress, rows - blank, size, await asyncio.to_thread(store.sample, SAMPLE))
             return
-        counts = store.begin(options.replace)
+        counts = await asyncio.to_thread(store.begin, options.replace)
         progress.say(f"{counts.rows} rows, {counts.done} of them done before")
         if found.index:
             progress.say(
@@ -205,7 +221,7 @@ async def table(options: argparse.Namespace, client: Client, progress: Progress)
         await go(store, client, progress, counts.rows - counts.done)
         store.end()
         if options.index and not found.index:
-            progress.say(f"built: {store.build_index()}")
+            progress.say(f"built: {await asyncio.to_thread(store.build_index)}")
 
 
 async def folder(options: argparse.Namespace, client: Client, progress: Progress) -> None:

@@ -161,8 +161,11 @@ class Client:
         async with self._slots:
             status, answer = await self._answer(next(self._next), [texts[i] for i in call])
         if status == 200:
-            for i, row in zip(call, answer, strict=True):
-                vectors[i] = row
+            for i, row, usable in zip(call, answer, np.isfinite(answer).all(axis=1), strict=True):
+                if usable:
+                    vectors[i] = row
+                else:
+                    refused[i] = "the model gave it a vector with numbers that are not finite"
         elif len(call) > 1:
             if status in (408, 504):
                 self._call_bytes = max(2**12, self._call_bytes // 2)
@@ -193,10 +196,16 @@ class Client:
                 await self._wait(url, attempt, None, f"{type(error).__name__}: {error}")
                 continue
             if status == 200:
-                rows = [one["embedding"] for one in orjson.loads(answer)["data"]]
-                vectors = np.frombuffer(b"".join(map(base64.b64decode, rows)), "<f4")
-                self._progress.answered(len(texts), int(headers["X-Token-Count"]), int(headers["X-Truncated"]))
-                return 200, vectors.reshape(len(texts), -1)
+                try:
+                    rows = [one["embedding"] for one in orjson.loads(answer)["data"]]
+                    vectors = np.frombuffer(b"".join(map(base64.b64decode, rows)), "<f4").reshape(len(rows), -1)
+                    tokens, cut = int(headers["X-Token-Count"]), int(headers["X-Truncated"])
+                except (ValueError, KeyError, TypeError):
+                    raise BackfillError(f"{url} answers as no gateway of this project does") from None
+                if len(vectors) != len(texts):
+                    raise BackfillError(f"{url} gave {len(vectors)} vectors for {len(texts)} texts")
+                self._progress.answered(len(texts), tokens, cut)
+                return 200, vectors
             sentence = sentence_of(answer, status)
             if status in (401, 403, 404, 507):
                 raise BackfillError(f"{url}: {sentence}")
@@ -235,7 +244,7 @@ class Client:
                 "another with --url"
             ) from None
         except aiohttp.ClientError as error:
-            raise BackfillError(f"{url} is no gateway of this project: {error}") from None
+            raise BackfillError(f"{url} cannot be asked: {type(error).__name__} {error}") from None
         if status in (401, 403):
             raise BackfillError(f"{url}: {sentence_of(answer, status)} (GATEWAY_API_KEY in the environment)")
         model = await self._describe(url)
@@ -264,7 +273,7 @@ class Client:
             if status != 503:
                 break
             await self._wait(url, attempt, headers.get("Retry-After"), sentence_of(answer, status))
-        if status != 200:
+        if status != 200 and name:
             raise BackfillError(f"{url}: {sentence_of(answer, status)}")
         try:
             content = orjson.loads(answer)
@@ -281,7 +290,9 @@ class Client:
 
     async def _wait(self, url: str, attempt: int, retry_after: str | None, why: str) -> None:
         """As long as the server says, else longer each time, up to ten seconds."""
-        seconds = float(retry_after) if retry_after else min(10.0, 0.25 * 2 ** min(attempt, 6))
+        seconds = min(10.0, 0.25 * 2 ** min(attempt, 6))
+        if retry_after and retry_after.isdecimal():  # a proxy may name a date
+            seconds = float(retry_after)
         self._progress.waits(f"{url}: {why}")
         await asyncio.sleep(seconds * random.uniform(1, 1.25))
 

@@ -42,6 +42,12 @@ ROUNDS = 4
 HEADER, TRAILER = b"PGCOPY\n\xff\r\n\0" + bytes(8), b"\xff\xff"
 """Of COPY's binary format."""
 
+SEARCH_PATH = """
+SELECT set_config(
+    'search_path', concat_ws(', ', nullif(current_setting('search_path'), ''), quote_ident(n.nspname)), false)
+FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace WHERE extname = 'vector'"""
+"""pgvector may lie in a schema of its own."""
+
 SESSION = (
     # Windows are found in the order of the index on the id, however little the planner knows of fresh tables.
     "SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_seqscan = off; "
@@ -88,11 +94,18 @@ FROM {source} t WHERE t.id = ANY(%(ids)s::{type}[]) ORDER BY t.id"""
 def connected(dsn: str) -> Iterator[psycopg.Connection[Any]]:
     """A connection with a transaction for each statement; raises BackfillError where there is none."""
     try:
-        connection = psycopg.connect(dsn, autocommit=True, application_name="backfill", connect_timeout=10)
+        connection = psycopg.connect(
+            dsn, autocommit=True, application_name="backfill", connect_timeout=10, client_encoding="utf8"
+        )
     except psycopg.Error as error:
         raise BackfillError(f"cannot connect to Postgres: {sentence(error)}") from None
     with connection:
-        yield connection
+        connection.execute(SEARCH_PATH)
+        try:
+            yield connection
+        except BaseException:
+            connection.cancel()  # what another thread may be waiting for
+            raise
 
 
 def sentence(error: Exception) -> str:
@@ -110,6 +123,11 @@ def told() -> Iterator[None]:
     except psycopg.OperationalError as error:
         raise BackfillError(
             f"Postgres has gone ({sentence(error)}): run the same command again to go on"
+        ) from None
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise BackfillError(
+            f"Postgres refuses: {sentence(error)}: the role has to read texts, to write vectors, and to make "
+            "tables beside them"
         ) from None
     except psycopg.Error as error:
         raise BackfillError(f"Postgres refuses: {sentence(error)}") from None
@@ -169,7 +187,7 @@ class Postgres:
     def look(self) -> Counts:
         """What is there, without writing anything."""
         with told():
-            side = self._table.parts["side"].as_string(self._reader)
+            side = self._table.parts["side"].as_string(self._reader).replace("%%", "%")
             if self._one("SELECT to_regclass(%s)", [side]) is None:
                 self._table = self._table.without_side()
             else:
@@ -178,15 +196,15 @@ class Postgres:
             return self._count("source")
 
     def pending(self) -> tuple[int, int, int]:
-        """Rows that have to be done, the bytes of their texts, and how many have none: every text is looked at."""
+        """Rows that have to be done, their bytes, and how many have no text to send: every text is looked at."""
         with told():
             found = self._reader.execute(
                 self._sql(
                     "SELECT count(*), coalesce(sum(octet_length(t.text)), 0)::bigint, "
-                    "count(*) FILTER (WHERE coalesce(t.text, '') = '') "
+                    "count(*) FILTER (WHERE coalesce(octet_length(t.text), 0) NOT BETWEEN 1 AND %s) "
                     "FROM {source} t LEFT JOIN {side} s ON s.id = t.id WHERE {pending}"
                 ),
-                [],
+                [TEXT_BYTES],
             ).fetchone()
             assert found is not None
             return found[0], found[1], found[2]
@@ -208,7 +226,7 @@ class Postgres:
         with told():
             with self._reader.transaction():
                 self._reader.execute(ALONE, [self._table.name])
-                self._reader.execute(self._sql(TABLES))
+                self._reader.execute(self._sql(TABLES), [])
                 self._origin_id = self._enter()
             counts = self._count("source")
             whole = self._count("whole") if self._table.filter else counts
@@ -245,7 +263,7 @@ class Postgres:
             cursor.execute("TRUNCATE pg_temp.embedded")
             with cursor.copy("COPY pg_temp.embedded FROM STDIN (FORMAT BINARY)") as copy:
                 copy.write(b"".join([HEADER, *rows, TRAILER]))
-            cursor.execute(self._sql(INSERT_INTO if into else UPDATE_TABLE))
+            cursor.execute(self._sql(INSERT_INTO if into else UPDATE_TABLE), [])
             written = {one for (one,) in cursor.fetchall()}
             if refused:
                 ids = [window.ids[i] for i in refused]
@@ -275,8 +293,8 @@ class Postgres:
             f"CREATE INDEX CONCURRENTLY ON {{goal}} USING hnsw ({{vector}} {kind}_cosine_ops)", 0
         )
         with told():
-            self._reader.execute(statement)
-        return str(statement.as_string(self._reader))
+            self._reader.execute(statement, [])
+        return str(statement.as_string(self._reader)).replace("%%", "%")
 
     def _enter(self) -> int:
         """Registers this job; returns the number of its origin."""
@@ -316,7 +334,8 @@ class Postgres:
             self._sql(
                 "SELECT o.origin, count(*) FROM {side} s JOIN {origins} o ON o.id = s.origin "
                 "WHERE s.origin <> {origin} GROUP BY 1 ORDER BY 2 DESC LIMIT 1"
-            )
+            ),
+            [],
         ).fetchone()
         there = f"{whole.others} vectors of {describe(kinds[0])}" if kinds and whole.others else ""
         if whole.unknown:
@@ -396,7 +415,7 @@ class Postgres:
         found = self._reader.execute(self._sql(ROWS), {"most": TEXT_BYTES, "ids": claim.ids}).fetchall()
         ids = [row for row, _, _ in found]
         if claim.rounds > ROUNDS:
-            reason = f"its text changed {ROUNDS} times while it was embedded: run the same command again"
+            reason = f"{ROUNDS} times its text changed meanwhile, or a trigger or row policy kept its vector out"
             return Window(ids, [None] * len(ids), dict.fromkeys(range(len(ids)), reason), claim)
         reasons = {
             i: f"its text has {size} bytes, over the {TEXT_BYTES} that a call may have"
@@ -436,7 +455,14 @@ def packed(row: str, vector: npt.NDArray[np.float32], digest: bytes) -> bytes:
 
 
 def indexable(table: Table, dimensions: int) -> None:
-    """Raises BackfillError where pgvector's HNSW cannot index the column."""
+    """Raises BackfillError where pgvector's HNSW index cannot be built on the column."""
+    if table.partitioned:
+        raise BackfillError("--index does not do partitioned tables: run CREATE INDEX yourself, afterwards")
+    if not table.sized:
+        raise BackfillError(
+            f"--index needs a column of so many dimensions, and {table.name} is a {table.vector_type} of any: "
+            f"make it {table.vector_type}({dimensions})"
+        )
     most = INDEXABLE[table.vector_type]
     if dimensions > most:
         raise BackfillError(

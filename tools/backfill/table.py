@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg
@@ -79,6 +79,10 @@ class Table:
     """SQL over the table, or ""."""
     vector_type: str
     """vector or halfvec."""
+    sized: bool
+    """Whether the column says how many dimensions it has."""
+    partitioned: bool
+    """Whether vectors go into partitions."""
     index: str | None
     """An HNSW or IVFFlat index that is there."""
     parts: dict[str, sql.Composable]
@@ -106,11 +110,13 @@ class Table:
             cursor.execute("SELECT 1 FROM pg_extension WHERE extname = 'vector'")
             if cursor.fetchone() is None:
                 raise BackfillError("the database has no pgvector: run CREATE EXTENSION vector in it")
-        schema, name = resolve(connection, table)
+        schema, name, partitioned = resolve(connection, table, "--table")
         columns = columns_of(connection, schema, name)
         for option, column in (("--id", id_column), ("--text", text)):
             if column not in columns:
                 raise BackfillError(f"{table} has no column {column!r} for {option}: it has {', '.join(columns)}")
+        if columns[text].partition("(")[0] in ("bytea", *INDEXABLE):
+            raise BackfillError(f"{table}.{text} is {columns[text]}: name a column of texts with --text")
         if not is_unique(connection, schema, name, id_column):
             raise BackfillError(
                 f"{table}.{id_column} is not known to be unique: name the primary key with --id, or run "
@@ -118,19 +124,19 @@ class Table:
             )
         type_name = columns[id_column]
         parts: dict[str, sql.Composable] = {
-            "table": sql.Identifier(schema, name),
-            "id": sql.Identifier(id_column),
-            "text": sql.Identifier(text),
-            "vector": sql.Identifier(vector),
-            "type": sql.SQL(type_name),  # of format_type
+            "table": identifier(schema, name),
+            "id": identifier(id_column),
+            "text": identifier(text),
+            "vector": identifier(vector),
+            "type": sql.SQL(type_name.replace("%", "%%")),  # of format_type
         }
         goal_schema, goal, goal_columns = schema, name, columns
         if into is not None:
-            goal_schema, goal = resolve(
-                connection, into, (parts["type"], parts["vector"], dimensions) if make else None
-            )
+            if make:
+                make_into(connection, into, parts, dimensions)
+            goal_schema, goal, partitioned = resolve(connection, into, "--into")
             goal_columns = columns_of(connection, goal_schema, goal)
-            parts["into"] = sql.Identifier(goal_schema, goal)
+            parts["into"] = identifier(goal_schema, goal)
             if goal_columns.get("id") != type_name or not is_unique(connection, goal_schema, goal, "id"):
                 raise BackfillError(
                     f"{into} needs a column id {type_name} PRIMARY KEY, as {table}.{id_column} has"
@@ -141,24 +147,32 @@ class Table:
             side = f"{hashlib.sha256(side.encode()).hexdigest()[:32]}_origin"
         parts |= {
             "vector_type": sql.SQL(goal_columns[vector]),
-            "side": sql.Identifier(goal_schema, side),
-            "origins": sql.Identifier(goal_schema, "embedding_origins"),
-            "claims": sql.Identifier(goal_schema, "embedding_claims"),
+            "side": identifier(goal_schema, side),
+            "origins": identifier(goal_schema, "embedding_origins"),
+            "claims": identifier(goal_schema, "embedding_claims"),
         }
         parts["source"] = source(parts, where, into is not None)
         parts["whole"] = source(parts, None, into is not None)
-        index = index_on(connection, goal_schema, goal, vector)
-        return cls(f"{goal_schema}.{goal}.{vector}", into is not None, where or "", vector_type, index, parts)
+        return cls(
+            name=f"{goal_schema}.{goal}.{vector}",
+            into=into is not None,
+            filter=where or "",
+            vector_type=vector_type,
+            sized="(" in goal_columns[vector],
+            partitioned=partitioned,
+            index=index_on(connection, goal_schema, goal, vector),
+            parts=parts,
+        )
 
     def without_side(self) -> Table:
         """The same for a look at a table that no backfill has seen yet."""
-        nothing = sql.SQL(NO_SIDE).format(**self.parts)
-        return Table(
-            self.name, self.into, self.filter, self.vector_type, self.index, {**self.parts, "side": nothing}
-        )
+        return replace(self, parts={**self.parts, "side": sql.SQL(NO_SIDE).format(**self.parts)})
 
     def sql(self, statement: str, origin: int) -> sql.Composed:
-        """A statement over the table; `{pending}` are rows of `t` beside `s` that are not of `origin`."""
+        """A statement over the table; `{pending}` are rows of `t` beside `s` that are not of `origin`.
+
+        It is for execution with parameters, if only with none: each % is written twice.
+        """
         number = sql.Literal(origin)
         pending = sql.SQL(PENDING).format(origin=number)
         goal = self.parts["into" if self.into else "table"]
@@ -175,7 +189,7 @@ def source(parts: dict[str, sql.Composable], where: str | None, into: bool) -> s
     if where:
         found = (
             found
-            + sql.SQL(" WHERE (" + where.replace("{", "{{").replace("}", "}}").replace("%", "%%") + ")").format()
+            + sql.SQL(" WHERE (" + where.replace("{", "{{").replace("}", "}}").replace("%", "%%") + "\n)").format()
         )
     if into:
         joined = sql.SQL(
@@ -185,27 +199,42 @@ def source(parts: dict[str, sql.Composable], where: str | None, into: bool) -> s
     return sql.SQL("({})").format(found)
 
 
-def resolve(
-    connection: psycopg.Connection[Any], name: str, make: tuple[sql.Composable, sql.Composable, int] | None = None
-) -> tuple[str, str]:
-    """Schema and name of a table; one that is not there is made where it is said how: id, vector, dimensions."""
-    look = (
-        "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
-        "WHERE c.oid = to_regclass(%s) AND c.relkind IN ('r', 'p')"
-    )
+def identifier(*words: str) -> sql.Composable:
+    """A quoted name, for a statement with parameters."""
+    return sql.SQL(sql.Identifier(*words).as_string(None).replace("%", "%%"))
+
+
+def resolve(connection: psycopg.Connection[Any], name: str, option: str) -> tuple[str, str, bool]:
+    """Schema and name of the table that an `option` names, and whether it is partitioned."""
     with connection.cursor() as cursor:
-        found = cursor.execute(look, [name]).fetchone()
-        if found is None and make is not None:
-            identifier = sql.Identifier(*name.split("."))
+        cursor.execute(
+            "SELECT n.nspname, c.relname, c.relkind::text FROM pg_class c "
+            "JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = to_regclass(%s)",
+            [name],
+        )
+        found = cursor.fetchone()
+    if found is None:
+        raise BackfillError(
+            f"there is no table {name} in the database {connection.info.dbname!r}: name it with {option}, its "
+            "schema before it where it is not in the search path"
+        )
+    if found[2] not in ("r", "p"):
+        what = {"v": "a view", "m": "a materialized view", "f": "a foreign table"}.get(found[2], "none")
+        raise BackfillError(f"{name} is no table but {what}: name the table that it shows with {option}")
+    return found[0], found[1], found[2] == "p"
+
+
+def make_into(
+    connection: psycopg.Connection[Any], name: str, parts: dict[str, sql.Composable], dimensions: int
+) -> None:
+    """Makes a table of vectors where there is none."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT to_regclass(%s) IS NULL, parse_ident(%s)", [name, name])
+        missing, words = cursor.fetchone() or (False, [])
+        if missing:
             statement = sql.SQL("CREATE TABLE IF NOT EXISTS {} (id {} PRIMARY KEY, {} vector({}))")
-            cursor.execute(statement.format(identifier, make[0], make[1], sql.Literal(make[2])))
-            found = cursor.execute(look, [name]).fetchone()
-        if found is None:
-            raise BackfillError(
-                f"there is no table {name} in the database {connection.info.dbname!r}: name it with --table, its "
-                "schema before it where it is not in the search path"
-            )
-        return found[0], found[1]
+            vector = parts["type"], parts["vector"], sql.Literal(dimensions)
+            cursor.execute(statement.format(identifier(*words), *vector), [])
 
 
 def columns_of(connection: psycopg.Connection[Any], schema: str, table: str) -> dict[str, str]:
