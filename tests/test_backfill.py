@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -715,6 +716,22 @@ def test_a_text_that_changes_is_read_again_and_its_claim_lasts(
     assert window.texts == [f"{texts_of(3)[2]}{' changed' * store.ROUNDS}"]
     assert two.write(window) == 1
     assert two.store.read() is None
+
+
+def test_a_deadlock_with_somebody_else_is_tried_again(jobs: Callable[..., Job], database: Database) -> None:
+    """Who has the second row and wants the first, and is patient."""
+    job = jobs()
+    window = job.read()
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE pid = ANY(%s) AND wait_event_type = 'Lock'"
+    with ThreadPoolExecutor(1) as thread, psycopg.connect(database.url) as other:
+        other.execute("SET deadlock_timeout = '100 s'")
+        other.execute("UPDATE chunks SET content = content WHERE id = 2")
+        written = thread.submit(job.write, window)
+        until(lambda: database.run(waiting, [job.sessions]) == [(1,)])
+        other.execute("UPDATE chunks SET content = content WHERE id = 1")
+        other.commit()
+        assert written.result(60) == 10
+    assert database.run("SELECT count(embedding) FROM chunks") == [(10,)]
 
 
 def test_stacks_of_unlike_builds_are_refused(gateway: Gateway, database: Database) -> None:

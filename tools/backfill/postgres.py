@@ -48,6 +48,10 @@ SELECT set_config(
 FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace WHERE extname = 'vector'"""
 """pgvector may lie in a schema of its own."""
 
+PATIENT = """
+SELECT set_config(name, '0', false) FROM pg_settings WHERE name IN ('statement_timeout', 'idle_session_timeout')"""
+"""Counting a large table takes long, and so does waiting for a server."""
+
 SESSION = (
     # Windows are found in the order of the index on the id, however little the planner knows of fresh tables.
     "SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_seqscan = off; "
@@ -101,6 +105,7 @@ def connected(dsn: str) -> Iterator[psycopg.Connection[Any]]:
         raise BackfillError(f"cannot connect to Postgres: {sentence(error)}") from None
     with connection:
         connection.execute(SEARCH_PATH)
+        connection.execute(PATIENT)
         try:
             yield connection
         except BaseException:
@@ -120,16 +125,16 @@ def told() -> Iterator[None]:
     """Turns what Postgres has against a statement into one sentence."""
     try:
         yield
-    except psycopg.OperationalError as error:
-        raise BackfillError(
-            f"Postgres has gone ({sentence(error)}): run the same command again to go on"
-        ) from None
     except psycopg.errors.InsufficientPrivilege as error:
         raise BackfillError(
             f"Postgres refuses: {sentence(error)}: the role has to read texts, to write vectors, and to make "
             "tables beside them"
         ) from None
     except psycopg.Error as error:
+        if isinstance(error, psycopg.OperationalError) and (error.sqlstate or "08")[:2] in ("08", "57"):
+            raise BackfillError(
+                f"Postgres has gone ({sentence(error)}): run the same command again to go on"
+            ) from None
         raise BackfillError(f"Postgres refuses: {sentence(error)}") from None
 
 
@@ -258,24 +263,35 @@ class Postgres:
         claim: Claim = window.token
         places = [i for i in range(len(window.ids)) if i not in refused]
         rows = [packed(window.ids[i], vectors[i], text_hash(window.texts[i] or "")) for i in places]
-        into = self._table.into
-        with told(), self._writer.transaction(), self._writer.cursor() as cursor:
-            cursor.execute("TRUNCATE pg_temp.embedded")
-            with cursor.copy("COPY pg_temp.embedded FROM STDIN (FORMAT BINARY)") as copy:
-                copy.write(b"".join([HEADER, *rows, TRAILER]))
-            cursor.execute(self._sql(INSERT_INTO if into else UPDATE_TABLE), [])
-            written = {one for (one,) in cursor.fetchall()}
-            if refused:
-                ids = [window.ids[i] for i in refused]
-                cursor.execute(self._sql(CLEAR_INTO if into else CLEAR_TABLE), {"ids": ids})
-            changed = [window.ids[i] for i in places if window.ids[i] not in written]
-            if not changed:
-                cursor.execute(self._sql(END), [claim.number])
+        unwritten = [window.ids[i] for i in refused]
+        with told():
+            while True:
+                try:
+                    written = self._write(claim, [window.ids[i] for i in places], rows, unwritten)
+                    break
+                except psycopg.errors.DeadlockDetected:  # with who updates rows in another order
+                    continue
+        changed = [window.ids[i] for i in places if window.ids[i] not in written]
         if changed:
             self._changed.append(Claim(claim.number, changed, claim.rounds + 1))
         else:
             self._mine.discard(claim.number)
         return len(written)
+
+    def _write(self, claim: Claim, ids: list[str], rows: list[bytes], unwritten: list[str]) -> set[str]:
+        """One transaction: vectors, or none, and the end of the claim where all are written; returns which."""
+        into = self._table.into
+        with self._writer.transaction(), self._writer.cursor() as cursor:
+            cursor.execute("TRUNCATE pg_temp.embedded")
+            with cursor.copy("COPY pg_temp.embedded FROM STDIN (FORMAT BINARY)") as copy:
+                copy.write(b"".join([HEADER, *rows, TRAILER]))
+            cursor.execute(self._sql(INSERT_INTO if into else UPDATE_TABLE), [])
+            written = {one for (one,) in cursor.fetchall()}
+            if unwritten:
+                cursor.execute(self._sql(CLEAR_INTO if into else CLEAR_TABLE), {"ids": unwritten})
+            if written.issuperset(ids):
+                cursor.execute(self._sql(END), [claim.number])
+            return written
 
     def end(self) -> None:
         """Forgets this job, and claims of those that have died."""
