@@ -123,7 +123,7 @@ class Reranker:
     """What makes a score of an encoder's states."""
 
     logit: Logit
-    template: dict[str, str] | None = None
+    template: dict[str, Any] | None = None
     """The text around query and passage, where they are not read as a pair."""
     is_worded: bool = False
     """Whether pairs of one score are read in words of a template, and what has several labels without any."""

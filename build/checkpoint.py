@@ -55,6 +55,8 @@ STANFORD = "HF_ColBERT"
 METADATA = "artifact.metadata"
 """Where it keeps its settings."""
 JINA_BERT = "jina_bert"
+CHAT_TEMPLATE = "chat_template.jinja"
+"""Where transformers keeps what it writes a chat with."""
 SPLADE = "SpladePooling"
 """The kind of module that makes sparse vectors."""
 MASK = "MultiVectorMask"
@@ -302,6 +304,15 @@ class Checkpoint:
     def is_cross_encoder(self) -> bool:
         """Whether sentence-transformers' CrossEncoder takes all modules, and not the transformer alone."""
         return bool(self.modules) and self.library.find("model_type") == "CrossEncoder"
+
+    @cached_property
+    def chat(self) -> Settings | None:
+        """What sentence-transformers is told of pairs that it reads in the words of a chat's template."""
+        said = self.window.find("modality_config") if self.window is not None else None
+        if self.window is None or not self.is_cross_encoder or not isinstance(said, dict) or "message" not in said:
+            return None
+        modality = self.window.inner("modality_config")
+        return modality.inner("message") if modality is not None else None
 
     @cached_property
     def prompts(self) -> dict[str, str]:

@@ -41,7 +41,7 @@ from huggingface_hub.file_download import http_get, repo_folder_name
 from huggingface_hub.utils import build_hf_headers
 
 from build.catalog import Hub
-from build.checkpoint import METADATA, MODULES, PROMPTS, STATIC, WINDOWS, Checkpoint
+from build.checkpoint import CHAT_TEMPLATE, METADATA, MODULES, PROMPTS, STATIC, WINDOWS, Checkpoint
 from build.errors import BuildError
 from build.files import SHARDS, WEIGHTS, git_digest, git_hash, sha256
 from build.onnx_file import data_files, parse_onnx
@@ -83,7 +83,7 @@ def _describing(source: Hub) -> dict[str, Path]:
     wanted = [posixpath.join(inner, name) for name in ("config.json", *(tokenizer or ["tokenizer.json"]))]
     if modules and modules[0].kind == STATIC and wanted[0] not in there:
         del wanted[0]  # which sentence-transformers does not write
-    beside = (TOKENIZER_CONFIG, SPECIAL_TOKENS, ADDED_TOKENS, *WINDOWS, ADAPTER, METADATA, *HEADS)
+    beside = (TOKENIZER_CONFIG, SPECIAL_TOKENS, ADDED_TOKENS, *WINDOWS, ADAPTER, METADATA, CHAT_TEMPLATE, *HEADS)
     optional = [posixpath.join(inner, name) for name in beside]
     optional += [PROMPTS, *(posixpath.join(module.path, "config.json") for module in modules)]
     for name in dict.fromkeys([*wanted, *(name for name in optional if name in there)]):

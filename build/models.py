@@ -476,6 +476,11 @@ def reranking_models(
 ) -> list[Model]:
     """The family of a cross-encoder, or of a language model that is asked whether a passage answers."""
     reranker = reranker_of(checkpoint)
+    if checkpoint.chat is not None:
+        # Here, as few checkpoints have one, and Jinja takes time to load.
+        from build.chat_template import read_chat_template
+
+        reranker = replace(reranker, template=read_chat_template(checkpoint, checkpoint.chat))
     activation = score_activation(checkpoint)
     family = replace(family, facts={**family.facts, "activation": activation})
     check_one_score(checkpoint, family, reranker)
@@ -556,7 +561,8 @@ def with_head(encoder: Model, both: ModelConfig, head: Model) -> list[Model]:
 
 def check_one_score(checkpoint: Checkpoint, family: Family, reranker: Reranker) -> None:
     """Raises BuildError where a pair gets another number of scores than one, or its prompt has no room."""
-    check_no_prompt(checkpoint)
+    if checkpoint.chat is None:  # which has its words for a prompt
+        check_no_prompt(checkpoint)
     is_classifier = checkpoint.architecture.endswith("ForSequenceClassification")
     if is_classifier and (count := labels(checkpoint.config)) != 1:
         raise BuildError(
@@ -570,7 +576,7 @@ def check_one_score(checkpoint: Checkpoint, family: Family, reranker: Reranker) 
     if reranker.template is None:
         return
     ends = [checkpoint.tokenizer.encode(reranker.template.get(end, ""), add_special_tokens=False) for end in ENDS]
-    if (taken := sum(len(end.ids) for end in ends)) >= family.max_tokens:
+    if (taken := sum(len(end.ids) for end in ends) + len(reranker.template.get("tail", []))) >= family.max_tokens:
         raise BuildError(
             f"{family.max_tokens} tokens leave no room for a query: the words around it are {taken} tokens; "
             f"say --max-tokens {4 * taken} or more"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import (
@@ -140,7 +141,7 @@ def sided_tokenizer(
     return config
 
 
-def template_tokenizer(family: Family, template: Mapping[str, str]) -> ModelConfig:
+def template_tokenizer(family: Family, template: Mapping[str, Any]) -> ModelConfig:
     """`<family>-tokenizer` of a reranker that is asked: query, passage, perhaps instruction -> input_ids, ..."""
     is_instructed = not {"instruction", "instructed"}.isdisjoint(template)
     inputs = [QUERY, PASSAGE, *([INSTRUCTION] if is_instructed else [])]

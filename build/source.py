@@ -14,7 +14,7 @@ from pathlib import Path
 
 from build import hub
 from build.catalog import CatalogEntry, Hub, Wheel
-from build.checkpoint import METADATA, SPLADE, Checkpoint
+from build.checkpoint import CHAT_TEMPLATE, METADATA, SPLADE, Checkpoint
 from build.errors import BuildError
 from build.files import is_listed, own_file, sha256
 from build.graphs.colbert import LINEAR
@@ -77,7 +77,7 @@ def task_of(checkpoint: Checkpoint) -> str:
     is_classifier = checkpoint.architecture.endswith("ForSequenceClassification")
     if is_classifier and labels(checkpoint.config) > 1:
         return "classify"
-    if checkpoint.is_cross_encoder and checkpoint.architecture != ASKED:
+    if checkpoint.is_cross_encoder and (checkpoint.architecture != ASKED or checkpoint.chat is not None):
         return "rerank"
     # Embedding models are saved from the same classes, but with the modules behind them.
     if checkpoint.architecture.endswith("ForCausalLM") and not checkpoint.modules:
@@ -96,7 +96,7 @@ def task_of(checkpoint: Checkpoint) -> str:
     return "rerank"
 
 
-OTHER_SETTINGS = (METADATA, *VOCABULARIES.values())
+OTHER_SETTINGS = (METADATA, CHAT_TEMPLATE, *VOCABULARIES.values())
 """Names of files that a build reads, beside all of JSON and safetensors."""
 
 

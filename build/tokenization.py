@@ -240,12 +240,18 @@ def _check_window(checkpoint: Checkpoint) -> None:
     else:
         window.require("transformer_task", "feature-extraction", "sequence-classification", "fill-mask")
         window.require("module_output_name", "token_embeddings", "scores")
-    window.require(
-        "modality_config",
-        {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
-        {"text": {"method": "forward", "method_output_name": "logits"}},
-    )
-    for name in ("processing_kwargs", "config_args", "config_kwargs"):
+    if checkpoint.chat is None:
+        window.require("modality_config", *({"text": output} for output in OUTPUTS))
+        window.require("processing_kwargs", {}, False)
+    else:  # whose arguments its template reads
+        modality, processing = window.inner("modality_config"), window.inner("processing_kwargs")
+        if modality is not None:
+            modality.require("text", *OUTPUTS)
+        if processing is not None:
+            processing.skip(["chat_template"])
+        for name, value in OUTPUTS[1].items():
+            checkpoint.chat.require(name, value)
+    for name in ("config_args", "config_kwargs"):
         window.require(name, {}, False)
     if MASK not in [module.kind for module in checkpoint.modules]:  # whose pages read it
         window.require("query_expansion", {}, False)
@@ -270,6 +276,8 @@ def _check_window(checkpoint: Checkpoint) -> None:
         )
 
 
+OUTPUTS = tuple({"method": "forward", "method_output_name": name} for name in ("last_hidden_state", "logits"))
+"""How the reference may be told to run a transformer."""
 MODEL_ARGUMENTS = (
     "dtype",
     "torch_dtype",

@@ -32,6 +32,7 @@ ALLOWED = {
     "build.weights": "build.errors build.files build.quantised build.settings",
     "build.vocabularies": "build.errors build.files build.settings",
     "build.checkpoint": "build.errors build.files build.quantised build.settings build.vocabularies build.weights",
+    "build.chat_template": "build.checkpoint build.errors build.files build.settings build.tokenization",
     "build.tokenization": "build.checkpoint build.errors build.files build.settings build.vocabularies",
     # A page of mathematics loads no client of the Hub and no renderer of configurations.
     "build.graphs": "build.catalog build.checkpoint build.errors build.files build.onnx_file build.settings "
@@ -45,8 +46,9 @@ ALLOWED = {
     "build.check": "build.config build.errors build.memory build.steps",
     "build.plan": "build.config build.errors build.files",
     "build.engine": "build.config build.errors build.graphs build.plan build.target",
-    "build.models": "build.architectures build.catalog build.checkpoint build.errors build.files build.graphs "
-    "build.quantised build.repository build.settings build.target build.tokenization build.weights",
+    "build.models": "build.architectures build.catalog build.chat_template build.checkpoint build.errors "
+    "build.files build.graphs build.quantised build.repository build.settings build.target build.tokenization "
+    "build.weights",
     "build.family": "build.catalog build.check build.checkpoint build.errors build.files build.graphs build.hub "
     "build.models build.onnx_file build.settings build.source build.target",
     "build.make": "build.catalog build.errors build.family build.files build.gpu build.source build.target",

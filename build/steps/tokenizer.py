@@ -16,17 +16,18 @@ Errors   INVALID_ARG, for the one request at fault: text that is not UTF-8 or ha
          of more than a million characters whose first tokens depend on its last
          CANCELLED, where nobody waits for the answer any more
 
-Model parameters: `max_tokens`, the longest row; `vocabulary`, how many ids the encoder has vectors for; for texts
-`prompts`, a JSON object of prompt name -> prefix, that of "" for requests which name none; for pairs either
-`segment_offset`, added to the ids of the second text so that its token type travels in them, or `template`, a
-JSON object with `prefix` and `suffix`, which truncation never touches, and `body`, a format of instruction, query
-and passage, and `instruction`, the default; or what is tokenized apart: `query`, or `instructed` where there is an
-instruction, and `passage`, and `room`, the most tokens of both; for texts also `sides`, a JSON object of prompt
-name -> `max_tokens`, `least` and `filling` for an id that fills shorter texts up, `marker` for one that is put
-behind the first token, `skipped` ids and how many `leading` vectors are not kept; of static embeddings
-`characters`, how many of a text are read, 0 for all of them, `dropped`, a JSON list of ids that are left out of a
-row, and `nothing`, the id that a text without tokens has, which is not counted. `tokenizer.json` lies in the
-version folder.
+Model parameters: `max_tokens`, the longest row; `vocabulary`, how many ids the encoder has vectors for; for
+texts `prompts`, a JSON object of prompt name -> prefix, that of "" for requests which name none; for pairs
+either `segment_offset`, added to the ids of the second text so that its token type travels in them, or
+`template`, a JSON object with `prefix` and `suffix`, which truncation never touches, and `body`, a format of
+instruction, query and passage, and `instruction`, the default, or `instructed`, the format where there is one,
+and `tail`, the ids that a row which fills `max_tokens` ends with; or what is tokenized apart: `query`, or
+`instructed` where there is an instruction, and `passage`, and `room`, the most tokens of both; for texts also
+`sides`, a JSON object of prompt name -> `max_tokens`, `least` and `filling` for an id that fills shorter texts
+up, `marker` for one that is put behind the first token, `skipped` ids and how many `leading` vectors are not
+kept; of static embeddings `characters`, how many of a text are read, 0 for all of them, `dropped`, a JSON list
+of ids that are left out of a row, and `nothing`, the id that a text without tokens has, which is not counted.
+`tokenizer.json` lies in the version folder.
 """
 
 from __future__ import annotations
@@ -126,7 +127,8 @@ class TritonPythonModel:
             raise ValueError(f"{file} cannot be read, build the family again: {error}") from None
         self._tokenizer.no_padding()
         self._prompts: dict[str, str] = json.loads(parameters.get("prompts", "{}"))
-        self._template: dict[str, str] = json.loads(parameters.get("template", "{}"))
+        self._template: dict[str, Any] = json.loads(parameters.get("template", "{}"))
+        self._tail: list[int] = self._template.get("tail", [])
         self._vocabulary = int(parameters["vocabulary"])
         self._segment_offset = int(parameters.get("segment_offset", "0"))
         self._is_apart = "passage" in self._template
@@ -190,6 +192,8 @@ class TritonPythonModel:
             else:
                 encoding = self._encoding(parts, text.side)
                 ids, kinds, truncated = encoding.ids, encoding.type_ids, bool(encoding.overflowing)
+                if self._tail and len(ids) == self._room.max_tokens:
+                    ids = ids[: -len(self._tail)] + self._tail
             truncated |= sum(map(len, read.parts)) < sum(map(len, text.parts))
             row = self._row(ids, kinds, truncated, text.side)
             if ids and (last := max(ids)) >= self._vocabulary:
@@ -222,7 +226,8 @@ class TritonPythonModel:
     def _encoding(self, parts: Sequence[Beginning], side: Side) -> Encoding:
         with self._cut_to(side):
             (encoding,) = self._tokenizer.encode_batch_fast(
-                [parts[0].text if len(parts) == 1 else tuple(part.text for part in parts)]
+                [parts[0].text if len(parts) == 1 else tuple(part.text for part in parts)],
+                add_special_tokens="tail" not in self._template,
             )
         return encoding
 
@@ -295,11 +300,11 @@ class TritonPythonModel:
     def _read_bodies(self, request: Any) -> list[Text]:
         """Each pair between the template's ends."""
         pairs = self._pairs(request)
-        instructions = _strings(request, "instruction") or [self._template.get("instruction", "")] * len(pairs)
+        instructions = _strings(request, "instruction")
+        body = self._template["instructed" if instructions and "instructed" in self._template else "body"]
+        instructions = instructions or [self._template.get("instruction", "")] * len(pairs)
         return [
-            Text(
-                (self._template["body"].format(instruction=instruction, query=query, passage=passage),), self._room
-            )
+            Text((body.format(instruction=instruction, query=query, passage=passage),), self._room)
             for instruction, (query, passage) in zip(instructions, pairs, strict=True)
         ]
 
