@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from build.checkpoint import JINA_BERT, JINA_V3, MODEL2VEC, STATIC
+from build.checkpoint import JINA_BERT, JINA_FLASH, JINA_V3, JINAS_FLASH_CODE, MODEL2VEC, STATIC
 from build.graphs.bert import Bert, write_bert
 from build.graphs.deberta_v2 import DebertaV2, write_deberta_v2
 from build.graphs.decoder import (
@@ -158,6 +158,8 @@ class Architecture:
     """Whether its page is written for tokens that are seen by none."""
     lexical: bool = False
     """Whether words are weighed by `sparse.LINEAR` where no head of a language model does it."""
+    weighs: str = ""
+    """What the names of a classifier of tokens start with, where it is that which weighs words."""
     static: bool = False
     """Whether tensors say its sizes, and a token's vector does not depend on other tokens."""
     packed: bool = True
@@ -183,6 +185,11 @@ GTES_OWN = (
     # How attention is computed, and what is only read where scores grow with a text's length.
     *("unpad_inputs", "use_memory_efficient_attention", "logn_attention_clip1"),
     *("matryoshka_dimensions", "tie_word_embeddings"),
+)
+JINAS_OWN = (
+    *("emb_pooler", "matryoshka_dimensions", "tie_word_embeddings", "use_flash_attn", "use_reentrant"),
+    # What training does with adapters, and what sentence-transformers' file has as prompts.
+    *("lora_dropout_p", "lora_main_params_trainable", "task_instructions"),
 )
 BUFFERS = ("*position_ids", "*token_type_ids", "*rotary_emb.inv_freq")
 LANGUAGE_HEADS = ("cls.*", "lm_head.*")
@@ -317,13 +324,21 @@ ARCHITECTURES = {
             write_jina_v3,
             fixtures=("jina-v3",),
             prefixes=("roberta.",),
-            harmless=(
-                *("emb_pooler", "matryoshka_dimensions", "tie_word_embeddings", "use_flash_attn", "use_reentrant"),
-                # What training does with adapters, and what sentence-transformers' file has as prompts.
-                *("lora_dropout_p", "lora_main_params_trainable", "task_instructions"),
-            ),
+            harmless=JINAS_OWN,
             unused=(*BUFFERS, *LANGUAGE_HEADS, *POOLER),
             own_code=frozenset({"configuration_xlm_roberta", "modeling_lora", "modeling_xlm_roberta"}),
+        ),
+        Architecture(
+            JINA_FLASH,
+            JinaV3.of_flash,
+            write_jina_v3,
+            fixtures=("jina-flash-reranker",),
+            unseen=True,
+            prefixes=("roberta.",),
+            harmless=JINAS_OWN,
+            unused=(*BUFFERS, *LANGUAGE_HEADS, *POOLER),
+            rerankers={"XLMRobertaForSequenceClassification": Reranker(roberta_logit)},
+            own_code=JINAS_FLASH_CODE,
         ),
         Architecture(
             "llama",
@@ -413,7 +428,8 @@ ARCHITECTURES = {
             fixtures=("new", "new-reranker"),
             prefixes=("new.",),
             harmless=GTES_OWN,
-            # The classifier of a token weighs words; it is read where it is a text's.
+            # Read where words are weighed, and where it is a text's.
+            weighs="classifier.",
             unused=(*BUFFERS, *LANGUAGE_HEADS, *POOLER, "classifier.*"),
             rerankers={"NewForSequenceClassification": Reranker(bert_logit)},
             own_code=frozenset({"configuration", "modeling"}),
@@ -457,13 +473,14 @@ ARCHITECTURES = {
             "qwen3",
             read_qwen3,
             write_decoder,
-            fixtures=("qwen3-classifier", "qwen3-embedding", "qwen3-reranker"),
+            fixtures=("qwen3-classifier", "qwen3-embedding", "qwen3-reranker", "voyage"),
             prefixes=("model.",),
             unused=(*BUFFERS, *LANGUAGE_HEADS),
             rerankers={
                 "Qwen3ForCausalLM": Reranker(partial(asked_logit, yes="yes", no="no"), QWEN3_RERANKER),
                 "Qwen3ForSequenceClassification": Reranker(last_token_logit, QWEN3_RERANKER, is_worded=True),
             },
+            own_code=frozenset({"modeling_qwen3_bidirectional"}),
         ),
         Architecture(
             "roberta",

@@ -46,6 +46,9 @@ LIBRARY = "sentence_transformers."
 JINA_V3 = "jina_embeddings_v3"
 """What transformers calls the architecture that Jina's own code for XLM-RoBERTa with adapters computes."""
 JINAS_CODE = "modeling_lora"
+JINA_FLASH = "xlm_roberta_flash"
+"""That code without adapters, by the name of its repository; transformers has it as v3 where it is rotary."""
+JINAS_FLASH_CODE = frozenset({"configuration_xlm_roberta", "modeling_xlm_roberta"})
 JINAS_MODULE = "custom_st.Transformer"
 """Its class in `modules.json`."""
 PYLATE = "pylate.models.Dense.Dense"
@@ -190,10 +193,11 @@ class Checkpoint:
 
     @cached_property
     def model_type(self) -> str:
-        """What transformers calls the architecture; JINA_V3 and JINA_BERT are called otherwise in files."""
-        if JINAS_CODE in own_code(self.config):
-            self.config.require("model_type", "xlm-roberta")
-            return JINA_V3
+        """What transformers calls the architecture; those of Jina's are called otherwise in files."""
+        for code, name in (({JINAS_CODE}, JINA_V3), (JINAS_FLASH_CODE, JINA_FLASH)):
+            if code <= own_code(self.config):
+                self.config.require("model_type", "xlm-roberta")
+                return name
         said = self.config.word("model_type", default="")
         is_alibi = said == "bert" and self.config.find("position_embedding_type") == "alibi"
         return JINA_BERT if is_alibi else said

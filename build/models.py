@@ -453,9 +453,14 @@ def sparse_models(
             splade=Splade.of(checkpoint, encoder.vocab_size),
             tied=is_tied(checkpoint.config),
         )
-    elif architecture.lexical:
+    elif architecture.lexical or architecture.weighs:
+        layer = architecture.weighs
         write = partial(
-            write_lexical, encoder=encoder, weights=lexical_weights(checkpoint), dropped=unweighed(checkpoint)
+            write_lexical,
+            encoder=encoder,
+            weights=weights if layer else lexical_weights(checkpoint),
+            layer=layer,
+            dropped=unweighed(checkpoint),
         )
     else:
         known = [name for one in ARCHITECTURES.values() for name in one.masked]

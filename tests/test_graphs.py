@@ -72,7 +72,7 @@ def answers(target: Target, encoder: Engine, head: Engine, batch: list[Array]) -
         states = encoder(**feed)["last_hidden_state"]
         ids = feed["input_ids"]
         assert states.dtype == DTYPES[target.states]
-        assert states.shape == (*ids.shape, 48)
+        assert states.shape[:-1] == ids.shape
         assert not states[ids < 0].any()
         results.append(head(last_hidden_state=states_fed(runtime, states), **feed))
     return {name: np.concatenate([result[name] for result in results]) for name in results[0]}

@@ -21,7 +21,7 @@ from build import make
 from build.config import read_config
 
 COLBERT = "bert-colbert"
-COLBERTS = [COLBERT, "pylate-colbert", "stanford-colbert"]
+COLBERTS = [COLBERT, "jina-colbert", "pylate-colbert", "stanford-colbert"]
 """Of each layout."""
 M3 = "bge-m3-colbert"
 TEXTS: list[str] = json.loads((TINY / "texts.json").read_text())

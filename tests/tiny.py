@@ -20,10 +20,10 @@ NAMES = sorted(name for one in ARCHITECTURES.values() for name in one.fixtures)
 
 
 def is_reranker(name: str) -> bool:
-    """Of what its own files say: it was saved from a class that has a head."""
+    """Of what its own files say: it was saved from a class that has a head, and nothing pools behind it."""
     checkpoint = Checkpoint(TINY / name)
     heads = [reranker for one in ARCHITECTURES.values() for reranker in one.rerankers]
-    return checkpoint.architecture in heads
+    return checkpoint.architecture in heads and "Pooling" not in [module.kind for module in checkpoint.modules]
 
 
 STATIC = [name for one in ARCHITECTURES.values() if one.static for name in one.fixtures]

@@ -6,6 +6,7 @@ Output  last_hidden_state FP32 [T, H] after the final norm, zeros in slots witho
 Llama (Touvron et al., 2023, arXiv:2302.13971) has RMSNorm before each block, rotary positions and SwiGLU. Mistral
 (Jiang et al., 2023, arXiv:2310.06825) adds a window, Qwen2 (Qwen Team, 2024, arXiv:2407.10671) biases of queries,
 keys and values, Qwen3 (Qwen Team, 2025, arXiv:2505.09388) norms of the first two. Several queries share keys.
+voyage-4-nano is a Qwen3 whose every token sees the whole text, with a matrix behind the final norm.
 """
 
 from __future__ import annotations
@@ -51,10 +52,14 @@ class Decoder(Dimensions):
     inner: int
     epsilon: float
     rotation: Rotation
+    inside: int
+    """Width of what passes from layer to layer."""
     has_biases: bool
     """Of queries, keys and values."""
     has_norms: bool
     """Of queries and keys."""
+    has_linear: bool = False
+    """Whether a matrix behind the final norm makes the states; without, they have the width inside."""
 
     @property
     def layers(self) -> int:
@@ -105,9 +110,17 @@ def read_qwen2(config: Settings) -> Decoder:
 
 
 def read_qwen3(config: Settings) -> Decoder:
-    """Qwen3's."""
+    """Qwen3's; voyage-4's own code has every token see the whole text, and a matrix of as many rows as labels."""
     config.require("attention_bias", False)
-    return _read_qwen(config, windows=_windows(config), width=128, has_norms=True)
+    has_code = "AutoModel" in (config.find("auto_map") or {})
+    if has_code:
+        config.require("use_bidirectional_attention", True)
+        config.require("use_sliding_window", False)
+        config.require("is_causal", False)
+    read = _read_qwen(config, windows=_windows(config), width=128, has_norms=True)
+    if not has_code:
+        return read
+    return replace(read, is_causal=False, has_linear=True, hidden_size=config.integer("num_labels"))
 
 
 def _windows(config: Settings) -> list[int | None]:
@@ -154,6 +167,7 @@ def _read(
         windows=tuple(islice(windows, layers)),
         # Told that it is not, transformers 5 lets every token see those behind it; 4 does not.
         is_causal=config.flag("is_causal", default=True),
+        inside=hidden_size,
         heads=heads,
         key_value_heads=shared_evenly(config, heads, groups),
         width=width,
@@ -170,7 +184,7 @@ _read_qwen = partial(_read, vocab_size=151936, positions=32768, inner=22016, gro
 
 def write_decoder(g: OnnxGraph, decoder: Decoder, weights: Weights) -> None:
     """Writes the decoder into `g`, reading one tensor at a time."""
-    p, hidden, width, epsilon = Parameters(g, weights), decoder.hidden_size, decoder.width, decoder.epsilon
+    p, hidden, width, epsilon = Parameters(g, weights), decoder.inside, decoder.width, decoder.epsilon
     heads, groups = decoder.heads, decoder.key_value_heads
     r = ragged(g, *ragged_inputs(g))
     # Where no text is longer than a window, it hides nothing.
@@ -202,7 +216,10 @@ def write_decoder(g: OnnxGraph, decoder: Decoder, weights: Weights) -> None:
         up = p.linear(h, f"{layer}.mlp.up_proj", decoder.inner, hidden, bias=False)
         down = p.linear(g.op("Mul", gate, up), f"{layer}.mlp.down_proj", hidden, decoder.inner, bias=False)
         x = g.op("Add", x, down)
-    last_hidden_state(g, p.rms_norm(x, "norm", hidden, epsilon), r, hidden)
+    x = p.rms_norm(x, "norm", hidden, epsilon)
+    if decoder.has_linear:
+        x = p.linear(x, "linear", decoder.hidden_size, hidden, bias=False)
+    last_hidden_state(g, x, r, decoder.hidden_size)
 
 
 def _mask(g: OnnxGraph, r: Packed, is_causal: bool, window: int | None) -> Mask:

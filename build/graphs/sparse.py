@@ -146,24 +146,25 @@ def lexical_weights(checkpoint: Checkpoint) -> Weights:
     return checkpoint.weights(folder, file=f"{LINEAR}.safetensors")
 
 
-def _linear(g: OnnxGraph, weights: Weights, hidden: int) -> list[str]:
+def _linear(g: OnnxGraph, weights: Weights, layer: str, hidden: int) -> list[str]:
     shapes = {"weight": (1, hidden), "bias": (1,)}
-    return [g.weight(f"{LINEAR}.{part}", weights.tensor(part, *shape)) for part, shape in shapes.items()]
+    return [g.weight(f"{LINEAR}.{part}", weights.tensor(layer + part, *shape)) for part, shape in shapes.items()]
 
 
 def unweighed(checkpoint: Checkpoint) -> list[int]:
-    """Ids of the special tokens that have no weight."""
+    """Ids of the special tokens that have no weight, in bge-m3 and in gte-multilingual-base."""
     words = [checkpoint.named_token(name) or usual for name, usual in UNWEIGHED.items()]
     return sorted({i for word in words if (i := checkpoint.tokenizer.token_to_id(word)) is not None})
 
 
-def write_lexical(g: OnnxGraph, encoder: Dimensions, weights: Weights, dropped: list[int]) -> None:
-    """Writes bge-m3's weights of words (Chen et al., 2024, arXiv:2402.03216).
+def write_lexical(g: OnnxGraph, encoder: Dimensions, weights: Weights, layer: str, dropped: list[int]) -> None:
+    """Writes bge-m3's weights of words (Chen et al., 2024, arXiv:2402.03216), or gte-multilingual-base's.
 
-    max(w h + b, 0) of each token's state, the largest of those with one id; the `dropped` ids have none.
+    max(w h + b, 0) of each token's state, the largest of those with one id; the `dropped` ids have none. The names
+    of w and b start with `layer`.
     """
     states, input_ids, lengths = state_inputs(g, encoder.hidden_size)
-    each = g.op("Relu", g.linear(states, *_linear(g, weights, encoder.hidden_size)))
+    each = g.op("Relu", g.linear(states, *_linear(g, weights, layer, encoder.hidden_size)))
     ids = g.op("Cast", g.op("Max", input_ids, g.constant(0, np.int32)), to=TensorProto.INT64)
     kept = np.ones(encoder.vocab_size, np.float32)
     kept[dropped] = 0

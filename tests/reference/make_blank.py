@@ -62,6 +62,7 @@ EMBEDDERS = (
     "static",
     "t5",
     "t5-gated",
+    "voyage",
     "xlm-roberta",
 )
 STATIC_MODELS = ("model2vec", "model2vec-mapped")
@@ -72,6 +73,7 @@ CROSS_ENCODERS = (
     "deberta-cross-encoder",
     "distilbert-cross-encoder",
     "electra-cross-encoder",
+    "jina-flash-reranker",
     "jina-reranker",
     "modernbert-reranker",
     "mpnet-cross-encoder",

@@ -44,7 +44,8 @@ documents and without a word on it, and under pair_ for the queries and passages
     maxsim           (pair_ only) float32 [pairs]
 
 expected.json also has `bf16`, for whether a bound for bfloat16 means something: how far the reference itself is
-from these when its weights and activations are bfloat16, as the lowest cosine or the largest difference of scores.
+from these when its weights and activations are bfloat16, as the lowest cosine or the largest difference of scores;
+`sparse_bf16` is that of the sparse vectors of a model that has both.
 """
 
 from __future__ import annotations
@@ -136,6 +137,7 @@ PROMPTS = {  # the one for queries comes first
     "static": {"query": "query: ", "document": ""},
     "t5": {"query": "query: ", "document": ""},
     "t5-gated": {"query": "", "document": ""},
+    "voyage": {"query": "query: ", "document": "passage: "},
 }
 CORPUS: list[str] = json.loads((HERE / "corpus.json").read_text(encoding="utf-8"))
 
@@ -486,7 +488,8 @@ def multi_vector_encoder(name: str, network: Any, tokenizer: Any, *after: torch.
 
 def vectors_expected(name: str) -> None:
     folder = str(HERE / name)
-    model = MultiVectorEncoder(folder, **LOAD)
+    load = LOADERS.get(name, MultiVectorEncoder)
+    model = load(folder, **LOAD)
     kinds: dict[str, Callable[[Any, str], Any]] = {
         "": lambda encoder, text: encoder.encode(text),
         "query_": lambda encoder, text: encoder.encode_query(text),
@@ -503,7 +506,7 @@ def vectors_expected(name: str) -> None:
         arrays |= {f"{start}vector_counts": flat([len(one)] for one in vectors)}
     scores = [model.similarity(model.encode_query(q), model.encode_document(p)).item() for q, p in PAIRS]
     arrays["pair_maxsim"] = np.asarray(scores, np.float32)
-    short = MultiVectorEncoder(folder, **BF16)
+    short = load(folder, **BF16)
     rounded = np.concatenate([np.asarray(torch.as_tensor(short.encode(text)).float()) for text in TEXTS])
     write_expected(name, arrays, lowest_cosine(rounded, arrays["vectors"]))
 
@@ -988,6 +991,107 @@ def jina_v3_adapters(name: str) -> None:
     write_expected(name, arrays, json.loads((folder / "expected.json").read_text())["bf16"])
 
 
+FLASH_CODE = {"AutoConfig": "configuration_xlm_roberta.XLMRobertaFlashConfig"}
+FLASH_CODE |= {"AutoModel": "modeling_xlm_roberta.XLMRobertaModel"}
+FLASH: dict[str, Any] = {
+    **{"model_type": "xlm-roberta", "emb_pooler": None, "use_flash_attn": True, "use_cache": False},
+    **{"output_past": True, "classifier_dropout": None, "initializer_range": 0.02, "torch_dtype": "float32"},
+}
+FLASH_NAMES = {
+    "embeddings.LayerNorm": "emb_ln",
+    "encoder.layer.": "encoder.layers.",
+    "attention.output.dense": "mixer.out_proj",
+    "attention.output.LayerNorm": "norm1",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+    "output.LayerNorm": "norm2",
+}
+"""What transformers' XLM-RoBERTa calls a tensor -> what Jina's code for it does."""
+
+
+def as_flash(stored: Arrays) -> Arrays:
+    """The tensors of transformers' XLM-RoBERTa by the names of Jina's code, which has those of three in one."""
+    for key in [key for key in stored if ".self.query." in key]:
+        parts = [stored.pop(key.replace("query", part)) for part in ("query", "key", "value")]
+        stored[key.replace("attention.self.query", "mixer.Wqkv")] = torch.cat(parts)
+    for own, published in FLASH_NAMES.items():
+        stored = {key.replace(own, published): one for key, one in stored.items()}
+    return stored
+
+
+def load_jina_flash_reranker(folder: str, **options: Any) -> CrossEncoder:
+    """The published layout by transformers' class."""
+    stored = load_file(Path(folder, "model.safetensors"))
+    for key in [key for key in stored if ".Wqkv." in key]:
+        for part, values in zip(("query", "key", "value"), stored.pop(key).chunk(3), strict=True):
+            stored[key.replace("mixer.Wqkv", f"attention.self.{part}")] = values
+    for own, published in reversed(FLASH_NAMES.items()):
+        stored = {key.replace(published, own): one for key, one in stored.items()}
+    config = json.loads(Path(folder, "config.json").read_text())
+    del config["auto_map"]
+    with tempfile.TemporaryDirectory() as plain:
+        shutil.copytree(folder, plain, dirs_exist_ok=True, ignore=shutil.ignore_patterns("model.safetensors"))
+        Path(plain, "config.json").write_text(json.dumps(config | {"model_type": "xlm-roberta"}))
+        save_file(stored, Path(plain, "model.safetensors"), {"format": "pt"})
+        return CrossEncoder(plain, **options)
+
+
+def jina_flash_reranker(name: str) -> None:
+    """As jina-reranker-v2-base-multilingual, which does not say its type."""
+    pieces, folder = unigram(), HERE / name
+    sizes = roberta_sizes(pieces) | ONE
+    network: Any = hf.XLMRobertaForSequenceClassification(hf.XLMRobertaConfig(**sizes))
+    shutil.rmtree(folder, ignore_errors=True)
+    save(folder, randomise(network, 39), pieces)
+    stored = as_flash(load_file(folder / "model.safetensors"))
+    save_file(stored, folder / "model.safetensors", {"format": "pt"})
+    kind = "XLMRobertaForSequenceClassification"
+    config = FLASH | sizes | {"architectures": [kind], "position_embedding_type": "absolute", "hidden_act": "gelu"}
+    config |= {"auto_map": FLASH_CODE | {"AutoModelForSequenceClassification": f"modeling_xlm_roberta.{kind}"}}
+    config |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}, "pad_token_id": 1}
+    del config["model_type"]
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    expect_scores(name)
+
+
+def load_jina_colbert(folder: str, **options: Any) -> MultiVectorEncoder:
+    """The published layout by transformers' class of v3, of which it is one without adapters."""
+    said = json.loads(Path(folder, "config.json").read_text())
+    config = jina_v3_config(said["vocab_size"]).to_dict() | {"architectures": ["HF_ColBERT"]}
+    stored = load_file(Path(folder, "model.safetensors"))
+    with tempfile.TemporaryDirectory() as plain:
+        shutil.copytree(folder, plain, dirs_exist_ok=True, ignore=shutil.ignore_patterns("model.safetensors"))
+        Path(plain, "config.json").write_text(json.dumps(config))
+        renamed = {key.removeprefix("roberta."): one for key, one in stored.items()}
+        save_file(renamed, Path(plain, "model.safetensors"), {"format": "pt"})
+        return MultiVectorEncoder(plain, **options)
+
+
+def jina_colbert(name: str) -> None:
+    """As jina-colbert-v2, in the layout of Stanford's code, with markers that are tokens of their own."""
+    pieces, folder = unigram(), HERE / name
+    pieces.add_tokens([AddedToken(marker, special=True) for marker in ("[QueryMarker]", "[DocumentMarker]")])
+    network: Any = hf.JinaEmbeddingsV3Model(jina_v3_config(rows(pieces)), add_pooling_layer=False)
+    shutil.rmtree(folder, ignore_errors=True)
+    save(folder, randomise(network, 40, norm=0.5), pieces)
+    stored = {f"roberta.{key}": one for key, one in load_file(folder / "model.safetensors").items()}
+    dense = randomise(torch.nn.Linear(HIDDEN, 24, bias=False), 41)
+    save_file({"linear.weight": dense.weight, **stored}, folder / "model.safetensors", {"format": "pt"})
+    own = json.loads((folder / "config.json").read_text())
+    kept = ("hidden_size", "vocab_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    kept += ("max_position_embeddings", "type_vocab_size", "hidden_act", "layer_norm_eps")
+    config = FLASH | {key: own[key] for key in kept} | {"architectures": ["HF_ColBERT"], "pad_token_id": 1}
+    config |= {"position_embedding_type": "rotary", "rotary_emb_base": 1000.0}
+    repository = "jinaai/xlm-roberta-flash-implementation"
+    config |= {"auto_map": {kind: f"{repository}--{place}" for kind, place in FLASH_CODE.items()}}
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    said: dict[str, Any] = {"query_token_id": "[QueryMarker]", "doc_token_id": "[DocumentMarker]"}
+    said |= {"similarity": "cosine", "interaction": "colbert", "dim": 24, "mask_punctuation": True}
+    said |= {"query_maxlen": 32, "doc_maxlen": 48, "attend_to_mask_tokens": True}
+    (folder / "artifact.metadata").write_text(json.dumps(said, indent=2) + "\n")
+    vectors_expected(name)
+
+
 def nomic_bert_moe(name: str) -> None:
     pieces, folder = unigram(), HERE / name
     network: Any = hf.NomicBertModel(nomic_moe_config(rows(pieces)))
@@ -1080,9 +1184,41 @@ def new(name: str) -> None:
     model: Any = hf.GteModel(hf.GteConfig(**sizes, rope_parameters=stretched(100.0, 8.0)))
     save_embedder(name, randomise(model, 25, norm=0.5), pieces, Pooling(HIDDEN, "cls"))
     own = {"rope_theta": 100.0, "rope_scaling": {"type": "ntk", "factor": 8.0}, "num_labels": 1}
-    classifier = randomise(torch.nn.Linear(HIDDEN, 1), 26).state_dict(prefix="classifier.")
-    as_new(name, ["NewModel", "NewForTokenClassification"], own, classifier)
+    classifier = randomise(torch.nn.Linear(HIDDEN, 1), 26)
+    with torch.inference_mode():
+        some = model(torch.tensor([pieces(TEXTS[8])["input_ids"]])).last_hidden_state
+        classifier.bias.data -= classifier(some).mean()  # so that half of the words have a weight
+    as_new(name, ["NewModel", "NewForTokenClassification"], own, classifier.state_dict(prefix="classifier."))
     expect_embeddings(name)
+    arrays = dict(np.load(HERE / name / "expected.npz"))
+    special = [getattr(pieces, f"{end}_token_id") for end in ("cls", "eos", "pad", "unk")]
+    for start, texts in (("", TEXTS), ("blank_", BLANK)):
+        arrays |= sparse_arrays(start, words_of_new(name, LOAD, texts, special))
+    full, short = (words_of_new(name, options, TEXTS, special) for options in (LOAD, BF16))
+    some = full.any(axis=1)
+    said = json.loads((HERE / name / "expected.json").read_text())
+    write_expected(name, arrays, said["bf16"])
+    said |= {"sparse_bf16": round(lowest_cosine(short[some], full[some]), 6)}
+    (HERE / name / "expected.json").write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+
+
+@torch.inference_mode()
+def words_of_new(name: str, options: dict[str, Any], texts: list[str], special: list[int]) -> Any:
+    """Weights of words as the published script has them: of an id the largest that the classifier gives."""
+    model = load_new(str(HERE / name), SentenceTransformer, **options)
+    tensors = load_file(HERE / name / "model.safetensors")
+    weight, bias = (
+        tensors[f"classifier.{part}"].to(options["model_kwargs"]["dtype"]) for part in ("weight", "bias")
+    )
+    dense = np.zeros((len(texts), model[0].config.vocab_size), np.float32)
+    for row, text in zip(dense, texts, strict=True):
+        fed = model.preprocess([text])
+        states = model[0].model(fed["input_ids"]).last_hidden_state[0]
+        values = functional.linear(states, weight, bias)[:, 0].relu().float().tolist()
+        for i, value in zip(fed["input_ids"][0].tolist(), values, strict=True):
+            if i not in special:
+                row[i] = max(row[i], value)
+    return dense
 
 
 def new_reranker(name: str) -> None:
@@ -1155,6 +1291,47 @@ def qwen3_classifier(name: str) -> None:
     sizes = decoder_sizes(words) | {"head_dim": 16, "max_position_embeddings": RERANKER_WINDOW}
     model: Any = hf.Qwen3ForSequenceClassification(hf.Qwen3Config(**sizes, **ONE))
     qwen_reranker(name, randomise(model, 24).to(torch.bfloat16), words)
+
+
+VOYAGE: dict[str, Any] = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "auto_map": {"AutoModel": "modeling_qwen3_bidirectional.Qwen3BidirectionalModel"},
+    "use_bidirectional_attention": True,
+    "num_labels": 2 * HIDDEN,
+}
+
+
+def load_voyage(folder: str, **options: Any) -> SentenceTransformer:
+    """The published layout by transformers' class, every token of which sees the whole text if it is told so.
+
+    Behind its final norm stands the matrix that the published code has there.
+    """
+    stored = load_file(Path(folder, "model.safetensors"))
+    matrix = stored.pop("linear.weight").to(options["model_kwargs"]["dtype"])
+    config = json.loads(Path(folder, "config.json").read_text())
+    config = {key: value for key, value in config.items() if key not in VOYAGE}
+    with tempfile.TemporaryDirectory() as plain:
+        shutil.copytree(folder, plain, dirs_exist_ok=True, ignore=shutil.ignore_patterns("model.safetensors"))
+        Path(plain, "config.json").write_text(json.dumps(config | {"is_causal": False}))
+        renamed = {key.removeprefix("model."): one for key, one in stored.items()}
+        save_file(renamed, Path(plain, "model.safetensors"), {"format": "pt"})
+        model = SentenceTransformer(plain, **options)
+
+    network: Any = model[0].model
+    network.norm.register_forward_hook(lambda _layer, _given, states: states @ matrix.T)
+    return model
+
+
+def voyage(name: str) -> None:
+    closed, folder = qwen(WINDOW, closing="<|endoftext|>"), HERE / name
+    network: Any = hf.Qwen3Model(hf.Qwen3Config(**qwen3_sizes(closed), max_position_embeddings=WINDOW))
+    save_embedder(name, randomise(network, 37, norm=0.5).to(torch.bfloat16), closed, Pooling(2 * HIDDEN, "mean"))
+    matrix = randomise(torch.nn.Linear(HIDDEN, 2 * HIDDEN, bias=False), 38).weight.data.to(torch.bfloat16)
+    stored = {f"model.{key}": one for key, one in load_file(folder / "model.safetensors").items()}
+    save_file(stored | {"linear.weight": matrix}, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text()) | VOYAGE
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    expect_embeddings(name)
 
 
 def decoder_sizes(words: Any) -> dict[str, Any]:
@@ -1633,10 +1810,13 @@ LOADERS: dict[str, Callable[..., Any]] = {
     "jina-bert": partial(load_jina_bert, kind=SentenceTransformer),
     "jina-bert-code": partial(load_jina_bert, kind=SentenceTransformer),
     "jina-reranker": partial(load_jina_bert, kind=CrossEncoder),
+    "jina-colbert": load_jina_colbert,
+    "jina-flash-reranker": load_jina_flash_reranker,
     "jina-v3-adapters": load_jina_v3,
     "new": partial(load_new, kind=SentenceTransformer),
     "new-reranker": partial(load_new, kind=CrossEncoder),
     "nomic-bert-moe": load_nomic_moe,
+    "voyage": load_voyage,
 }
 """What loads a checkpoint that sentence-transformers cannot."""
 
@@ -1663,6 +1843,8 @@ MAKERS: dict[str, Callable[[str], None]] = {
     "gte": gte,
     "jina-bert": jina_bert,
     "jina-bert-code": partial(jina_bert, code=JINA_NORMED, num_attention_heads=6),
+    "jina-colbert": jina_colbert,
+    "jina-flash-reranker": jina_flash_reranker,
     "jina-reranker": jina_reranker,
     "jina-v3": jina_v3,
     "jina-v3-adapters": jina_v3_adapters,
@@ -1693,6 +1875,7 @@ MAKERS: dict[str, Callable[[str], None]] = {
     "static": static,
     "t5": t5,
     "t5-gated": t5_gated,
+    "voyage": voyage,
     "xlm-roberta": xlm_roberta,
     "xlm-roberta-splade": xlm_roberta_splade,
 }
