@@ -15,6 +15,7 @@ from tools import docs
 
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
+DEPLOY = ROOT / "tools" / "deploy"
 CATALOG = ROOT / "build" / "catalog" / "README.md"
 PAGES = {path: path.read_text() for path in (README, ROOT / "CONTRIBUTING.md", CATALOG, *DOCS)}
 CLIENTS = PAGES[ROOT / "docs" / "clients.md"]
@@ -91,6 +92,21 @@ def anchors(text: str) -> set[str]:
     """Those that GitHub gives to the headings of a page."""
     headings = re.findall(r"^#+ (.*)$", FENCE.sub("", text), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+OTHERS = {"--help", "--no-normalise", "--from-file", "--model-repository", "--shm-size"}
+"""Options of argparse itself, kubectl, tritonserver and Docker."""
+
+
+@pytest.mark.parametrize("path", [path for path in PAGES if path.stem != "profiling"], ids=page)
+def test_options_and_settings_exist(path: Path) -> None:
+    """Those of the commands, and of the environment; the page of profiling is of other people's commands."""
+    sources = [file.read_text() for folder in ("build", "tools") for file in sorted((ROOT / folder).rglob("*.py"))]
+    settings = "\n".join([*sources, (ROOT / "Makefile").read_text(), (DEPLOY / "compose.yaml").read_text()])
+    options = set(re.findall(r'"(--[a-z-]+)"', "\n".join(sources)))
+    assert set(re.findall(r"(?<![\w-])(--[a-z][a-z-]+)", PAGES[path])) <= options | OTHERS
+    variables = re.findall(r"`([A-Z]+_[A-Z_]+)[`=]", PAGES[path])
+    assert [name for name in variables if name not in settings] == []
 
 
 def test_every_page_is_reached_from_the_front() -> None:
