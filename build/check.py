@@ -71,7 +71,7 @@ class Engine(Protocol):
 
 
 class OpenVino:
-    """OpenVINO on the CPU, as `steps/onnx_runner.py` runs it, but in FP32, so that results can be compared.
+    """OpenVINO on the CPU, as `steps/onnx_runner.py` runs a graph and the head behind it, but all in FP32.
 
     Past the end of a table it reads zeros without a word, so indices into tables are outputs too and are compared.
     """
@@ -82,25 +82,34 @@ class OpenVino:
         import openvino
         import openvino.properties.hint as hints
 
-        core = openvino.Core()
-        model = core.read_model(path)
-        self._rows: dict[int, int] = {}
-        for node in model.get_ordered_ops():
-            if node.get_type_name() != "Gather" or not node.input_value(0).get_partial_shape()[0].is_static:
-                continue
-            table, index, axis = (node.input_value(i) for i in range(3))
-            if index.get_node().get_type_name() != "Constant" and not axis.get_node().get_data().any():
-                self._rows[len(model.outputs)] = table.get_partial_shape()[0].get_length()
-                model.add_outputs([index])
-        self._compiled = core.compile_model(model, "CPU", {hints.inference_precision: openvino.Type.f32})
+        core, head = openvino.Core(), path.with_name("head.onnx")
+        self._graphs: list[tuple[Any, dict[int, int]]] = []
+        for file in (path, head) if head.exists() else (path,):
+            model = core.read_model(file)
+            rows: dict[int, int] = {}
+            for node in model.get_ordered_ops():
+                if node.get_type_name() != "Gather" or not node.input_value(0).get_partial_shape()[0].is_static:
+                    continue
+                table, index, axis = (node.input_value(i) for i in range(3))
+                if index.get_node().get_type_name() != "Constant" and not axis.get_node().get_data().any():
+                    rows[len(model.outputs)] = table.get_partial_shape()[0].get_length()
+                    model.add_outputs([index])
+            compiled = core.compile_model(model, "CPU", {hints.inference_precision: openvino.Type.f32})
+            self._graphs.append((compiled, rows))
 
     def run(self, feed: dict[str, Array]) -> dict[str, Array]:
         """Every output by name; raises RuntimeError, and IndexError for an index past a table's end."""
-        found = self._compiled(feed)
-        for place, rows in self._rows.items():
-            if not ((indices := found[place]) < rows).all():
-                raise IndexError(f"row {indices.max()} of a table of {rows} rows is asked for")
-        return {name: np.array(value) for output, value in found.items() for name in output.names}
+        given: dict[str, Array] = {}
+        kept = {"input_ids": feed["kept_ids"]} if "kept_ids" in feed else {}
+        for compiled, rows in self._graphs:
+            known = feed | given | (kept if given else {})
+            named = {name for port in compiled.inputs for name in port.names}
+            found = compiled({name: values for name, values in known.items() if name in named})
+            for place, count in rows.items():
+                if not ((indices := found[place]) < count).all():
+                    raise IndexError(f"row {indices.max()} of a table of {count} rows is asked for")
+            given |= {name: np.array(value) for output, value in found.items() for name in output.names}
+        return given
 
 
 class OnnxRuntime:
@@ -291,7 +300,7 @@ def _feed(config: ModelConfig, batch: Batch, tensors: Mapping[str, Array]) -> di
     }
     feed = {name: made[entry.kind] for entry in config.batch_input for name in entry.target_name}
     for tensor in config.input:
-        if tensor.name == "input_ids":
+        if tensor.name in ("input_ids", "kept_ids"):
             feed[tensor.name] = np.concatenate(batch) if tensor.allow_ragged_batch else np.stack(batch)
         elif tensor.name == "last_hidden_state":
             states = tensors[tensor.name]

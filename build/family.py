@@ -123,7 +123,7 @@ def _build(
             "tolerance": _tolerance(entry, facts),
         }
         (aside / entry.name / RECORD).write_text(json.dumps(record, indent=2) + "\n")
-        _put_in_place(aside, aside.parent.parent)
+        _put_in_place(aside, aside.parent.parent, entry.name)
     except BuildError as error:
         beside = [name for name in (*GRAPHS, *sorted(names)) if name in names and name.endswith(".onnx")]
         if beside and graph_to_adopt(entry, checkpoint, names) is None:
@@ -213,13 +213,23 @@ def _hashes(folder: Path, pattern: str = "**/*") -> dict[str, str]:
     return {str(path.relative_to(folder)): sha256(path) for path in paths}
 
 
-def _put_in_place(aside: Path, model_repository: Path) -> None:
+def _put_in_place(aside: Path, model_repository: Path, family: str) -> None:
     """Swaps finished model folders in, by renames alone; the record goes first out and last in."""
     finished = sorted(aside.iterdir())
     old = aside.with_name(f"{aside.name}.old")
     old.mkdir()
-    for folder in finished:
-        if (target := model_repository / folder.name).exists():
-            target.rename(old / folder.name)
+    names = dict.fromkeys([*(folder.name for folder in finished), *_models(model_repository, family)])
+    for name in names:
+        if (target := model_repository / name).exists():
+            target.rename(old / name)
     for folder in reversed(finished):
         folder.rename(model_repository / folder.name)
+
+
+def _models(model_repository: Path, family: str) -> set[str]:
+    """The models that the family had when it was built last."""
+    try:
+        record = json.loads((model_repository / family / RECORD).read_bytes())
+        return {Path(name).parts[0] for name in record["outputs"]}
+    except (OSError, ValueError, KeyError):
+        return set()

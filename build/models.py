@@ -359,9 +359,7 @@ def embedding_models(
     steps = [
         tokenizer(repository.tokenizer(family, checkpoint.prompts | entry.prompts, reading), checkpoint),
         *with_head(
-            encoder,
-            repository.headless_encoder(family, dimensions),
-            graph(repository.pooling(family, dimensions), head, lambda g: write_pooling(g, pooling)),
+            encoder, graph(repository.pooling(family, dimensions), head, lambda g: write_pooling(g, pooling))
         ),
     ]
     if "rerank" in entry.tasks:
@@ -424,8 +422,11 @@ def multi_vector_models(
     ensembles = [Model(repository.vectors_ensemble(family, vectors.width, bool(sides)))]
     steps = [
         tokenizer(words if sides else repository.tokenizer(family, prompts), checkpoint),
-        states,
-        graph(repository.vectors(family, vectors.width), head, lambda g: write_vectors(g, vectors)),
+        *with_head(
+            states,
+            graph(repository.vectors(family, vectors.width), head, lambda g: write_vectors(g, vectors)),
+            sided=bool(sides),
+        ),
     ]
     if "rerank" in entry.tasks:
         ensembles.append(Model(repository.maxsim_ensemble(family)))
@@ -472,7 +473,7 @@ def sparse_models(
     return [
         Model(repository.sparse_ensemble(family)),
         tokenizer(repository.tokenizer(family, checkpoint.prompts), checkpoint),
-        *with_head(states, repository.headless_sparse(family), pooling),
+        *with_head(states, pooling),
     ]
 
 
@@ -499,7 +500,6 @@ def reranking_models(
         tokenizer(config, checkpoint),
         *with_head(
             states,
-            repository.headless_encoder(family, None),
             graph(
                 repository.scoring(family),
                 family.target.head,
@@ -533,7 +533,7 @@ def classifying_models(
     return [
         Model(repository.classifier_ensemble(family, len(names))),
         tokenizer(repository.classifier_tokenizer(family), checkpoint),
-        *with_head(states, repository.headless_classifier(family, len(names)), scoring),
+        *with_head(states, scoring),
     ]
 
 
@@ -557,11 +557,11 @@ def reranker_of(checkpoint: Checkpoint) -> Reranker:
     return reranker
 
 
-def with_head(encoder: Model, both: ModelConfig, head: Model) -> list[Model]:
-    """Encoder and head as the models that they are; on packed tokens that is one, of the configuration `both`."""
-    if not encoder.target.feed.packed:
+def with_head(encoder: Model, head: Model, sided: bool = False) -> list[Model]:
+    """Encoder and head as the models that they are, or as one; `sided`, where the head reads ids of its own."""
+    if not encoder.target.feed.one_step:
         return [encoder, head]
-    return [replace(encoder, config=both, head=head)]
+    return [replace(encoder, config=repository.with_head(encoder.config, head.config, sided), head=head)]
 
 
 def check_one_score(checkpoint: Checkpoint, family: Family, reranker: Reranker) -> None:

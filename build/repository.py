@@ -74,7 +74,7 @@ QUERY = Tensor("query", TYPE_STRING)
 PASSAGE = Tensor("passage", TYPE_STRING)
 INSTRUCTION = Tensor("instruction", TYPE_STRING, optional=True)
 INPUT_IDS = Tensor("input_ids", TYPE_INT32, (-1,), ragged=True)
-KEPT_IDS = Tensor("kept_ids", TYPE_INT32, (-1,))
+KEPT_IDS = Tensor("kept_ids", TYPE_INT32, (-1,), ragged=True)
 VECTOR_COUNT = Tensor("vector_count", TYPE_INT32)
 TOKEN_COUNT = Tensor("token_count", TYPE_INT32)
 TRUNCATED = Tensor("truncated", TYPE_BOOL)
@@ -151,10 +151,6 @@ def template_tokenizer(family: Family, template: Mapping[str, Any]) -> ModelConf
 def encoder(family: Family) -> ModelConfig:
     """`<family>-encoder`: ragged input_ids -> last_hidden_state [-1, H]."""
     config = _graph_model(family, "encoder", [INPUT_IDS], [_states(family)], "auto", "auto")
-    if family.target.feed.backend == "python":
-        # The one place for Triton's response cache, whose key is a request's inputs alone, neither its parameters
-        # nor the outputs that it asks for. Nothing is kept unless the server is given a cache.
-        config.response_cache.enable = True
     if family.target.feed.ragged:
         config.batch_output.add(
             kind=BatchOutput.BATCH_SCATTER_WITH_INPUT_SHAPE,
@@ -168,6 +164,21 @@ def headless_encoder(family: Family, dimensions: int | None) -> ModelConfig:
     """`<family>-encoder` that pools or scores by itself: ragged input_ids -> embeddings [D], or score, logit."""
     outputs = [SCORE, LOGIT] if dimensions is None else [Tensor("embeddings", TYPE_FP32, (dimensions,))]
     return _graph_model(family, "encoder", [INPUT_IDS], outputs, "auto", "auto")
+
+
+def with_head(encoder: ModelConfig, head: ModelConfig, sided: bool) -> ModelConfig:
+    """`<family>-encoder` with its head: ragged input_ids, and kept_ids if `sided` -> what the head gives."""
+    config = ModelConfig()
+    config.CopyFrom(encoder)
+    del config.output[:], config.batch_output[:]
+    config.output.extend(head.output)
+    if "precision" in head.parameters:
+        _add_parameters(config, {"head_precision": head.parameters["precision"].string_value})
+    if sided:
+        config.input.append(KEPT_IDS.as_input())
+        for sample in config.model_warmup:
+            sample.inputs[KEPT_IDS.name].CopyFrom(sample.inputs[INPUT_IDS.name])
+    return config
 
 
 def pooling(family: Family, dimensions: int) -> ModelConfig:
@@ -207,11 +218,6 @@ def maxsim_scoring(family: Family, dimensions: int) -> ModelConfig:
 def scoring(family: Family) -> ModelConfig:
     """`<family>-scoring`: ragged last_hidden_state and input_ids -> score, logit."""
     return _graph_model(family, "scoring", [_states(family), INPUT_IDS], [SCORE, LOGIT])
-
-
-def headless_classifier(family: Family, labels: int) -> ModelConfig:
-    """`<family>-encoder` that classifies by itself: ragged input_ids -> probabilities, logits [labels]."""
-    return _graph_model(family, "encoder", [INPUT_IDS], _classes(labels), "auto", "auto")
 
 
 def classifying(family: Family, labels: int) -> ModelConfig:
@@ -271,16 +277,17 @@ def _vector_steps(
     family: Family, text: str, sided: bool, prefix: str = "", source: str = "text", prompt_name: str | None = None
 ) -> list[ModelEnsembling.Step]:
     """Tokenizer, encoder and vectors over the ensemble tensor `text`, the tokenizer's input `source`."""
-    tokenizer, encoder, head = _pooling_steps(
-        family, text, ["token_embeddings", "vector_count"], prefix, prompt_name
-    )
-    head.model_name = f"{family.name}-vectors"
+    tokenizer, *others = _pooling_steps(family, text, ["token_embeddings", "vector_count"], prefix, prompt_name)
+    head = others[-1]
+    if not family.target.feed.one_step:
+        head.model_name = f"{family.name}-vectors"
     if sided:
         tokenizer.input_map[source] = text
         if source != "text":
             del tokenizer.input_map["text"]
-        tokenizer.output_map["kept_ids"] = head.input_map["input_ids"] = f"{prefix}kept_ids"
-    return [tokenizer, encoder, head]
+        kept = "kept_ids" if family.target.feed.one_step else "input_ids"
+        tokenizer.output_map["kept_ids"] = head.input_map[kept] = f"{prefix}kept_ids"
+    return [tokenizer, *others]
 
 
 def _two_sided_step(family: Family, compared: Sequence[str]) -> ModelEnsembling.Step:
@@ -319,7 +326,7 @@ def _scoring_ensemble(family: Family, inputs: Sequence[Tensor], results: Sequenc
 
     steps = config.ensemble_scheduling.step
     steps.append(_step(f"{family.name}-tokenizer", same(inputs), same([INPUT_IDS, TOKEN_COUNT, TRUNCATED])))
-    if family.target.feed.packed:
+    if family.target.feed.one_step:
         steps.append(_step(f"{family.name}-encoder", same([INPUT_IDS]), same(results)))
         return config
     states = {"last_hidden_state": "last_hidden_state"}
@@ -368,7 +375,7 @@ def _pooling_steps(
     tokenized = {"input_ids": ids} | {n: f"{prefix}{n}" for n in ("token_count", "truncated")}
     prompt = {"prompt_name": prompt_name} if prompt_name else {}
     tokenizer = _step(f"{family.name}-tokenizer", {"text": text} | prompt, tokenized)
-    if family.target.feed.packed:
+    if family.target.feed.one_step:
         return [tokenizer, _step(f"{family.name}-encoder", {"input_ids": ids}, given)]
     return [
         tokenizer,
@@ -409,6 +416,9 @@ def _graph_model(
                 "vocabulary": str(family.vocabulary + family.segment_offset),
             }
             _add_parameters(config, limits)
+            # The one place for Triton's response cache, whose key is a request's inputs alone, neither its
+            # parameters nor the outputs that it asks for. Nothing is kept unless the server is given a cache.
+            config.response_cache.enable = True
     else:
         config.default_model_filename = runtime.file
     if not any(tensor.ragged for tensor in inputs):

@@ -28,7 +28,7 @@ class Runtime:
     gpu_precisions: tuple[str, ...] = ()
     """What it computes in on a GPU only, where that is asked for by name."""
     packed: bool = False
-    """Tokens come without the slots between them, attention takes them so, and a head runs with its encoder."""
+    """Tokens come without the slots between them, and attention takes them so."""
     needs_width: bool = False
     """Shapes cannot follow from values, so the width of rows comes as the shape of an input of its own."""
     masks: str = "boolean"
@@ -38,6 +38,11 @@ class Runtime:
     """Hidden states pass from encoder to head in the encoder's precision; if not, in fp32."""
     softmax_precision: int | None = TensorProto.FLOAT
     """What attention's softmax is taken in; None where the runtime takes no word on it."""
+
+    @property
+    def one_step(self) -> bool:
+        """Whether an encoder and its head are one model, so that hidden states stay in its process."""
+        return self.backend == "python"
 
 
 RUNTIMES = {

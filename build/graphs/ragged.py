@@ -89,11 +89,11 @@ def state_inputs(g: OnnxGraph, hidden_size: int) -> tuple[str, str, str]:
     """Declares a head's inputs and returns them as (states FP32 [T, H], input_ids INT32 [T], lengths INT32 [B]).
 
     Triton hands every ragged input over flat, so `last_hidden_state` arrives as [T * H] and is reshaped here.
-    Packed states come as their encoder gives them.
+    Where one step runs both graphs, they come as their encoder gives them.
     """
     shape: list[int | str] = ["slots * hidden"] if g.feed.ragged else ["batch", "width", hidden_size]
-    if g.feed.packed:
-        shape = ["tokens", hidden_size]
+    if g.feed.one_step:
+        shape = ["slots", hidden_size]
     states = g.input("last_hidden_state", g.states, shape)
     if g.states != TensorProto.FLOAT:
         states = g.op("Cast", states, to=TensorProto.FLOAT)

@@ -1,9 +1,11 @@
 """ONNX runner step (Python backend): runs `model.onnx` on OpenVINO, fed as Triton's C++ backends would feed it.
 
 The model's own config.pbtxt says how. Inputs with `allow_ragged_batch` are concatenated end to end into one
-dimension; a `batch_input` of kind BATCH_ITEM_SHAPE_FLATTEN adds the length of each item; an output named by a
-`batch_output` of kind BATCH_SCATTER_WITH_INPUT_SHAPE is cut back along the source input. Inputs that are not
+dimension; a `batch_input` of kind BATCH_ITEM_SHAPE_FLATTEN adds the length of each item. Inputs that are not
 ragged are stacked along the batch.
+
+An encoder has its head beside it: `head.onnx` is run on the hidden states where they lie, by the same lengths, and
+with the input `kept_ids` as its ids where there is one. What it gives is the answer.
 
 A CPU gains little from large batches and loses much to texts of unlike length in one, since attention works on
 rows as wide as the longest. So items are ordered by length and run in micro-batches of nearly equal length, at
@@ -13,6 +15,7 @@ are too large to be prepared twice. Identical rows of token ids are run once.
 
 Model parameters, each overridden by the environment variable in brackets when it is "auto":
   precision     "fp32", "bf16" or "auto": bf16 where the CPU computes in it [ENCODER_PRECISION]
+  head_precision  "fp32", for a small head on one thread, or "auto": as the encoder, on its threads
   threads       a number or "auto": every core this process may use, shared among as many encoders as the
                 environment variable ENCODER_COUNT says [ENCODER_THREADS]
   token_budget  tokens in a micro-batch
@@ -25,7 +28,7 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -39,7 +42,7 @@ import triton_python_backend_utils as pb_utils
 from openvino import properties
 
 from .memory import Memory
-from .requests import Batch, Item, Model, targets
+from .requests import Batch, Item, Model
 
 Array = npt.NDArray[Any]
 
@@ -51,7 +54,10 @@ WIDEST = 1.5
 SMALL = 512 << 20
 """Bytes of weights up to which a model is prepared twice, for one thread a stream and for all threads at once."""
 
-RANGES = {"encoder": "encode", "pooling": "pool", "scoring": "score"}
+MOMENT = 1
+"""Milliseconds in which a small head is done."""
+
+RANGES = {"encoder": "encode", "scoring": "score"}
 """Step -> the name of its range in Nsight Systems; within it, `infer` is the engine's share."""
 
 annotate: Callable[[str], AbstractContextManager[Any]] = nullcontext
@@ -68,6 +74,9 @@ Failure: TypeAlias = "RuntimeError | MemoryError"
 
 FAILURES = (RuntimeError, MemoryError)
 
+Ports: TypeAlias = "list[tuple[ov.ConstOutput, set[str]]]"
+"""Inputs of a graph and their names."""
+
 Outcome: TypeAlias = "list[dict[str, Array]] | Failure"
 """Each item's outputs, by name, or what was raised."""
 
@@ -79,7 +88,6 @@ class TritonPythonModel:
         """Compiles `model.onnx` of the version folder."""
         config = json.loads(args["model_config"])
         self._model = Model(args["model_name"], config)
-        self._scattered = targets(config["batch_output"], "BATCH_SCATTER_WITH_INPUT_SHAPE")
         parameters = self._model.parameters
         self._token_budget = int(parameters["token_budget"])
         step = args["model_name"].rpartition("-")[2]
@@ -88,28 +96,41 @@ class TritonPythonModel:
 
         core = ov.Core()
         precision, threads = _precision(parameters, core), _threads(parameters)
-        path = Path(args["model_repository"], args["model_version"], "model.onnx")
-        settings = {hints.inference_precision: PRECISIONS[precision], properties.inference_num_threads: threads}
+        folder = Path(args["model_repository"], args["model_version"])
 
-        def requests(mode: hints.PerformanceMode) -> list[ov.InferRequest]:
-            """One that runs and one that waits on every stream: none is idle while results are collected."""
+        def compiled(name: str, mode: hints.PerformanceMode, precision: str, threads: int) -> ov.CompiledModel:
+            settings = {
+                hints.inference_precision: PRECISIONS[precision],
+                hints.performance_mode: mode,
+                properties.inference_num_threads: threads,
+            }
             try:
-                compiled = core.compile_model(path, "CPU", settings | {hints.performance_mode: mode})
+                return core.compile_model(folder / name, "CPU", settings)
             except RuntimeError as error:
-                raise ValueError(f"{path} cannot be run, build the family again: {_cause(error)}") from None
-            streams = compiled.get_property(properties.streams.num)
-            return [compiled.create_infer_request() for _ in range(2 * streams)]
+                place = folder / name
+                raise ValueError(f"{place} cannot be run, build the family again: {_cause(error)}") from None
 
-        weights = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
-        self._on_all_threads = requests(hints.PerformanceMode.LATENCY)
+        def lanes(mode: hints.PerformanceMode) -> list[Lane]:
+            """One that runs and one that waits on every stream: none is idle while results are collected."""
+            graph, head = compiled("model.onnx", mode, precision, threads), small_head
+            if head is None and (folder / "head.onnx").exists():
+                head = compiled("head.onnx", mode, precision, threads)
+            return [Lane(graph, head) for _ in range(2 * graph.get_property(properties.streams.num))]
+
+        latency = hints.PerformanceMode.LATENCY
+        is_small = parameters.get("head_precision") == "fp32"
+        small_head = compiled("head.onnx", latency, "fp32", 1) if is_small else None
+        weights = sum(file.stat().st_size for file in folder.glob("model.onnx*"))
+        self._on_all_threads = lanes(latency)
         # Streams of few threads each: threads that share one small micro-batch mostly wait for each other.
         is_shared = threads > 1 and weights <= SMALL
-        self._on_streams = requests(hints.PerformanceMode.THROUGHPUT) if is_shared else self._on_all_threads
+        self._on_streams = lanes(hints.PerformanceMode.THROUGHPUT) if is_shared else self._on_all_threads
         # What the engine prepares at its first run, two streams should not prepare at once. Triton's own warm-up
         # does not reach them: its rows are all equal, so one is run, on all threads.
-        for request in self._on_streams if is_shared else ():
+        for lane in self._on_streams if is_shared else ():
             with suppress(*FAILURES):
-                request.infer(self._feeds([_smallest(config)]), share_inputs=True)
+                lane.start(self._feeds([_smallest(config)]))
+                lane.outputs()
         self._memory = Memory(args["model_name"])
         pb_utils.Logger.log_info(
             f"{args['model_name']}: {precision}, {threads} of {os.cpu_count()} processors, "
@@ -144,21 +165,38 @@ class TritonPythonModel:
 
         From this one thread: OpenVINO's Python bindings can deadlock when two threads use them for the first time.
         """
-        running: deque[tuple[list[Item], ov.InferRequest]] = deque()
         # With half of the streams idle, all threads on one micro-batch after another end sooner.
         free = list(self._on_all_threads if 4 * len(batches) <= len(self._on_streams) else self._on_streams)
-        for batch in reversed(batches):
-            if not free:
-                done, request = running.popleft()
-                yield done, self._outcome(done, request)
-                free.append(request)
-            try:
-                free[-1].start_async(self._feeds(batch), share_inputs=True)
-                running.append((batch, free.pop()))
-            except FAILURES as error:
-                yield batch, error
-        for batch, request in running:
-            yield batch, self._outcome(batch, request)
+        encoding: deque[tuple[list[Item], Lane]] = deque()
+        ending: deque[tuple[list[Item], Lane]] = deque()
+        while batches or encoding or ending:
+            while batches and free:
+                batch, lane = batches.pop(), free.pop()
+                try:
+                    lane.start(self._feeds(batch))
+                    encoding.append((batch, lane))
+                except FAILURES as error:
+                    free.append(lane)
+                    yield batch, error
+            if encoding:
+                batch, lane = encoding.popleft()
+                try:
+                    lane.start_head()
+                    ending.append((batch, lane))
+                except FAILURES as error:
+                    free.append(lane)
+                    yield batch, error
+            while ending and (ending[0][1].is_done() or not (encoding or (batches and free))):
+                batch, lane = ending.popleft()
+                try:
+                    outputs = lane.outputs()
+                    outcome: Outcome = [
+                        {name: outputs[name][i] for name in self._model.outputs} for i in range(len(batch))
+                    ]
+                except FAILURES as error:
+                    outcome = error
+                free.append(lane)
+                yield batch, outcome
 
     def _feeds(self, batch: list[Item]) -> dict[str, Array]:
         """A micro-batch as Triton's C++ backends would hand it over."""
@@ -169,19 +207,50 @@ class TritonPythonModel:
         lengths = np.array([item.length for item in batch], np.int32)
         return feeds | dict.fromkeys(self._model.lengths, lengths)
 
-    def _outcome(self, batch: list[Item], request: ov.InferRequest) -> Outcome:
-        """Waits for a micro-batch: each item's outputs, or the engine's error."""
-        ends = np.cumsum([item.length for item in batch])[:-1]
-        outputs: dict[str, Any] = {}
-        try:
-            request.wait()
-            for name in self._model.outputs:
-                # The engine's own memory, which the next micro-batch overwrites.
-                values = request.get_tensor(name).data.copy()
-                outputs[name] = np.split(values, ends) if name in self._scattered else values
-        except FAILURES as error:
-            return error
-        return [{name: values[i] for name, values in outputs.items()} for i in range(len(batch))]
+
+class Lane:
+    """Runs one micro-batch at a time: a graph, and the head behind it."""
+
+    def __init__(self, graph: ov.CompiledModel, head: ov.CompiledModel | None) -> None:
+        self._graph = graph.create_infer_request()
+        self._head = head.create_infer_request() if head else None
+        self._ports = [(port, port.names) for port in graph.inputs]
+        self._head_ports = [(port, port.names) for port in head.inputs] if head else []
+        self._results = [(i, port.names) for i, port in enumerate((head or graph).outputs)]
+        self._feeds: dict[str, ov.Tensor] = {}
+
+    def start(self, feeds: Mapping[str, Array]) -> None:
+        """Starts the graph; what it reads stays where it is."""
+        self._feeds = {name: ov.Tensor(values, shared_memory=True) for name, values in feeds.items()}
+        _set(self._graph, self._ports, self._feeds)
+        self._graph.start_async()
+
+    def start_head(self) -> None:
+        """Waits for the graph, and starts the head on its states."""
+        self._graph.wait()
+        if self._head is None:
+            return
+        states = self._graph.get_output_tensor(0)
+        ids = self._feeds.get("kept_ids", self._feeds["input_ids"])
+        _set(self._head, self._head_ports, self._feeds | {"last_hidden_state": states, "input_ids": ids})
+        self._head.start_async()
+
+    def is_done(self) -> bool:
+        """Whether the head is, now or in a moment."""
+        return self._head is None or self._head.wait_for(MOMENT)
+
+    def outputs(self) -> dict[str, Array]:
+        """Waits for what the last graph gives."""
+        last = self._head or self._graph
+        last.wait()
+        # The engine's own memory, which the next micro-batch overwrites.
+        found = ((last.get_output_tensor(i).data.copy(), names) for i, names in self._results)
+        return {name: values for values, names in found for name in names}
+
+
+def _set(request: ov.InferRequest, ports: Ports, feeds: Mapping[str, ov.Tensor]) -> None:
+    for port, names in ports:
+        request.set_tensor(port, next(feeds[name] for name in names if name in feeds))
 
 
 def _smallest(config: dict[str, Any]) -> Item:

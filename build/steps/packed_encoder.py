@@ -33,8 +33,6 @@ TILE = 32
 TRIAL = 1024
 """Tokens that tell what one takes of memory."""
 
-NOTHING = "a row without a token has no result: send text to the ensemble instead"
-
 SHARE = 0.8
 """Of the memory that is free behind the weights, what micro-batches may take."""
 
@@ -60,9 +58,9 @@ class PackedEncoder:
             self.token_budget = min(token_budget, self._room())
 
     def run(self, rows: Sequence[Array]) -> list[dict[str, Array] | str]:
-        """The outputs of each row by name, or a sentence that says why there are none."""
-        results: list[dict[str, Array] | str] = [NOTHING] * len(rows)
-        waiting = deque(self._cut(rows, [i for i, row in enumerate(rows) if len(row)]))
+        """The outputs of each row by name, or a sentence that says why there are none; no row is empty."""
+        results: list[dict[str, Array] | str] = [""] * len(rows)
+        waiting = deque(self._cut(rows, range(len(rows))))
         running: list[tuple[list[int], dict[str, Tensor]]] = []
         with torch.no_grad(), torch.cuda.stream(self._stream) if self._stream else nullcontext():
             while waiting:

@@ -3,9 +3,9 @@
 A request brings rows, padded with -1 where they are of token ids. An engine computes items: rows without padding,
 each once, whoever asked for it.
 
-Errors: a row over `max_tokens` or an id outside of `vocabulary` gives INVALID_ARG to its request; a request whose
-deadline has passed is CANCELLED; an item that fails gives INTERNAL to the requests that had a row in it. No other
-request is harmed.
+Errors: a row without a token or over `max_tokens`, or an id outside of `vocabulary`, gives INVALID_ARG to its
+request; a request whose deadline has passed is CANCELLED; an item that fails gives INTERNAL to the requests that
+had a row in it. No other request is harmed.
 """
 
 from __future__ import annotations
@@ -103,17 +103,12 @@ class Model:
         self.outputs: list[str] = [item["name"] for item in config["output"]]
         # One row of 100,000 tokens would keep all others waiting for a minute.
         self.max_tokens, self.vocabulary = (int(self.parameters.get(n, "0")) for n in ("max_tokens", "vocabulary"))
-        # Rows of nothing but token ids can be compared, so that equal ones run once.
-        self.joinable = len(self.inputs) == 1
-        self.metrics = TokenMetrics(name) if self.joinable else None
+        self.metrics = TokenMetrics(name) if self.ragged else None
 
     def row_lengths(self, requests: Sequence[Mapping[str, Array]]) -> list[list[int]]:
         """Tokens in each row of each request; 1 where nothing is ragged."""
         for source in self.lengths.values():
-            rows = [inputs[source] for inputs in requests]
-            # An encoder has nothing to run in a row without a token.
-            least = 0 if self.joinable else 1
-            return [np.maximum(lengths, least).tolist() for lengths in _row_lengths(rows)]
+            return [lengths.tolist() for lengths in _row_lengths([inputs[source] for inputs in requests])]
         return [[1] * len(inputs[self.inputs[0]]) for inputs in requests]
 
 
@@ -158,15 +153,21 @@ class Batch:
             for i, request in enumerate(requests)
             if now > deadline.of(request)
         }
-        rows = [ids for inputs in self._tensors for ids in inputs.values()]
-        are_ids = self._are_ids(np.concatenate([ids.reshape(-1) for ids in rows]))
-        for i, (ids, lengths) in enumerate(zip(rows, self._lengths, strict=True)):
+        are_ids = self._are_ids(
+            np.concatenate([ids.reshape(-1) for inputs in self._tensors for ids in inputs.values()])
+        )
+        for i, (inputs, lengths) in enumerate(zip(self._tensors, self._lengths, strict=True)):
             sentence = ""
             if (length := max(lengths)) > model.max_tokens:
                 sentence = f"a row of {length} tokens is over this model's {model.max_tokens}"
-            elif not are_ids and not self._are_ids(ids):
-                found = f"input_ids holds {ids.min()} to {ids.max()}"
-                sentence = f"{found}; ids are below {model.vocabulary}, {NO_TOKEN} is none"
+            elif min(lengths) == 0:
+                sentence = "a row without a token has no result"
+            elif len({ids.shape for ids in inputs.values()}) > 1:
+                sentence = f"{' and '.join(inputs)} are not of one shape"
+            for name, ids in inputs.items() if not are_ids and not sentence else ():
+                if not self._are_ids(ids):
+                    found = f"{name} holds {ids.min()} to {ids.max()}"
+                    sentence = f"{found}; ids are below {model.vocabulary}, {NO_TOKEN} is none"
             if sentence and i not in errors:
                 errors[i] = pb_utils.TritonError(
                     f"{sentence}: send text to the ensemble instead", pb_utils.TritonError.INVALID_ARG
@@ -177,7 +178,7 @@ class Batch:
         return not values.size or bool(values.min() >= NO_TOKEN and values.max() < self._model.vocabulary)
 
     def _joined(self) -> list[Item]:
-        """Every row of every request that is not refused; where ids are all there is, equal rows are one item."""
+        """Every row of every request that is not refused; where they are of ids, equal ones are one item."""
         model = self._model
         items: list[Item] = []
         known: dict[bytes, Item] = {}
@@ -190,8 +191,8 @@ class Batch:
                     for name, array in inputs.items()
                 }
                 item = Item(own, length)
-                if model.joinable:
-                    item = known.setdefault(own[model.inputs[0]].tobytes(), item)
+                if model.ragged:
+                    item = known.setdefault(b"".join(ids.tobytes() for ids in own.values()), item)
                 if not item.places:
                     items.append(item)
                 item.places.append((request, row))
@@ -205,7 +206,7 @@ class Batch:
 
 
 def targets(entries: Sequence[Mapping[str, Any]], kind: str) -> dict[str, str]:
-    """Target tensor -> source input of every `batch_input` or `batch_output`; only `kind` is run here."""
+    """Target tensor -> source input of every `batch_input`; only `kind` is run here."""
     for entry in entries:
         if entry["kind"] != kind:
             raise ValueError(f"this step runs {kind}, not {entry['kind']}: change config.pbtxt")
@@ -213,7 +214,7 @@ def targets(entries: Sequence[Mapping[str, Any]], kind: str) -> dict[str, str]:
 
 
 def _row_lengths(requests: Sequence[Array]) -> list[Array]:
-    """Slots of each row of each request up to its last token; those before it may have none that is kept."""
+    """Slots of each row of each request up to its last token."""
     found: list[Array] = []
     for rows in requests:
         if rows.size and (rows[:, -1] != NO_TOKEN).all():
