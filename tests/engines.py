@@ -97,5 +97,14 @@ def feeds(runtime: str, batch: list[Array]) -> list[dict[str, Array]]:
 
 
 def states_fed(runtime: str, states: Array) -> Array:
-    """Hidden states as a head gets them: flat where the runtime merges requests end to end."""
-    return states.reshape(-1) if RUNTIMES[runtime].ragged else states
+    """Hidden states as a head gets them: flat where Triton merges requests end to end."""
+    feed = RUNTIMES[runtime]
+    return states.reshape(-1) if feed.ragged and not feed.one_step else states
+
+
+def steps(repository: Path, family: str) -> tuple[Path, Path]:
+    """The graphs of a family's encoder and of the head behind it, in the same step or in one of its own."""
+    encoder = repository / f"{family}-encoder" / "1" / "model.onnx"
+    names = ("pooling", "scoring", "vectors")
+    heads = [encoder.with_name("head.onnx"), *(repository / f"{family}-{n}" / "1" / "model.onnx" for n in names)]
+    return encoder, next(path for path in heads if path.exists())

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import TINY, cosines
-from engines import OpenVino, feeds, requests, states_fed, token_ids
+from engines import OpenVino, feeds, requests, states_fed, steps, token_ids
 from safetensors.numpy import load_file, save_file
 from test_accounts import edit
 from test_graphs import COSINE
@@ -43,7 +43,7 @@ def written(folder: Path, into: Path, adapter: str | None, target: Target = Targ
 
 
 def vectors(folder: Path, target: Target) -> np.ndarray:
-    encoder, head = (OpenVino(folder / f"jina-{step}" / "1" / "model.onnx") for step in ("encoder", "pooling"))
+    encoder, head = map(OpenVino, steps(folder, "jina"))
     found: dict[int, np.ndarray] = {}
     for texts, batch in requests(token_ids(NAME)):
         rows = []

@@ -13,7 +13,7 @@ import onnx
 import onnxruntime
 import pytest
 from conftest import REFERENCE, ROOT, TINY, Precision, Stack, cosines
-from engines import Array, OnnxRuntime, OpenVino, feeds, requests, states_fed, token_ids
+from engines import Array, OnnxRuntime, OpenVino, feeds, requests, states_fed, steps, token_ids
 from onnx import TensorProto, helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from test_families import PASSAGES, QUERIES, TEXTS, expected
@@ -155,14 +155,15 @@ def answer(
     repository: Path, name: str, runtime: str, engine: type[OnnxRuntime] | type[OpenVino], feed: dict[str, Array]
 ) -> dict[str, Array]:
     """One call of the encoder, and of the head where it does not pool or score by itself."""
-    found = engine(repository / f"{name}-encoder" / "1" / "model.onnx")(**feed)
+    encoder = repository / f"{name}-encoder" / "1" / "model.onnx"
+    found = engine(encoder)(**feed)
     if "last_hidden_state" not in found:
         return found
     states = found["last_hidden_state"]
     assert states.shape == (*feed["input_ids"].shape, 48)
     assert not states[feed["input_ids"] < 0].any()
-    head = engine(repository / f"{name}-pooling" / "1" / "model.onnx")
-    return head(last_hidden_state=states_fed(runtime, states), **feed)
+    _, head = steps(repository, name)
+    return engine(head)(last_hidden_state=states_fed(runtime, states), **feed)
 
 
 def all_inside(folder: Path) -> None:

@@ -302,7 +302,7 @@ def test_batches_are_bounded_by_texts_as_wide_as_the_longest(runtime: str, texts
 
 
 @pytest.mark.parametrize(
-    ("runtime", "tensor"), [("python", TYPE_FP32), ("onnxruntime", TYPE_BF16), ("tensorrt", TYPE_BF16)]
+    ("runtime", "tensor"), [("openvino", TYPE_FP32), ("onnxruntime", TYPE_BF16), ("tensorrt", TYPE_BF16)]
 )
 @pytest.mark.parametrize("name", ["bert-cls", "cross-encoder"])
 def test_hidden_states_pass_in_the_precision_of_the_encoder(name: str, runtime: str, tensor: int) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import REFERENCE, TINY, Stack
-from engines import Array, OnnxRuntime, OpenVino, feeds, requests, states_fed, token_ids
+from engines import Array, OnnxRuntime, OpenVino, feeds, requests, states_fed, steps, token_ids
 from safetensors.numpy import load_file, save_file
 from test_accounts import Change, edit
 from test_families import assert_same_bits
@@ -63,12 +63,11 @@ def classifier(name: str, folder: Path) -> Path:
     return folder
 
 
-def graphs(folder: Path, target: Target, into: Path) -> dict[str, Path]:
-    """Of each model of the family, where it has one."""
-    models = models_of(describe(folder, folder.name), Checkpoint(folder), target)
-    for model in models:
+def graphs(folder: Path, target: Target, into: Path) -> tuple[Path, Path]:
+    """Encoder and head of the family."""
+    for model in models_of(describe(folder, folder.name), Checkpoint(folder), target):
         write_model(model, into / model.config.name)
-    return {model.config.name: into / model.config.name / "1" / "model.onnx" for model in models}
+    return steps(into, folder.name)
 
 
 @pytest.fixture(scope="module")
@@ -241,8 +240,7 @@ def test_tei_gives_shares_of_logits(served: Stack) -> None:
 def test_graphs_for_other_runtimes(
     name: str, engine: type[OpenVino] | type[OnnxRuntime], runtime: str, tmp_path: Path
 ) -> None:
-    paths = graphs(classifier(name, tmp_path), Target(runtime), tmp_path / "built")
-    encoder, head = engine(paths[f"{name}-encoder"]), engine(paths[f"{name}-scoring"])
+    encoder, head = map(engine, graphs(classifier(name, tmp_path), Target(runtime), tmp_path / "built"))
     kind, ids = classified(name)
     for chosen, batch in requests(ids):
         (call,) = feeds(runtime, batch)

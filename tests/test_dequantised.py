@@ -56,8 +56,7 @@ def test_weights_are_those_of_transformers(way: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("way", WAYS)
 def test_vectors_are_those_of_transformers(way: str, tmp_path: Path) -> None:
     folder = kept(way, tmp_path / way)
-    paths = graphs(NAME, Target(precision="fp32"), tmp_path / "found", folder)
-    encoder, head = OpenVino(paths["encoder"]), OpenVino(paths["pooling"])
+    encoder, head = map(OpenVino, graphs(NAME, Target(precision="fp32"), tmp_path / "found", folder))
     expected = np.load(FOLDER / "expected.npz")[way]
     plain = np.load(TINY / NAME / "expected.npz")["embeddings"]
     for texts, batch in requests(token_ids(NAME)):

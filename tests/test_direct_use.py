@@ -43,21 +43,22 @@ def test_embed_over_grpc(stack: Stack) -> None:
         ([7] * 100_000, "a row of 100000 tokens is over this model's 256"),
         ([101, 30_522, 102], "input_ids holds 101 to 30522; ids are below 30522"),
         ([101, -2, 102], "input_ids holds -2 to 102"),
+        ([-1, -1], "a row without a token has no result"),
     ],
 )
 def test_an_encoder_takes_what_its_tokenizer_makes(stack: Stack, ids: list[int], words: str) -> None:
     """A row over the window would keep all others waiting; those beside it in a batch are answered."""
 
-    def states(*rows: list[int]) -> np.ndarray:
+    def embeddings(*rows: list[int]) -> np.ndarray:
         tensor = InferInput("input_ids", [len(rows), len(rows[0])], "INT32")
         tensor.set_data_from_numpy(np.array(rows, np.int32))
         with InferenceServerClient(f"127.0.0.1:{stack.ports['grpc']}") as client:
-            return client.infer("minilm-encoder", [tensor]).as_numpy("last_hidden_state")
+            return client.infer("minilm-encoder", [tensor]).as_numpy("embeddings")
 
     good = [101, 7592, 102]
-    expected = states(good)
+    expected = embeddings(good)
     with ThreadPoolExecutor(16) as clients:
-        asked = [clients.submit(states, row) for row in [ids, good] * 8]
+        asked = [clients.submit(embeddings, row) for row in [ids, good] * 8]
     for bad, neighbour in zip(asked[::2], asked[1::2], strict=True):
         with pytest.raises(InferenceServerException, match=words) as refusal:
             bad.result()

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 from conftest import TINY, cosines
-from engines import Array, Engine, OnnxRuntime, OpenVino, feeds, requests, states_fed, token_ids
+from engines import Array, Engine, OnnxRuntime, OpenVino, feeds, requests, states_fed, steps, token_ids
 from safetensors.numpy import load_file, save_file
 from tiny import EMBEDDERS, RERANKERS, STATIC, tiny_entry
 
@@ -54,15 +54,11 @@ EXACT = [("f32", "fp32"), ("f32", "fp16"), ("f32", "bf16"), ("bf16", "fp32"), ("
 """What OpenVINO computes in, and the precision of the graph."""
 
 
-def graphs(name: str, target: Target, folder: Path, checkpoint: Path | None = None) -> dict[str, Path]:
-    """The graphs of a tiny checkpoint's family, by the last word of their model's name; or of a changed copy."""
-    paths = {}
+def graphs(name: str, target: Target, folder: Path, checkpoint: Path | None = None) -> tuple[Path, Path]:
+    """Encoder and head of a tiny checkpoint's family, or of a changed copy."""
     for model in models_of(tiny_entry(name), Checkpoint(checkpoint or TINY / name), target):
         write_model(model, folder / model.config.name)
-        path = folder / model.config.name / "1" / "model.onnx"
-        if path.exists():
-            paths[model.config.name.rsplit("-", 1)[-1]] = path
-    return paths
+    return steps(folder, name)
 
 
 def answers(target: Target, encoder: Engine, head: Engine, batch: list[Array]) -> dict[str, Array]:
@@ -83,8 +79,7 @@ def answers(target: Target, encoder: Engine, head: Engine, batch: list[Array]) -
 def test_graphs_give_what_the_reference_gives(
     name: str, precision: str, runtime: str, engine: type[OnnxRuntime] | type[OpenVino], tmp_path: Path
 ) -> None:
-    paths = graphs(name, Target(runtime, precision), tmp_path)
-    encoder, head = engine(paths["encoder"]), engine(paths["pooling" if name in EMBEDDERS else "scoring"])
+    encoder, head = map(engine, graphs(name, Target(runtime, precision), tmp_path))
     expected = np.load(TINY / name / "expected.npz")
     for texts, batch in requests(token_ids(name)):
         answer = answers(Target(runtime, precision), encoder, head, batch)
@@ -105,10 +100,9 @@ SAME += [
 def test_a_text_has_the_same_bits_alone_and_in_any_batch(
     name: str, engine: Callable[[Path], Engine], runtime: str, precision: str, tmp_path: Path
 ) -> None:
-    paths = graphs(name, Target(runtime, precision), tmp_path)
-    encoder = engine(paths["encoder"])
-    # Heads always compute in FP32.
-    head = type(encoder)(paths["pooling" if name in EMBEDDERS else "scoring"])
+    first, second = graphs(name, Target(runtime, precision), tmp_path)
+    encoder = engine(first)
+    head = type(encoder)(second)  # which always computes in FP32
     rows = [np.array([ids], np.int32) for ids in token_ids(name)]
     alone = [answers(Target(runtime, precision), encoder, head, [row]) for row in rows]
     for texts, batch in requests([row[0].tolist() for row in rows]):
@@ -120,7 +114,7 @@ def test_a_text_has_the_same_bits_alone_and_in_any_batch(
 @pytest.mark.parametrize("name", sorted({*EMBEDDERS, *RERANKERS} - {*STATIC}))
 def test_norms_and_softmax_are_fp32(name: str, precision: str, tmp_path: Path) -> None:
     """By the types that ONNX infers; and nothing of the arithmetic that is heavy is wider than asked for."""
-    path = graphs(name, Target(precision=precision), tmp_path)["encoder"]
+    path, _ = graphs(name, Target(precision=precision), tmp_path)
     model = onnx.shape_inference.infer_shapes(onnx.load(path, load_external_data=False), data_prop=True)
     types = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
     found = {kind: {types[n.output[0]] for n in model.graph.node if n.op_type == kind} for kind in KINDS}
@@ -149,8 +143,7 @@ def test_states_of_t5_may_grow_past_fp16(name: str, tmp_path: Path) -> None:
         if key.endswith(("shared.weight", "SelfAttention.o.weight", "DenseReluDense.wo.weight")):
             tensors[key] = tensors[key] * np.float32(2**13)
     save_file(tensors, folder / "model.safetensors")
-    paths = graphs(name, Target(precision="fp16"), tmp_path / "graphs", folder)
-    encoder, head = OnnxRuntime(paths["encoder"]), OnnxRuntime(paths["pooling"])
+    encoder, head = map(OnnxRuntime, graphs(name, Target(precision="fp16"), tmp_path / "graphs", folder))
     expected = np.load(TINY / name / "expected.npz")["embeddings"]
     for texts, batch in requests(token_ids(name)):
         answer = answers(Target(precision="fp16"), encoder, head, batch)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import REFERENCE, TINY, cosines, rows
-from engines import Array, OnnxRuntime, OpenVino, feeds, requests, states_fed, token_ids
+from engines import Array, OnnxRuntime, OpenVino, feeds, requests, states_fed, steps, token_ids
 from safetensors.numpy import load_file, save_file
 from test_accounts import Change, edit, graphs
 from test_graphs import needs_opset_24
@@ -53,19 +53,18 @@ def checkpoint(name: str, folder: Path) -> Path:
     return folder
 
 
-def graph(folder: Path, step: str, into: Path, runtime: str = "python", **asked: Any) -> Path:
-    """What a build writes of the checkpoint for one step."""
+def written(folder: Path, into: Path, runtime: str = "python", **asked: Any) -> tuple[Path, Path]:
+    """What a build writes of the checkpoint: encoder and head."""
     entry = replace(describe(folder, BASE), **asked)
-    models = models_of(entry, Checkpoint(folder), Target(runtime))
-    (model,) = (one for one in models if one.config.name == f"{BASE}-{step}")
-    write_model(model, into / step)
-    return into / step / "1" / "model.onnx"
+    for model in models_of(entry, Checkpoint(folder), Target(runtime)):
+        write_model(model, into / model.config.name)
+    return steps(into, BASE)
 
 
 @cache
 def states(engine: type[OpenVino] | type[OnnxRuntime], runtime: str, folder: Path) -> list[Any]:
     """Batches of several texts, and each text alone: which they are, and what the head of each is fed."""
-    run = engine(graph(TINY / BASE, "encoder", folder, runtime))
+    run = engine(written(TINY / BASE, folder, runtime)[0])
     batches = [*requests(IDS), *(([i], [np.array([ids], np.int32)]) for i, ids in enumerate(IDS))]
     found = []
     for texts, batch in batches:
@@ -86,7 +85,7 @@ def test_modules_give_what_the_reference_gives(
     name: str, engine: type[OpenVino] | type[OnnxRuntime], runtime: str, scratch: Path, tmp_path: Path
 ) -> None:
     """Directions and lengths, and for a text the same bits in a batch as alone."""
-    head = engine(graph(checkpoint(name, tmp_path), "pooling", tmp_path, runtime))
+    head = engine(written(checkpoint(name, tmp_path), tmp_path / "built", runtime)[1])
     alone: dict[int, Array] = {}
     for texts, calls in reversed(states(engine, runtime, scratch / runtime)):
         found = np.concatenate([head(**call)["embeddings"] for call in calls])
@@ -137,7 +136,7 @@ def test_flags_count_only_where_nothing_newer_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize("normalise", [True, False])
 def test_unit_length_as_it_is_asked_for(name: str, normalise: bool, scratch: Path, tmp_path: Path) -> None:
     """Whatever the modules say last, and behind a cut that the checkpoint asks for."""
-    head = OpenVino(graph(checkpoint(name, tmp_path), "pooling", tmp_path, normalise=normalise))
+    head = OpenVino(written(checkpoint(name, tmp_path), tmp_path / "built", normalise=normalise)[1])
     texts, (call, *_) = states(OpenVino, "python", scratch / "python")[-1]
     vector = head(**call)["embeddings"]
     assert cosines(vector, EXPECTED[name][texts]).min() >= 0.999999
@@ -146,7 +145,7 @@ def test_unit_length_as_it_is_asked_for(name: str, normalise: bool, scratch: Pat
 
 def test_asked_dimensions_take_the_place_of_the_checkpoints(scratch: Path, tmp_path: Path) -> None:
     """Cut before the norm, as --dimensions always does."""
-    head = OpenVino(graph(checkpoint("cut", tmp_path), "pooling", tmp_path, dimensions=30))
+    head = OpenVino(written(checkpoint("cut", tmp_path), tmp_path / "built", dimensions=30)[1])
     texts, (call, *_) = states(OpenVino, "python", scratch / "python")[-1]
     vector, expected = head(**call)["embeddings"], EXPECTED["mean"][texts][:, :30]
     assert cosines(vector, expected).min() >= 0.999999
@@ -177,11 +176,9 @@ def test_scores_are_the_checkpoints_own_cross_encoders(
     folder = reranker(name, tmp_path)
     entry = describe(folder, "reranker")
     assert entry.tasks == ("rerank",)
-    paths = {}
     for model in models_of(entry, Checkpoint(folder), Target(runtime)):
         write_model(model, tmp_path / model.config.name)
-        paths[model.config.name] = tmp_path / model.config.name / "1" / "model.onnx"
-    encoder, head = engine(paths["reranker-encoder"]), engine(paths["reranker-scoring"])
+    encoder, head = map(engine, steps(tmp_path, "reranker"))
     for pairs, batch in requests(pair_ids(name)):
         calls = feeds(runtime, batch)
         found = [

@@ -138,7 +138,7 @@ def cut_tokenizer(repository: Path) -> None:
 
 
 def spoil_configuration(repository: Path) -> None:
-    (repository / "bert-cls-pooling" / "config.pbtxt").write_text("name: nonsense {")
+    (repository / "bert-cls-tokenizer" / "config.pbtxt").write_text("name: nonsense {")
 
 
 def another_runtime(repository: Path) -> None:
@@ -151,7 +151,7 @@ def another_runtime(repository: Path) -> None:
     [
         (cut_graph, "bert-cls-encoder/1/model.onnx cannot be run, build the family again"),
         (cut_tokenizer, "failed to load 'bert-cls-tokenizer' version 1"),
-        (spoil_configuration, "bert-cls-pooling/config.pbtxt"),
+        (spoil_configuration, "bert-cls-tokenizer/config.pbtxt"),
         (another_runtime, "bert-cls-encoder is built for onnxruntime, which the embedded Triton does not have"),
     ],
 )
@@ -220,9 +220,9 @@ def test_a_damaged_tokenizer(tmp_path: Path, broken_repository: Path) -> None:
 
 
 def test_a_damaged_configuration(tmp_path: Path, broken_repository: Path) -> None:
-    (broken_repository / "minilm-pooling" / "config.pbtxt").write_text("name: nonsense {")
+    (broken_repository / "minilm-tokenizer" / "config.pbtxt").write_text("name: nonsense {")
     errors = failure(Stack(tmp_path / "work", ["--repository", str(broken_repository)]))
-    assert "minilm-pooling/config.pbtxt" in errors
+    assert "minilm-tokenizer/config.pbtxt" in errors
 
 
 @pytest.mark.parametrize(("name", "value"), [("ENCODER_PRECISION", "fp8"), ("ENCODER_THREADS", "many")])
@@ -307,14 +307,14 @@ def test_a_family_of_another_runtime_is_refused(tmp_path: Path) -> None:
 
 def test_a_model_that_is_unloaded_and_loaded_by_hand(own_stack: Stack) -> None:
     """Triton lets go of its processes, which is no death, and they are watched like the first ones afterwards."""
-    steps = ("minilm", "minilm-rerank", "minilm-tokenizer", "minilm-encoder", "minilm-pooling")
+    steps = ("minilm", "minilm-rerank", "minilm-tokenizer", "minilm-encoder")
     for _ in range(3):
         for name in steps:
             assert own_stack.manage(f"models/{name}/unload").status == 200
         for name in steps[:2]:
             assert own_stack.manage(f"models/{name}/load").status == 200
         assert own_stack.embed(["there again"]).shape == (1, 384)
-    until(lambda: len(own_stack.tree()) == 6, seconds=30)  # this one, Triton and four stubs
+    until(lambda: len(own_stack.tree()) == 5, seconds=30)  # this one, Triton and three stubs
     time.sleep(8 * triton.WATCH_SECONDS)
     own_stack.step("minilm-encoder").kill()
     assert "error: the process of minilm-encoder died" in own_stack.errors()

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from conftest import TINY, Precision, Stack, cosines
-from engines import Array, OnnxRuntime, OpenVino, feeds, requests, states_fed
+from engines import Array, OnnxRuntime, OpenVino, feeds, requests, states_fed, steps
 from tokenizers import Tokenizer
 from tritonclient.utils import InferenceServerException
 
@@ -70,7 +70,7 @@ def test_graphs_give_what_the_reference_gives(
     build(name, tmp_path, "--runtime", runtime)
     config = json.loads((TINY / name / "config.json").read_text())
     words = Tokenizer.from_file(str(TINY / name / "tokenizer.json"))
-    encoder, head = (engine(tmp_path / f"{name}-{s}" / "1" / "model.onnx") for s in ("encoder", "vectors"))
+    encoder, head = map(engine, steps(tmp_path, name))
     ids = [row.tolist() for row in expected(start, "token_ids", name)]
     if start == "query_":
         mask, end = (words.token_to_id(f"[{word}]") for word in ("MASK", "SEP"))

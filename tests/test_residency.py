@@ -124,11 +124,11 @@ def test_a_first_call_loads_and_the_least_recently_used_goes(three: Stack) -> No
     index = three.manage("index").json()
     ready = {model["name"] for model in index if model.get("state") == "READY"}
     assert {one for one in ready if one in listed} == {name(0), name(2), name(3)}
-    assert len(ready) == 12
+    assert len(ready) == 9
 
 
 def test_what_a_family_takes_is_what_its_processes_take(three: Stack) -> None:
-    steps = [three.step(f"{name(0)}-{step}") for step in ("tokenizer", "encoder", "pooling")]
+    steps = [three.step(f"{name(0)}-{step}") for step in ("tokenizer", "encoder")]
     for _ in range(2):  # a process looks at itself once a second, and the gateway every other
         embed(three, name(0), 20)
         time.sleep(2.5)
@@ -268,7 +268,7 @@ def test_an_idle_one_goes_when_its_time_is_over(three: Stack) -> None:
 
 def test_others_load_and_unload(three: Stack) -> None:
     """Through Triton's own API: what they load is served and counted, what they unload is loaded again."""
-    steps = [f"{name(7)}-{step}" for step in ("tokenizer", "encoder", "pooling")]
+    steps = [f"{name(7)}-{step}" for step in ("tokenizer", "encoder")]
     assert three.manage(f"models/{name(7)}/load").status == 200
     until(lambda: states(three).get(name(7)) == "loaded", 10)
     assert "X-Load-Seconds" not in embed(three, name(7)).headers
@@ -554,7 +554,7 @@ ROUNDS = int(os.environ.get("RESIDENCY_ROUNDS", "15"))
 def test_loads_cost_other_models_little(three: Stack) -> None:
     """Processor seconds of gateway, Triton and model that a call takes, in turns with and without a load."""
     processes = [psutil.Process(three.process.pid), three.triton()]
-    processes += [three.step(f"{name(0)}-{step}") for step in ("tokenizer", "encoder", "pooling")]
+    processes += [three.step(f"{name(0)}-{step}") for step in ("tokenizer", "encoder")]
 
     def spent() -> float:
         return sum(sum(process.cpu_times()[:2]) for process in processes)

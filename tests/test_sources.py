@@ -587,12 +587,12 @@ def test_a_page_has_the_last_word(tmp_path: Path) -> None:
 def test_a_page_says_whether_vectors_have_unit_length(tmp_path: Path, normalise: bool) -> None:
     entry = replace(describe(TINY, "tiny"), normalise=normalise)
     models = {model.config.name: model for model in models_of(entry, obtain(entry, tmp_path), Target())}
-    write_model(models["tiny-pooling"], tmp_path)
-    session = onnxruntime.InferenceSession(tmp_path / "1" / "model.onnx")
-    width = models["tiny-encoder"].config.output[0].dims[1]
+    write_model(models["tiny-encoder"], tmp_path)
+    session = onnxruntime.InferenceSession(tmp_path / "1" / "head.onnx")
+    (width,) = models["tiny-encoder"].config.output[0].dims
     states = np.random.default_rng(0).normal(size=(3, width)).astype(np.float32)
     feed = {
-        "last_hidden_state": states.ravel(),
+        "last_hidden_state": states,
         "input_ids": np.ones(3, np.int32),
         "lengths": np.array([3], np.int32),
     }

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from conftest import REFERENCE, ROOT, TINY, Precision, Stack, cosines
-from engines import Array, OnnxRuntime, OpenVino, feeds, requests, states_fed, token_ids
+from engines import Array, OnnxRuntime, OpenVino, feeds, requests, states_fed, steps, token_ids
 from safetensors.numpy import load_file, save_file
 
 from build import make
@@ -81,7 +81,7 @@ def test_graphs_give_what_the_reference_gives(
 ) -> None:
     """And a text has the same bits alone and in any batch."""
     build(name, tmp_path, "--runtime", runtime)
-    encoder, head = (engine(tmp_path / f"{name}-{step}" / "1" / "model.onnx") for step in ("encoder", "pooling"))
+    encoder, head = map(engine, steps(tmp_path, name))
     reference = expected(name)
 
     def answer(batch: list[Array]) -> Array:
@@ -313,7 +313,7 @@ def test_a_head_of_its_own_and_the_logarithm_twice(copy: Path) -> None:
         path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     repository = copy.parent / "repository"
     assert make.main([str(copy), "--repository", str(repository)]) == 0
-    encoder, head = (OpenVino(repository / f"copy-{step}" / "1" / "model.onnx") for step in ("encoder", "pooling"))
+    encoder, head = map(OpenVino, steps(repository, "copy"))
     (texts, batch), *_ = requests(token_ids("bert-splade"))
     (feed,) = feeds("python", batch)
     found = head(last_hidden_state=states_fed("python", encoder(**feed)["last_hidden_state"]), **feed)

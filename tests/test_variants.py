@@ -31,8 +31,7 @@ def test_a_variant_gives_what_the_reference_gives(
 ) -> None:
     """In FP32, which is how OpenVINO computes any graph."""
     fixture, target = VARIANTS[name]["fixture"], Target(runtime, "fp32")
-    paths = graphs(fixture, target, tmp_path, variant(name, tmp_path / "changed"))
-    encoder, head = engine(paths["encoder"]), engine(paths["pooling"])
+    encoder, head = map(engine, graphs(fixture, target, tmp_path, variant(name, tmp_path / "changed")))
     for texts, batch in requests(token_ids(fixture)[::4]):
         found = answers(target, encoder, head, batch)["embeddings"]
         assert cosines(found, EXPECTED[name][texts]).min() >= COSINE["fp32"]
