@@ -18,7 +18,7 @@ from tools.bench.results import RESULTS, Measurement, Results
 NAMES = ("throughput.svg", "latency.svg", "stages.svg", "scaling.svg")
 COLOURS = {"raw": "#6e7781", "grpc": "#3b6fb6", "embed": "#d1742c"}
 LABELS = {"raw": "raw loop", "grpc": "v2 gRPC", "embed": "/embed"}
-STAGES = ("gateway", "queue", "tokenizer", "encoder", "pooling")
+STAGES = ("gateway", "queue", "tokenizer", "encoder")
 PEERS = {
     "this": "this",
     "home-made": "home-made gateway",
@@ -150,7 +150,7 @@ def _latency(results: Results) -> Any:
 def _stages(results: Results) -> Any:
     figure, axes = plt.subplots(figsize=(8, 2.2), layout="constrained")
     rows = {"a query": "queries", "a docstring": "docstrings"}
-    colours = dict(zip(STAGES, ["#d1742c", "#c9c9c9", "#7fa650", "#3b6fb6", "#8a6bb1"], strict=True))
+    colours = dict(zip(STAGES, ["#d1742c", "#c9c9c9", "#7fa650", "#3b6fb6"], strict=True))
     ends = dict.fromkeys(rows, 0.0)
     for stage, colour in colours.items():
         sizes = [results.find("embed", name, 1).stages_ms[stage] for name in rows.values()]

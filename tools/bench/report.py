@@ -30,7 +30,7 @@ ROWS = [
 
 
 ROLES = ("gateway", "tritonserver", "tokenizer", "encoder", "pooling")
-"""Processes of a stack."""
+"""Processes of a stack, as far as it has them."""
 
 SHELL_ROWS = [("embed", 1, 1), ("embed", 16, 1), ("embed", 64, 1), ("embed", 16, 8), ("embed", 16, 64)]
 SHELL_ROWS += [("grpc", 1, 1), ("grpc", 64, 1), ("grpc", 16, 64)]
@@ -220,15 +220,16 @@ def full_table(results: Results) -> str:
 def shell_table(results: Results, keys: Sequence[tuple[str, int, int]] = ()) -> str:
     """Speed, latency and CPU time by process around an engine that costs next to nothing, as Markdown."""
     rows = [results.find(way, "shell", *key) for way, *key in keys] or results.measurements
+    roles = [role for role in ROLES if role in rows[0].cpu_ms_a_text]
     lines = [
         "| around an engine that costs next to nothing | texts/s | p50 ms | p99 ms | CPU ms a text "
-        f"| {' | '.join(ROLES)} |",
-        "|" + "---|" * (5 + len(ROLES)),
+        f"| {' | '.join(roles)} |",
+        "|" + "---|" * (5 + len(roles)),
     ]
     for one in rows:
         spent = one.cpu_ms_a_text
         cells = [title(one), f"{one.texts_per_second:.0f}", *(f"{one.percentiles_ms[n]:.1f}" for n in (50, 99))]
-        cells += [f"{sum(spent.values()):.2f}", *(f"{spent[role]:.2f}" for role in ROLES)]
+        cells += [f"{sum(spent.values()):.2f}", *(f"{spent[role]:.2f}" for role in roles)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
