@@ -195,11 +195,6 @@ def sparse_pooling(family: Family) -> ModelConfig:
     return _graph_model(family, "pooling", [_states(family), INPUT_IDS], SPARSE, "auto", "auto")
 
 
-def headless_sparse(family: Family) -> ModelConfig:
-    """`<family>-encoder` of a sparse model that weighs by itself: ragged input_ids -> indices, values [-1]."""
-    return _graph_model(family, "encoder", [INPUT_IDS], SPARSE, "auto", "auto")
-
-
 def vectors(family: Family, dimensions: int) -> ModelConfig:
     """`<family>-vectors`: ragged last_hidden_state and input_ids -> token_embeddings [-1, D], vector_count."""
     outputs = [_vectors(dimensions), VECTOR_COUNT]

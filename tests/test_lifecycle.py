@@ -39,7 +39,7 @@ def test_ten_starts_leave_nothing_behind(tmp_path: Path) -> None:
     for _ in range(10):
         stack.start()
         processes = stack.tree()
-        assert len(processes) >= 6  # this one, Triton and four stubs
+        assert len(processes) >= 5  # this one, Triton and three stubs
         assert stack.segments()
         assert stack.embed(["up again"]).shape == (1, 384)
         assert stack.stop() == 0
@@ -138,7 +138,7 @@ def cut_tokenizer(repository: Path) -> None:
 
 
 def spoil_configuration(repository: Path) -> None:
-    (repository / "bert-cls-tokenizer" / "config.pbtxt").write_text("name: nonsense {")
+    (repository / "bert-cls-encoder" / "config.pbtxt").write_text("name: nonsense {")
 
 
 def another_runtime(repository: Path) -> None:
@@ -151,7 +151,7 @@ def another_runtime(repository: Path) -> None:
     [
         (cut_graph, "bert-cls-encoder/1/model.onnx cannot be run, build the family again"),
         (cut_tokenizer, "failed to load 'bert-cls-tokenizer' version 1"),
-        (spoil_configuration, "bert-cls-tokenizer/config.pbtxt"),
+        (spoil_configuration, "bert-cls-encoder/config.pbtxt"),
         (another_runtime, "bert-cls-encoder is built for onnxruntime, which the embedded Triton does not have"),
     ],
 )
@@ -220,9 +220,9 @@ def test_a_damaged_tokenizer(tmp_path: Path, broken_repository: Path) -> None:
 
 
 def test_a_damaged_configuration(tmp_path: Path, broken_repository: Path) -> None:
-    (broken_repository / "minilm-tokenizer" / "config.pbtxt").write_text("name: nonsense {")
+    (broken_repository / "minilm-encoder" / "config.pbtxt").write_text("name: nonsense {")
     errors = failure(Stack(tmp_path / "work", ["--repository", str(broken_repository)]))
-    assert "minilm-tokenizer/config.pbtxt" in errors
+    assert "minilm-encoder/config.pbtxt" in errors
 
 
 @pytest.mark.parametrize(("name", "value"), [("ENCODER_PRECISION", "fp8"), ("ENCODER_THREADS", "many")])
