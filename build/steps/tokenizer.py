@@ -38,6 +38,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -224,20 +225,18 @@ class TritonPythonModel:
         return first + second, not is_whole or bool(query.overflowing or passage.overflowing)
 
     def _encoding(self, parts: Sequence[Beginning], side: Side) -> Encoding:
+        row = parts[0].text if len(parts) == 1 else tuple(part.text for part in parts)
         with self._cut_to(side):
-            (encoding,) = self._tokenizer.encode_batch_fast(
-                [parts[0].text if len(parts) == 1 else tuple(part.text for part in parts)],
-                add_special_tokens="tail" not in self._template,
-            )
+            (encoding,) = self._tokenizer.encode_batch_fast([row], add_special_tokens="tail" not in self._template)
         return encoding
 
-    @contextmanager
-    def _cut_to(self, side: Side) -> Iterator[None]:
+    def _cut_to(self, side: Side) -> AbstractContextManager[None]:
         """Has the tokenizer cut as the side says, and then again as all others do."""
         room = side.max_tokens - (side.marker is not None)
-        if room == self._room.max_tokens:
-            yield
-            return
+        return nullcontext() if room == self._room.max_tokens else self._cut_at(room)
+
+    @contextmanager
+    def _cut_at(self, room: int) -> Iterator[None]:
         self._tokenizer.enable_truncation(room, strategy="longest_first")
         try:
             yield
@@ -318,6 +317,8 @@ class TritonPythonModel:
         if side.marker is not None:
             ids = [*ids[:1], side.marker, *ids[1:]]
         ids = self._prefix + ids + self._suffix
+        if not self._sides:
+            return Row(ids, truncated, ids, len(ids))
         kept = [NO_TOKEN if i in side.skipped else i for i in ids]
         kept[: side.leading] = [NO_TOKEN] * min(side.leading, len(kept))
         filling = [side.filling] * (side.least - len(ids) if ids else 0)
@@ -380,16 +381,19 @@ def _strings(request: Any, name: str) -> list[str]:
 
 def _prompt_of_input_type(request: Any) -> str:
     """The prompt name that the request's parameters ask for, "" if they ask for none."""
-    input_type = json.loads(request.parameters() or "{}").get("input_type", "")
+    parameters = request.parameters()
+    input_type = json.loads(parameters).get("input_type", "") if "input_type" in parameters else ""
     if input_type and input_type not in INPUT_TYPES:
         raise BadRequestError(f"input_type {input_type!r} is unknown: it is one of {', '.join(INPUT_TYPES)}")
     return INPUT_TYPES.get(input_type, "")
 
 
 def _filled_up(rows: Sequence[list[int]]) -> npt.NDArray[np.int32]:
-    ids: npt.NDArray[np.int32] = np.full((len(rows), max(map(len, rows))), NO_TOKEN, np.int32)
-    for target, row in zip(ids, rows, strict=True):
-        target[: len(row)] = row
+    if len(rows) == 1:
+        return np.array(rows, np.int32)
+    lengths = np.array([len(row) for row in rows])
+    ids: npt.NDArray[np.int32] = np.full((len(rows), lengths.max()), NO_TOKEN, np.int32)
+    ids[np.arange(ids.shape[1]) < lengths[:, None]] = list(chain.from_iterable(rows))
     return ids
 
 
