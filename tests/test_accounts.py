@@ -335,8 +335,10 @@ def default(name: str, path: str, key: str) -> Any:
     """The reference's own value where the file has no such key; None where it has none either."""
     said = DEFAULTS.get(path, {})
     if path == "config.json":
-        said = said[json.loads((TINY / name / path).read_text())["model_type"]]
-        if key in FOLLOWING.get(said["model_type"], ()):
+        kind = json.loads((TINY / name / path).read_text()).get("model_type")
+        # Without a type it is of code that is published in versions whose defaults differ.
+        said = said[kind] if kind else {}
+        if key in FOLLOWING.get(kind, ()):
             return None
     if path == "tokenizer_config.json":
         said = said.get(json.loads((TINY / name / path).read_text())["tokenizer_class"], {})

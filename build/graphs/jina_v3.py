@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from build.errors import BuildError
 from build.graphs.bert import counted_positions
 from build.graphs.blocks import attention, gelu, key_mask, rotary_angles, rotate, split_merged
 from build.graphs.dimensions import Dimensions, split_evenly
@@ -26,6 +27,12 @@ from build.graphs.ragged import last_hidden_state, ragged, ragged_inputs, with_u
 from build.graphs.rope import Rotation, rope_theta
 from build.settings import Settings
 from build.weights import Weights
+
+SAID = (
+    *("hidden_size", "vocab_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
+    *("max_position_embeddings", "type_vocab_size", "layer_norm_eps", "position_embedding_type"),
+)
+"""Keys that a configuration without adapters must have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +61,13 @@ class JinaV3(Dimensions):
 
     @classmethod
     def of_flash(cls, config: Settings) -> JinaV3:
-        """Reads that of the code without adapters, whose positions are of a table where it says `absolute`."""
+        """Reads that of the code without adapters, whose positions are of a table where it says `absolute`.
+
+        It is published in two versions, whose defaults differ.
+        """
+        for key in SAID:
+            if key not in config:
+                raise BuildError(f"{config.path} has no {key}, and Jina's codes for it differ in what it is then")
         return cls._read(config, "rotary", "absolute", theta=10_000.0)
 
     @classmethod
