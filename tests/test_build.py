@@ -120,6 +120,14 @@ def test_a_damaged_output_is_built_again(tmp_path: Path, entry: CatalogEntry, ca
     assert files(repository) == before
 
 
+def test_what_a_family_no_longer_consists_of_goes(tmp_path: Path) -> None:
+    """A Triton that loads everything would load it, too."""
+    for runtime, heads in (("onnxruntime", 1), ("python", 0)):
+        options = ["--runtime", runtime, "--repository", str(tmp_path)]
+        assert command.main([str(TINY / "bert-cls"), *options]) == 0
+        assert len(list(tmp_path.glob("*-pooling"))) == heads
+
+
 def write_all(entry: CatalogEntry, checkpoint: Path, repository: Path) -> None:
     for model in models_of(entry, Checkpoint(checkpoint), Target()):
         write_model(model, repository / model.config.name)
