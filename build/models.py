@@ -175,7 +175,7 @@ def written_models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) 
         return embedding_models(entry, checkpoint, family, states, reading)
     if vectors is not None:
         plain = min(checkpoint.max_tokens(encoder.positions), family.max_tokens)
-        return multi_vector_models(entry, checkpoint, family, states, vectors, plain)
+        return multi_vector_models(entry, checkpoint, family, states, vectors, plain, encoder.vocab_size)
     if "embed_sparse" in entry.tasks:
         return sparse_models(checkpoint, family, states, encoder, weights)
     if "classify" in entry.tasks:
@@ -376,7 +376,7 @@ def check_ragged_results(entry: CatalogEntry, target: Target, exported: str | No
             f"{entry.name} would be adopted from {exported}, and {entry.tasks[0]} is written from weights only: "
             "take a checkpoint that has model.safetensors"
         )
-    if target.feed.needs_width or (target.feed.packed and "embed_all" in entry.tasks):
+    if target.feed.needs_width:
         raise NotPackedError(
             f"{entry.name} gives as many values as a text happens to have, which is not written for "
             f"{target.runtime}: build it for {others_than_packed(with_width=False)}"
@@ -390,10 +390,12 @@ def multi_vector_models(
     states: Model,
     vectors: MultiVector,
     plain: int,
+    vocabulary: int,
 ) -> list[Model]:
     """The family of a model that gives a vector for each token, and reranks by them if asked to.
 
-    Texts that are neither query nor document have `plain` tokens at most.
+    Texts that are neither query nor document have `plain` tokens at most. Ids that are raised by `vocabulary` are
+    of tokens that are seen by none.
     """
     if vectors.longest > family.max_tokens:
         raise BuildError(
@@ -418,6 +420,8 @@ def multi_vector_models(
     words = repository.sided_tokenizer(
         family, prompts, {name: one.parameter(window) for name, one in sides.items()}
     )
+    if vectors.unseen and family.target.feed.packed:
+        states = replace(states, config=repository.with_unseen(states.config, vocabulary))
     head = family.target.head
     ensembles = [Model(repository.vectors_ensemble(family, vectors.width, bool(sides)))]
     steps = [

@@ -181,6 +181,14 @@ def with_head(encoder: ModelConfig, head: ModelConfig, sided: bool) -> ModelConf
     return config
 
 
+def with_unseen(encoder: ModelConfig, offset: int) -> ModelConfig:
+    """`<family>-encoder` whose step takes apart the ids of tokens that are seen by none, raised by `offset`."""
+    config = ModelConfig()
+    config.CopyFrom(encoder)
+    _add_parameters(config, {"unseen_offset": str(offset)})
+    return config
+
+
 def pooling(family: Family, dimensions: int) -> ModelConfig:
     """`<family>-pooling`: ragged last_hidden_state and input_ids -> embeddings [D]."""
     outputs = [Tensor("embeddings", TYPE_FP32, (dimensions,))]

@@ -27,6 +27,8 @@ from test_heads import EXPECTED as HEADS_EXPECTED
 from test_heads import FILES as HEADS
 from test_heads import IDS as HEAD_IDS
 from test_heads import checkpoint as with_modules
+from test_multi_vector import M3, kept
+from test_multi_vector import expected as vectors_expected
 from test_sparse import expected as sparse_expected
 from test_sparse import opened
 from tiny import EMBEDDERS as ALL_EMBEDDERS
@@ -45,6 +47,8 @@ RERANKERS = [name for name in ALL_RERANKERS if name in PACKED]
 FAMILIES = [*EMBEDDERS, *RERANKERS]
 SPARSE = ["bert-splade", "bge-m3-sparse", "xlm-roberta-splade"]
 """By the largest, by ids and by sums."""
+VECTORS = ["bert-colbert", "pylate-colbert", "bge-m3-colbert"]
+"""With tokens that are seen by none, within a window too, and without the first vector."""
 SERVED = ["bert-cls", "gemma3", "qwen3-embedding", "static", "xlm-roberta"]
 SERVED_RERANKERS = ["bert-cross-encoder", "qwen3-reranker"]
 """Of each way to a head; the server adds nothing to the others."""
@@ -71,6 +75,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("torch") / "repository"
     options = ["--runtime", "torch", "--repository", str(folder)]
     assert make.main(["minilm", *options]) == 0
+    for name in VECTORS:
+        assert make.main([str(TINY / name), *(["--task", "rerank"] if name == M3 else []), *options]) == 0
     for name in SPARSE:
         assert make.main([str(TINY / name), "--task", "embed_sparse", *options]) == 0
     for name in FAMILIES:
@@ -173,11 +179,6 @@ def test_sparse_vectors_give_what_the_reference_gives(repository: Path) -> None:
             np.testing.assert_allclose(np.concatenate(found), reference, rtol=1e-5, atol=1e-5)
 
 
-def test_vectors_of_tokens_are_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert make.main([str(TINY / "bert-colbert"), "--runtime", "torch", "--repository", str(tmp_path)]) == 1
-    assert "not written for torch: build it for python, onnxruntime or openvino" in capsys.readouterr().err
-
-
 def test_compiled_it_gives_the_same(repository: Path) -> None:
     """As on a GPU: with shapes that change from batch to batch."""
     if shutil.which("g++") is None:
@@ -216,6 +217,7 @@ def test_an_unknown_operator_is_named(repository: Path, tmp_path: Path) -> None:
 def stack(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Families in fp32, two in bf16, in one server whose Python has torch."""
     models = ["minilm", "minilm-rerank", *SERVED, *SERVED_RERANKERS, SPARSE[0]]
+    models += [f"{name}{end}" for name in VECTORS for end in ("", "-rerank")]
     models += ["qwen3-embedding-bf16", "qwen3-reranker-bf16"]
     options = ["--repository", str(repository), "--models", *models]
     # Each model is a process of its own: with all processors each, they are in each other's way.
@@ -231,6 +233,25 @@ def test_sparse_vectors_through_the_server(stack: Stack) -> None:
     answer, reference = stack.infer(SPARSE[0], text=TEXTS), sparse_expected(SPARSE[0])
     found = opened(answer["indices"], answer["values"], reference.shape[1])
     np.testing.assert_allclose(found, reference, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("prompt", ["", "query", "document"])
+@pytest.mark.parametrize("name", VECTORS)
+def test_vectors_of_tokens_through_the_server(stack: Stack, name: str, prompt: str) -> None:
+    """As many as count, beside texts of other lengths and prompts."""
+    named = {"prompt_name": [prompt] * len(TEXTS)} if prompt else {}
+    found = kept(stack.infer(name, text=TEXTS, **named))
+    start = f"{prompt}_" if prompt and name != M3 else ""
+    reference = vectors_expected(start, model=name)
+    assert list(map(len, found)) == list(map(len, reference))
+    assert cosines(np.concatenate(found), np.concatenate(reference)).min() >= COSINE["fp32"]
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_maxsim_through_the_server(stack: Stack, name: str) -> None:
+    answer = stack.infer(f"{name}-rerank", query=QUERIES, passage=PASSAGES)
+    reference = np.load(TINY / name / "expected.npz")["pair_maxsim"]
+    np.testing.assert_allclose(answer["logit"][:, 0], reference, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", SERVED)

@@ -25,10 +25,10 @@ class Limited(PackedEncoder):
 
     memory = sys.maxsize
 
-    def _launch(self, rows: Sequence[Array]) -> dict[str, torch.Tensor]:
+    def _launch(self, rows: Sequence[Array], kept: Sequence[Array]) -> dict[str, torch.Tensor]:
         if sum(map(len, rows)) > self.memory:
             raise torch.OutOfMemoryError
-        return super()._launch(rows)
+        return super()._launch(rows, kept)
 
 
 def main() -> None:

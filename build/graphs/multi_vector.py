@@ -19,7 +19,7 @@ from onnx import TensorProto
 from build.checkpoint import MASK, Checkpoint
 from build.errors import BuildError
 from build.graphs.modules import Dense, Module, Normalize
-from build.graphs.onnx_graph import OnnxGraph
+from build.graphs.onnx_graph import PACKED, OnnxGraph
 from build.graphs.pooling import LOWEST, token_rows
 from build.graphs.ragged import state_inputs
 from build.graphs.sparse import compacted
@@ -173,6 +173,12 @@ def write_vectors(g: OnnxGraph, vectors: MultiVector) -> None:
     x, input_ids, lengths = state_inputs(g, vectors.hidden_size)
     for module in vectors.modules:
         x = module.write(g, x)
+    if g.feed.packed:
+        kept = g.op("KeptOfTexts", x, input_ids, lengths, domain=PACKED)
+        g.output(VECTORS, kept, TensorProto.FLOAT, ["batch", "most", vectors.width])
+        count = g.op("CountOfKept", input_ids, lengths, domain=PACKED)
+        g.output("vector_count", count, TensorProto.INT32, ["batch", 1])
+        return
     slot, real = token_rows(g, input_ids, lengths)
     places, place, counts = compacted(g, g.op("Cast", real, to=TensorProto.BOOL))
     slots = g.op("Gather", g.op("Reshape", slot, g.constant([-1], np.int64)), places)

@@ -184,11 +184,10 @@ def opened(g: OnnxGraph, input_ids: str, lengths: str) -> Ragged:
 def with_unseen(g: OnnxGraph, r: Packed, offset: int) -> Packed:
     """The batch with ids below `offset`: what was raised by it is seen by none and comes last in its text.
 
-    0 stands for no such tokens.
+    0 stands for no such tokens. A packed runtime takes raised ids apart before they come here.
     """
-    if not offset:
+    if not offset or not isinstance(r, Ragged):
         return r
-    assert isinstance(r, Ragged)
     size = g.constant(offset, np.int32)
     is_seen = g.op("Less", g.op("Gather", r.token_ids, r.token_of_cell), size)
     return replace(r, token_ids=g.op("Mod", r.token_ids, size), seen=g.op("And", r.real, is_seen))

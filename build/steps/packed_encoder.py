@@ -41,10 +41,19 @@ class PackedEncoder:
     """`model.onnx` and `head.onnx` of a folder."""
 
     def __init__(
-        self, folder: Path, device: torch.device, token_budget: int, compiled: bool | None = None
+        self,
+        folder: Path,
+        device: torch.device,
+        token_budget: int,
+        compiled: bool | None = None,
+        unseen_offset: int = 0,
     ) -> None:
-        """Loads and, on a GPU unless told otherwise, compiles them; raises ValueError where that cannot be."""
+        """Loads and, on a GPU unless told otherwise, compiles them; raises ValueError where that cannot be.
+
+        With an `unseen_offset`, ids that come raised by it are of tokens that are seen by none, the last of a row.
+        """
         self._device = device
+        self._unseen_offset = unseen_offset
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         compiled = device.type == "cuda" if compiled is None else compiled
         try:
@@ -57,8 +66,12 @@ class PackedEncoder:
         if self._stream:
             self.token_budget = min(token_budget, self._room())
 
-    def run(self, rows: Sequence[Array]) -> list[dict[str, Array] | str]:
-        """The outputs of each row by name, or a sentence that says why there are none; no row is empty."""
+    def run(self, rows: Sequence[Array], kept: Sequence[Array] | None = None) -> list[dict[str, Array] | str]:
+        """The outputs of each row by name, or a sentence that says why there are none; no row is empty.
+
+        A head may read other ids than its encoder, as long: those that are `kept`, else -1.
+        """
+        kept = rows if kept is None else kept
         results: list[dict[str, Array] | str] = [""] * len(rows)
         waiting = deque(self._cut(rows, range(len(rows))))
         running: list[tuple[list[int], dict[str, Tensor]]] = []
@@ -66,7 +79,7 @@ class PackedEncoder:
             while waiting:
                 batch = waiting.popleft()
                 try:
-                    running.append((batch, self._launch([rows[i] for i in batch])))
+                    running.append((batch, self._launch([rows[i] for i in batch], [kept[i] for i in batch])))
                     continue
                 except torch.OutOfMemoryError:
                     pass  # by the next line it holds none of the memory any more
@@ -102,18 +115,25 @@ class PackedEncoder:
         if batch:
             yield batch
 
-    def _launch(self, rows: Sequence[Array]) -> dict[str, Tensor]:
+    def _launch(self, rows: Sequence[Array], kept: Sequence[Array]) -> dict[str, Tensor]:
         """Starts one micro-batch: its outputs, which are there once the stream has got to them."""
-        texts = Texts([len(row) for row in rows], self._device)
-        tokens = sum(texts.counts)
-        packed = torch.zeros(2, -(-tokens // STEP) * STEP, dtype=torch.int32)
-        packed[0, :tokens] = torch.from_numpy(np.concatenate(rows))
-        packed[1, :tokens] = torch.from_numpy(np.concatenate([np.arange(n, dtype=np.int32) for n in texts.counts]))
-        ids, positions = to_device(packed, self._device)
+        counts = [len(row) for row in rows]
+        tokens, flat, seen = sum(counts), np.concatenate(rows), counts
+        if self._unseen_offset:
+            seen = [int((row < self._unseen_offset).sum()) for row in rows]
+            flat %= self._unseen_offset
+        texts = Texts(counts, self._device, None if seen == counts else seen)
+        packed = torch.zeros(3, -(-tokens // STEP) * STEP, dtype=torch.int32)
+        packed[0, :tokens] = torch.from_numpy(flat)
+        packed[1, :tokens] = torch.from_numpy(np.concatenate([np.arange(n, dtype=np.int32) for n in counts]))
+        packed[2, :tokens] = torch.from_numpy(np.concatenate(kept))
+        ids, positions, kept_ids = to_device(packed, self._device)
         lengths = texts.ends.diff()
         feeds = {"input_ids": ids, "positions": positions, "lengths": lengths}
         states = self._encoder(feeds, texts)["last_hidden_state"]
-        outputs = self._head({"last_hidden_state": states[:tokens], "input_ids": ids[:tokens], "lengths": lengths})
+        outputs = self._head(
+            {"last_hidden_state": states[:tokens], "input_ids": kept_ids[:tokens], "lengths": lengths}
+        )
         return {name: _to_host(values) for name, values in outputs.items()}
 
     def _room(self) -> int:

@@ -6,8 +6,12 @@ values become one matrix product. Attention runs between the modules, on tokens 
 
 packed.Attention    q [T, heads * d], k and v [T, kv_heads * d] or with their heads apart, lengths INT32 [B] ->
                     [T, heads * d]: softmax(scale q k^T) v within each text, over the keys up to the query
-                    (`is_causal`) or all of them, and no more than `window` places away
+                    (`is_causal`) or all of them, and no more than `window` places away; tokens of a text that
+                    are seen by none come last and are no keys
 packed.MeanOfTexts  x FP32 [T, H], lengths INT32 [B] -> [B, H]: the mean over each text's tokens
+packed.KeptOfTexts  x FP32 [T, D], ids INT32 [T], lengths INT32 [B] -> [B, N, D]: each text's rows whose id is not
+                    -1, and zeros behind them; N is that of the text with most, at least 1
+packed.CountOfKept  ids INT32 [T], lengths INT32 [B] -> INT32 [B, 1]: how many those are
 packed.LargestOfIds x FP32 [T], ids INT64 [T], lengths INT32 [B] -> [B, `size`]: of each text's tokens of an id
                     the largest x, 0 where it has none or all are less
 packed.PlacesAboveZero  x FP32 [B, K] -> INT32 [B, N]: of each row, ascending; N is that of the row with most, at
@@ -97,14 +101,33 @@ def _weighted_mean(x: Tensor, lengths: Tensor) -> Tensor:
     return total / (count * (count + 1) * 0.5)
 
 
+def _text_of_token(lengths: Tensor) -> Tensor:
+    """INT64 [T]."""
+    return torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+
+
+def _count_of_kept(ids: Tensor, lengths: Tensor) -> Tensor:
+    kept = _text_of_token(lengths)[ids >= 0]
+    return torch.bincount(kept, minlength=len(lengths)).to(torch.int32)[:, None]
+
+
+def _kept_of_texts(x: Tensor, ids: Tensor, lengths: Tensor) -> Tensor:
+    """As `_places_above_zero`, it has a GPU waited for."""
+    row, counts = _text_of_token(lengths)[ids >= 0], _count_of_kept(ids, lengths)[:, 0]
+    column = torch.arange(len(row), device=x.device) - (counts.cumsum(0) - counts)[row]
+    found = x.new_zeros(len(lengths), max(1, int(counts.max())), x.shape[1])
+    found[row, column] = x[ids >= 0]
+    return found
+
+
 def _largest_of_ids(x: Tensor, ids: Tensor, lengths: Tensor, size: int) -> Tensor:
-    row = torch.repeat_interleave(torch.arange(len(lengths), device=x.device), lengths)
+    row = _text_of_token(lengths)
     flat = x.new_zeros(len(lengths) * size)
     return flat.scatter_reduce(0, row * size + ids, x, "amax").reshape(-1, size)
 
 
 def _places_above_zero(x: Tensor) -> Tensor:
-    """The one operator whose size only the values know, so a GPU is waited for."""
+    """Its size only the values know, so a GPU is waited for."""
     row, place = (x > 0).nonzero(as_tuple=True)
     counts = torch.bincount(row, minlength=len(x))
     column = torch.arange(len(row), device=x.device) - (counts.cumsum(0) - counts)[row]
@@ -138,13 +161,17 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Less": operator.lt,
     "Log": torch.log,
     "Max": lambda x, least: x.clamp(min=least),
+    "MatMul": torch.matmul,
     "Mod": operator.mod,
     "Mul": operator.mul,
     "Or": torch.logical_or,
     "RMSNormalization": lambda x, scale, epsilon: functional.rms_norm(x, scale.shape, scale, epsilon),
     "Relu": torch.relu,
+    "Range": lambda start, end, step: torch.arange(int(start), int(end), int(step)),
+    "ReduceMax": lambda x, axes, keepdims=1: x.amax(axes, keepdim=bool(keepdims)),
     "ReduceSum": lambda x, axes, keepdims=1: x.sum(axes, keepdim=bool(keepdims)),
     "Reshape": lambda x, shape: x.reshape(shape),
+    "Shape": lambda x: torch.tensor(x.shape),
     "Sigmoid": torch.sigmoid,
     "Sin": torch.sin,
     "Softmax": lambda x, axis: x.softmax(axis),
@@ -152,9 +179,12 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Sqrt": torch.sqrt,
     "Sub": operator.sub,
     "Tanh": torch.tanh,
+    "Transpose": lambda x, perm: x.permute(perm),
     "Unsqueeze": _unsqueeze,
     "Where": torch.where,
     f"{PACKED}.AtPlaces": _at_places,
+    f"{PACKED}.CountOfKept": _count_of_kept,
+    f"{PACKED}.KeptOfTexts": _kept_of_texts,
     f"{PACKED}.LargestOfIds": _largest_of_ids,
     f"{PACKED}.MaxOfTexts": lambda x, lengths: torch.segment_reduce(x, "max", lengths=lengths, unsafe=True),
     f"{PACKED}.MeanOfTexts": lambda x, lengths: torch.segment_reduce(x, "mean", lengths=lengths, unsafe=True),
@@ -173,6 +203,8 @@ class Texts:
     counts: Sequence[int]
     """Tokens of each."""
     device: torch.device
+    seen: Sequence[int] | None = None
+    """Of these, those that others see, which come first; None for all."""
 
     @cached_property
     def longest(self) -> int:
@@ -184,6 +216,11 @@ class Texts:
         """INT32 [B + 1]: where texts end, after a first 0."""
         ends = torch.tensor([0, *self.counts], dtype=torch.int32).cumsum(0, dtype=torch.int32)
         return to_device(ends, self.device)
+
+    @cached_property
+    def keys(self) -> Tensor | None:
+        """INT32 [B]: those that are seen, where there are others."""
+        return None if self.seen is None else to_device(torch.tensor(self.seen, dtype=torch.int32), self.device)
 
 
 def to_device(host: Tensor, device: torch.device) -> Tensor:
@@ -405,6 +442,8 @@ def attend(
             scale=scale,
             window_size=(before, 0 if is_causal else before),
             enable_gqa=shared,
+            # Its windows are counted from the last key: right, as a window is no narrower than such a text.
+            seqused_k=texts.keys,
             # One order of sums for a text, whatever is beside it.
             num_splits=1,
         )
@@ -412,15 +451,15 @@ def attend(
     # There is no such kernel for a CPU or in FP32.
     context = torch.zeros_like(q)
     start = 0
-    for count in texts.counts:
-        own = slice(start, start + count)
+    for count, keys in zip(texts.counts, texts.seen or texts.counts, strict=True):
+        own, seen = slice(start, start + count), slice(start, start + keys)
         places = torch.arange(count, device=q.device)
         near = None
         if window is not None:
-            distance = places[:, None] - places
+            distance = places[:, None] - places[:keys]
             near = (distance <= window) & (distance >= (0 if is_causal else -window))
         context[own] = functional.scaled_dot_product_attention(
-            *(x[own].transpose(0, 1)[None] for x in (q, k, v)),
+            *(x[part].transpose(0, 1)[None] for x, part in ((q, own), (k, seen), (v, seen))),
             attn_mask=near,
             is_causal=bool(is_causal) and near is None,
             scale=scale,

@@ -1,13 +1,14 @@
 """Torch step (Python backend): runs `model.onnx` and the `head.onnx` behind it on packed tokens, on GPU or CPU.
 
-Input   input_ids INT32 [B, -1], ragged; -1 is no token
+Input   input_ids INT32 [B, -1], ragged; -1 is no token; perhaps kept_ids, as long, which the head reads
 Output  embeddings FP32 [B, D], or score and logit FP32 [B, 1], by `packed_encoder.py`
 
 A model whose inputs are not ragged is a small graph over numbers of each text: its inputs are stacked along the
 batch and it runs on the CPU.
 
 Model parameters: token_budget, the tokens of a micro-batch at most; max_tokens, the most in a row; vocabulary, the
-number of token ids. Errors are those of `requests.py`. A row that finds no memory fails its own requests alone.
+number of token ids; unseen_offset, added to ids of tokens that are seen by none, where there may be some. Errors
+are those of `requests.py`. A row that finds no memory fails its own requests alone.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ class TritonPythonModel:
             self._graph = TorchGraph(folder / "model.onnx", device)
             self._memory = Memory(args["model_name"], on_gpu)
             return
-        self._encoder = PackedEncoder(folder, device, int(self._model.parameters["token_budget"]))
+        parameters = self._model.parameters
+        offset = int(parameters.get("unseen_offset", "0"))
+        self._encoder = PackedEncoder(folder, device, int(parameters["token_budget"]), unseen_offset=offset)
         self._memory = Memory(args["model_name"], on_gpu)
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
         pb_utils.Logger.log_info(
@@ -82,7 +85,8 @@ class TritonPythonModel:
         if not items:
             return []
         if self._encoder is not None:
-            return self._encoder.run([item.inputs["input_ids"] for item in items])
+            ids, *kept = ([item.inputs[name] for item in items] for name in self._model.inputs)
+            return self._encoder.run(ids, *kept)
         assert self._graph is not None
         feeds = {
             name: torch.from_numpy(np.stack([item.inputs[name] for item in items])) for name in self._model.inputs
