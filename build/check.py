@@ -158,12 +158,12 @@ class Torch:
 
 
 def _stacked(rows: Sequence[Array]) -> Array:
-    """Rows of one size, or of as many values as a text has: those are filled up as their step does it."""
-    widest = max(row.size for row in rows)
+    """Rows of one size, or of as many values or vectors as a text has: those are filled up as their step does it."""
     filling = NO_TOKEN if rows[0].dtype.kind == "i" else 0
-    if rows[0].ndim == 1:
-        rows = [np.pad(row, (0, widest - row.size), constant_values=filling) for row in rows]
-    return np.stack(rows)
+    stacked = np.full((len(rows), max(map(len, rows)), *rows[0].shape[1:]), filling, rows[0].dtype)
+    for target, row in zip(stacked, rows, strict=True):
+        target[: len(row)] = row
+    return stacked
 
 
 ENGINES: dict[str, type[Engine]] = {

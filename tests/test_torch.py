@@ -32,14 +32,18 @@ from test_multi_vector import expected as vectors_expected
 from test_sparse import expected as sparse_expected
 from test_sparse import opened
 from tiny import EMBEDDERS as ALL_EMBEDDERS
-from tiny import PACKED, STATIC, VARIANTS, variant
+from tiny import PACKED, STATIC, VARIANTS, task, tiny_entry, variant
 from tiny import RERANKERS as ALL_RERANKERS
 from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
 
 from build import make
+from build.catalog import CatalogEntry
+from build.checkpoint import Checkpoint
 from build.config import read_config, runtime_of
-from build.target import PRECISIONS
+from build.models import models_of, write_model
+from build.source import describe
+from build.target import PRECISIONS, Target
 
 PYTHON = ROOT / ".venv-torch" / "bin" / "python"
 EMBEDDERS = [name for name in ALL_EMBEDDERS if name in PACKED]
@@ -52,6 +56,7 @@ VECTORS = ["bert-colbert", "pylate-colbert", "bge-m3-colbert"]
 SERVED = ["bert-cls", "gemma3", "qwen3-embedding", "static", "xlm-roberta"]
 SERVED_RERANKERS = ["bert-cross-encoder", "qwen3-reranker"]
 """Of each way to a head; the server adds nothing to the others."""
+BF16 = ["qwen3-embedding", "qwen3-reranker"]
 HALVES = ["bert-cls", "gemma3", "qwen3-embedding", "qwen3-reranker"]
 """Those that are built in fp16, too, which is bf16 with other rounding."""
 
@@ -70,22 +75,39 @@ def built(name: str, precision: str) -> str:
 
 
 @pytest.fixture(scope="session")
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The encoder of every family in every precision, with its head; its name ends in that, but for fp32."""
+    folder = tmp_path_factory.mktemp("torch-graphs")
+    for precision in PRECISIONS:
+        for name in HALVES if precision == "fp16" else FAMILIES:
+            write_encoder(
+                tiny_entry(name), Target("torch", precision), folder / f"{built(name, precision)}-encoder"
+            )
+    for name in SPARSE:
+        write_encoder(describe(TINY / name, name, "embed_sparse"), Target("torch"), folder / f"{name}-encoder")
+    return folder
+
+
+def write_encoder(entry: CatalogEntry, target: Target, folder: Path) -> None:
+    """Writes that model of a family alone."""
+    models = models_of(entry, Checkpoint(TINY / entry.name), target)
+    (encoder,) = (model for model in models if model.config.name == f"{entry.name}-encoder")
+    write_model(encoder, folder)
+
+
+@pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every family in every precision; its name ends in that, but for fp32."""
+    """The families that are served."""
     folder = tmp_path_factory.mktemp("torch") / "repository"
     options = ["--runtime", "torch", "--repository", str(folder)]
     assert make.main(["minilm", *options]) == 0
-    for name in VECTORS:
-        assert make.main([str(TINY / name), *(["--task", "rerank"] if name == M3 else []), *options]) == 0
-    for name in SPARSE:
-        assert make.main([str(TINY / name), "--task", "embed_sparse", *options]) == 0
-    for name in FAMILIES:
-        task = "embed" if name in EMBEDDERS else "rerank"
-        for precision in PRECISIONS:
-            if precision == "fp16" and name not in HALVES:
-                continue
-            words = ["--name", built(name, precision), "--precision", precision, "--task", task]
-            assert make.main([str(TINY / name), *words, *options]) == 0
+    for name in (*SERVED, *SERVED_RERANKERS, *VECTORS, SPARSE[0]):
+        own = ["--task", "rerank"] if name in (*RERANKERS, M3) else []
+        own += ["--task", "embed"] if name in EMBEDDERS else []
+        assert make.main([str(TINY / name), *own, *options]) == 0
+    for name in BF16:
+        words = ["--name", built(name, "bf16"), "--precision", "bf16", "--task", task(name)]
+        assert make.main([str(TINY / name), *words, *options]) == 0
     return folder
 
 
@@ -110,11 +132,11 @@ def agrees(name: str, precision: str, rows: list[dict[str, list[float]]]) -> Non
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_every_family_gives_what_the_reference_gives(repository: Path, precision: str) -> None:
+def test_every_family_gives_what_the_reference_gives(graphs: Path, precision: str) -> None:
     """Packed beside all others and alone; layers share what is compiled between attentions."""
     names = HALVES if precision == "fp16" else FAMILIES
     families, ids = [built(name, precision) for name in names], [token_ids(name) for name in names]
-    for name, answer in zip(names, engine(repository, families, ids), strict=True):
+    for name, answer in zip(names, engine(graphs, families, ids), strict=True):
         agrees(name, precision, answer["together"])
         agrees(name, precision, answer["alone"])
         # Before the first attention, between two, and behind the last; and where experts are in between.
@@ -166,9 +188,9 @@ def test_classifiers_give_what_the_reference_gives(tmp_path: Path) -> None:
             np.testing.assert_allclose(found, CLASSES_EXPECTED[f"{name}/{kind}/{tensor}"], atol=1e-4)
 
 
-def test_sparse_vectors_give_what_the_reference_gives(repository: Path) -> None:
+def test_sparse_vectors_give_what_the_reference_gives(graphs: Path) -> None:
     """Beside other texts, whose rows are longer, and alone."""
-    answers = engine(repository, SPARSE, [token_ids(name) for name in SPARSE])
+    answers = engine(graphs, SPARSE, [token_ids(name) for name in SPARSE])
     for name, answer in zip(SPARSE, answers, strict=True):
         reference = sparse_expected(name)
         for rows in (answer["together"], answer["alone"]):
@@ -179,21 +201,21 @@ def test_sparse_vectors_give_what_the_reference_gives(repository: Path) -> None:
             np.testing.assert_allclose(np.concatenate(found), reference, rtol=1e-5, atol=1e-5)
 
 
-def test_compiled_it_gives_the_same(repository: Path) -> None:
+def test_compiled_it_gives_the_same(graphs: Path) -> None:
     """As on a GPU: with shapes that change from batch to batch."""
     if shutil.which("g++") is None:
         pytest.skip("torch compiles with g++ on a CPU")
-    (answer,) = engine(repository, ["qwen3-embedding"], [token_ids("qwen3-embedding")], "--compiled")
+    (answer,) = engine(graphs, ["qwen3-embedding"], [token_ids("qwen3-embedding")], "--compiled")
     agrees("qwen3-embedding", "fp32", answer["together"])
     agrees("qwen3-embedding", "fp32", answer["alone"])
 
 
-def test_a_micro_batch_without_memory_is_cut(repository: Path) -> None:
+def test_a_micro_batch_without_memory_is_cut(graphs: Path) -> None:
     """All rows come out as with memory enough, but for those that find none alone, and the budget stays cut."""
     ids = token_ids("bert-cls")
     longest = max(map(len, ids))
-    (plenty,) = engine(repository, ["bert-cls"], [ids])
-    (tight,) = engine(repository, ["bert-cls"], [ids], "--memory", str(longest - 1))
+    (plenty,) = engine(graphs, ["bert-cls"], [ids])
+    (tight,) = engine(graphs, ["bert-cls"], [ids], "--memory", str(longest - 1))
     assert plenty["budget"] == 512
     assert tight["budget"] < 512
     for row, with_memory, without in zip(ids, plenty["together"], tight["together"], strict=True):
@@ -203,9 +225,9 @@ def test_a_micro_batch_without_memory_is_cut(repository: Path) -> None:
             assert without == f"{longest} tokens do not fit: there is not enough memory"
 
 
-def test_an_unknown_operator_is_named(repository: Path, tmp_path: Path) -> None:
+def test_an_unknown_operator_is_named(graphs: Path, tmp_path: Path) -> None:
     folder = tmp_path / "odd-encoder" / "1"
-    shutil.copytree(repository / "bert-cls-encoder" / "1", folder)
+    shutil.copytree(graphs / "bert-cls-encoder" / "1", folder)
     model = onnx.load(folder / "model.onnx", load_external_data=False)
     next(node for node in model.graph.node if node.op_type == "Gelu").op_type = "Selu"
     (folder / "model.onnx").write_bytes(model.SerializeToString())
@@ -218,7 +240,7 @@ def stack(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """Families in fp32, two in bf16, in one server whose Python has torch."""
     models = ["minilm", "minilm-rerank", *SERVED, *SERVED_RERANKERS, SPARSE[0]]
     models += [f"{name}{end}" for name in VECTORS for end in ("", "-rerank")]
-    models += ["qwen3-embedding-bf16", "qwen3-reranker-bf16"]
+    models += [built(name, "bf16") for name in BF16]
     options = ["--repository", str(repository), "--models", *models]
     # Each model is a process of its own: with all processors each, they are in each other's way.
     environment = {"OMP_NUM_THREADS": "1"}

@@ -14,7 +14,7 @@ KINDS = {
     "embed_sparse": "sparse vectors",
     "rerank": "reranker",
 }
-NOT_FOR = {"embed_all": "tensorrt, torch", "embed_sparse": "tensorrt"}
+NOT_FOR = {"embed_all": "tensorrt", "embed_sparse": "tensorrt"}
 """First task -> the runtimes that it is not written for."""
 PATH = catalog.FOLDER / "README.md"
 
