@@ -158,7 +158,7 @@ class Torch:
 
 
 def _stacked(rows: Sequence[Array]) -> Array:
-    """Rows of one size, or of as many values or vectors as a text has: those are filled up as their step does it."""
+    """Rows of one size, or of as many values or vectors as a text has, which are filled up as their step does."""
     filling = NO_TOKEN if rows[0].dtype.kind == "i" else 0
     stacked = np.full((len(rows), max(map(len, rows)), *rows[0].shape[1:]), filling, rows[0].dtype)
     for target, row in zip(stacked, rows, strict=True):
