@@ -53,7 +53,8 @@ ALTERED = {
 }
 """Family -> a file of its checkpoint, and the tensor of which one weight is altered."""
 OTHERS = {
-    "splade": ("jina-bert", "is computed by code of its own, which is never run"),
+    "splade": ("bert-cls", "is of BertModel and has no sparse_linear.safetensors: it weighs no words"),
+    "jina": ("jina-bert", "has no adapter 'retrieval.query': it has none"),
     "static": ("nomic-bert-moe", "cannot be loaded: "),
     "classes": ("jina-reranker", "is computed by code of its own, which is never run"),
     "t5": ("new", "cannot be loaded: "),

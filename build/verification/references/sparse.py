@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from build.errors import BuildError
 from build.verification.references.embeddings import prompt_of
 from build.verification.references.loading import (
     BATCH,
@@ -27,9 +28,13 @@ LEXICAL = "sparse_linear.safetensors"
 
 def sparse_embedder(checkpoint: str, prompts: Mapping[str, str], max_tokens: int) -> Embedder:
     """The sparse model in the folder or of the Hub's name `checkpoint`, of whichever kind its files say."""
-    linear = find(checkpoint, LEXICAL)
-    if linear is not None and not architecture(checkpoint).endswith("ForMaskedLM"):
-        return _lexical(checkpoint, linear, prompts, max_tokens)
+    kind = architecture(checkpoint)
+    if not kind.endswith("ForMaskedLM"):
+        if (linear := find(checkpoint, LEXICAL)) is not None:
+            return _lexical(checkpoint, linear, prompts, max_tokens)
+        raise BuildError(
+            f"the reference {checkpoint} is of {kind or 'no class'} and has no {LEXICAL}: it weighs no words"
+        )
     check_class(checkpoint, "AutoModelForMaskedLM")
     model = loaded("SparseEncoder", checkpoint)
 
