@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--memory", type=int, default=sys.maxsize)
     options = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # two have nothing to share in models as tiny
     answers = []
     for folder, ids in zip(options.folders, json.load(sys.stdin), strict=True):
         rows = [np.array(row, np.int32) for row in ids]
