@@ -53,7 +53,7 @@ SPARSE = ["bert-splade", "bge-m3-sparse", "xlm-roberta-splade"]
 """By the largest, by ids and by sums."""
 VECTORS = ["bert-colbert", "pylate-colbert", "bge-m3-colbert"]
 """With tokens that are seen by none, within a window too, and without the first vector."""
-SERVED = ["bert-cls", "gemma3", "qwen3-embedding", "static", "xlm-roberta"]
+SERVED = ["bert-cls", "gemma3", "qwen3-embedding", "xlm-roberta"]
 SERVED_RERANKERS = ["bert-cross-encoder", "qwen3-reranker"]
 """Of each way to a head; the server adds nothing to the others."""
 BF16 = ["qwen3-embedding", "qwen3-reranker"]
