@@ -150,7 +150,9 @@ class Torch:
             assert self._graph is not None
             outputs = self._graph({name: self._as_tensor(values) for name, values in feed.items()})
             return {name: values.numpy() for name, values in outputs.items()}
-        rows = self._encoder.run(np.split(feed["input_ids"], np.cumsum(feed["lengths"])[:-1]))
+        ends = np.cumsum(feed["lengths"])[:-1]
+        names = [name for name in ("input_ids", "kept_ids") if name in feed]
+        rows = self._encoder.run(*(np.split(feed[name], ends) for name in names))
         if sentences := [row for row in rows if isinstance(row, str)]:
             raise MemoryError(sentences[0])
         found = [row for row in rows if not isinstance(row, str)]
