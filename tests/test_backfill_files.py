@@ -242,12 +242,16 @@ def test_what_is_wrong_is_one_sentence(corpus: Corpus, tmp_path: Path) -> None:
 
 def test_a_pipe(small: Stack) -> None:
     texts = texts_of(3000)
-    lines = "".join(json.dumps({"n": i, "text": text}) + "\n" for i, text in enumerate([*texts, ""]))
+    rows: Rows = [{"n": i, "text": text} for i, text in enumerate([*texts, ""])]
+    rows[1]["large"] = 10**30
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
     words = command("-", "--url", small.url("embed", ""), "--model", "bert-cls")
     done = subprocess.run(words, cwd=ROOT, input=lines, capture_output=True, text=True)
     assert done.returncode == 3
     assert "line 3001: its text is empty" in done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.stdout.startswith('{"n": 0, "text": "0 ')
+    assert rows[1]["large"] == 10**30
     assert [row["n"] for row in rows] == list(range(3001))
     assert rows.pop()["embedding"] is None
     assert (np.array([row["embedding"] for row in rows], np.float32) == direct(small, texts)).all()

@@ -58,9 +58,9 @@ def run(store: Files, options: argparse.Namespace, progress: Progress, total: in
     parts = [part for path in store.inputs() for part in store.parts_of(path)]
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no other host is told
     environment = {"PYTHONPATH": str(ROOT)}
-    ray.init(runtime_env={"env_vars": environment}, log_to_driver=False, include_dashboard=False)
     key = os.environ.get("GATEWAY_API_KEY")
     try:
+        ray.init(runtime_env={"env_vars": environment}, log_to_driver=False, include_dashboard=False)
         items = [{"file": file, "part": part} for file, part in parts]
         data = ray.data.from_items(items, override_num_blocks=-(-len(parts) // PARTS))
         done = data.map_batches(
@@ -74,7 +74,7 @@ def run(store: Files, options: argparse.Namespace, progress: Progress, total: in
         for row in done.iter_rows():
             progress.answered(row["texts"], row["tokens"], row["cut"])
             progress.wrote(row["rows"], dict(row["refused"]))
-    except ray.exceptions.RayError as error:
+    except (ray.exceptions.RayError, RuntimeError, ConnectionError) as error:  # of its start, too
         raise BackfillError(f"Ray: {str(error).strip().splitlines()[-1]}") from None
     finally:
         progress.end()

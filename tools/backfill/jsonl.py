@@ -1,4 +1,7 @@
-"""JSON Lines, in files and pipes: an object a line, its vector a list of numbers that read back as they were."""
+"""JSON Lines, in files and pipes: an object a line, its vector a list of numbers that read back as they were.
+
+All else of a line stays as it was written, numbers of any size included.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +19,15 @@ from tools.backfill.errors import BackfillError
 from tools.backfill.flow import Window
 from tools.backfill.origin import Origin
 
-Rows = list[dict[str, Any]]
+Rows = list[tuple[bytes, dict[str, Any]]]
+"""Lines, and what they say."""
 
 PIPE_ROWS, PIPE_BYTES = 2048, 2**25
 """Of a window, at most."""
 
 
 class JsonLines:
-    """As `Format` has it; the rows of a part are dicts."""
+    """As `Format` has it; the rows of a part are Rows."""
 
     suffix, what = ".jsonl", "JSON lines"
 
@@ -39,28 +43,28 @@ class JsonLines:
             part = 0
             while chunk := list(islice(lines, rows)):
                 if wanted is None or part in wanted:
-                    yield part, [parsed(line, f"{path}:{number}") for number, line in chunk]
+                    yield part, [(line, parsed(line, f"{path}:{number}")) for number, line in chunk]
                 part += 1
 
     def column(self, part: Rows, name: str) -> list[Any] | None:
         """Values of a column, None in rows that lack it; None where no row has it."""
-        return [row.get(name) for row in part] if any(name in row for row in part) else None
+        return [row.get(name) for _, row in part] if any(name in row for _, row in part) else None
 
     def write(self, file: IO[bytes], part: Rows, name: str, vectors: Sequence[Any], _: Origin) -> None:
         """Rows and, under a `name`, their vectors."""
-        for row, vector in zip(part, vectors, strict=True):
-            file.write(dumped({**row, name: vector}))
+        for (line, row), vector in zip(part, vectors, strict=True):
+            file.write(with_vector(line, row, name, vector))
 
     def split(self, path: Path, name: str) -> tuple[Rows, list[Any]]:
         """What `write` wrote: the rows, and the vectors under a `name`."""
         with path.open("rb") as file:
-            rows = [parsed(line, f"{path}:{number}") for number, line in enumerate(file, 1)]
-        vectors = [None if (vector := row.pop(name, None)) is None else np.array(vector, "<f4") for row in rows]
-        return rows, vectors
+            rows = [(line, parsed(line, f"{path}:{number}")) for number, line in enumerate(file, 1)]
+        found = [row.pop(name, None) for _, row in rows]
+        return rows, [None if vector is None else np.array(vector, "<f4") for vector in found]
 
     def equal(self, part: Rows, other: Rows) -> bool:
         """Whether two parts have the same rows."""
-        return part == other
+        return [row for _, row in part] == [row for _, row in other]
 
 
 @dataclass
@@ -85,20 +89,20 @@ class Pipe:
             row = parsed(line, f"line {self._number}")
             if self.text not in row:
                 raise BackfillError(f"line {self._number} has no field {self.text!r}: name it with --text")
-            rows.append(row)
+            rows.append((line, row))
             ids.append(str(row.get(self.id, f"line {self._number}")))
             size += len(line)
         if not rows:
             return None
-        values = [row[self.text] for row in rows]
+        values = [row[self.text] for _, row in rows]
         strange = {i: "its text is no string" for i, text in enumerate(values) if not isinstance(text, str | None)}
         texts = [text if isinstance(text, str) else None for text in values]
         return Window(ids, texts, strange, rows)
 
     def write(self, window: Window, vectors: npt.NDArray[np.float32], refused: Mapping[int, str]) -> int:
         """Each line again, with its vector, or null where it was refused."""
-        for i, row in enumerate(window.token):
-            self.goal.write(dumped({**row, self.vector: None if i in refused else vectors[i]}))
+        for i, (line, row) in enumerate(window.token):
+            self.goal.write(with_vector(line, row, self.vector, None if i in refused else vectors[i]))
         self.goal.flush()
         return len(window.ids) - len(refused)
 
@@ -114,6 +118,9 @@ def parsed(line: bytes, where: str) -> dict[str, Any]:
     return row
 
 
-def dumped(row: dict[str, Any]) -> bytes:
-    """A line."""
-    return orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
+def with_vector(line: bytes, row: dict[str, Any], name: str, vector: Any) -> bytes:
+    """The line again, with a vector or null under a `name`."""
+    if name in row:
+        return orjson.dumps({**row, name: vector}, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
+    last = orjson.dumps({name: vector}, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
+    return line.rstrip()[:-1] + (b"," if row else b"") + last[1:]

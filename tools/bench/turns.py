@@ -59,7 +59,7 @@ def main() -> int:
         for number in range(options.rounds):
             order = sorted(ways, reverse=number % 2 == 1)
             rounds.append({name: ways[name](server, texts) for name in order})
-            print(f"round {number + 1} of {options.rounds}", file=sys.stderr, flush=True)
+            print("\n".join([f"round {number + 1}", *table(rounds, options.texts)]), file=sys.stderr, flush=True)
         used = sum(server.cpu_seconds().values()) - cpu
         used += sum(turn.client_cpu_seconds for turns in rounds for turn in turns.values())
         noise = machine.noise(start, used)
