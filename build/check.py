@@ -225,11 +225,11 @@ def check(repository: Path, family: str, done: set[str] | None = None) -> Iterat
     ensemble = read_config(repository, family)
     steps = dict.fromkeys(step.model_name for step in ensemble.ensemble_scheduling.step)
     configs = [read_config(repository, name) for name in steps]
-    tokenizer = next(config for config in configs if "max_tokens" in config.parameters)
+    tokenizer = next((config for config in configs if "max_tokens" in config.parameters), None)
     graphs = [config for config in configs if config.name not in done and _graph(repository, config).exists()]
     if not graphs:
         return
-    is_first = tokenizer.name not in done
+    is_first = not tokenizer or tokenizer.name not in done
     done.update(steps)
     backend = runtime_of(graphs[0])
     engine = ENGINES.get(backend)
@@ -245,6 +245,10 @@ def check(repository: Path, family: str, done: set[str] | None = None) -> Iterat
     if MEMORY * weights > (free := free_memory()):
         need, there = f"{MEMORY * weights / 1e9:.0f} GB", f"{free / 1e9:.0f} GB"
         yield f"{family}: its graphs were not tried: they may take {need} of memory, and {there} are free"
+        return
+    if tokenizer is None:
+        for config in graphs:
+            _try(engine, _graph(repository, config), config)
         return
     window = int(tokenizer.parameters["max_tokens"].string_value)
     longest = max(1, min(window, LONGEST, BUDGET // weights))
@@ -291,6 +295,26 @@ def _run(
             if not np.isfinite(values).all():
                 raise BuildError(f"{config.name} gives {output.name} that are not finite numbers for {tokens}")
             tensors[output.name] = values
+
+
+def _try(engine: type[Engine], path: Path, config: ModelConfig) -> None:
+    """Runs a graph that is fed no text on one item of zeros."""
+    feed = {}
+    for tensor in config.input:
+        dtype = triton_to_np_dtype(DataType.Name(tensor.data_type).removeprefix("TYPE_"))
+        feed[tensor.name] = np.zeros((1, *tensor.dims), dtype)
+    try:
+        given = engine(path).run(feed)
+    except Exception as error:  # each engine has its own
+        raise BuildError(f"{config.name} cannot be run by {engine.title}: {_cause(error)}") from None
+    for output in config.output:
+        found, wanted = given[output.name], [1, *output.dims]
+        if found.ndim != len(wanted) or any(
+            -1 != size != there for size, there in zip(wanted, found.shape, strict=True)
+        ):
+            raise BuildError(f"{config.name} gives {output.name} {list(found.shape)}, not {wanted}")
+        if not np.isfinite(found).all():
+            raise BuildError(f"{config.name} gives {output.name} that are not finite numbers")
 
 
 def _feed(config: ModelConfig, batch: Batch, tensors: Mapping[str, Array]) -> dict[str, Array]:

@@ -19,9 +19,10 @@ import tokenizers
 from google import protobuf
 
 from build import hub
-from build.catalog import QUANTISED_TOLERANCE, TOLERANCE, CatalogEntry, Hub
+from build.catalog import DOCUMENT_TASKS, QUANTISED_TOLERANCE, TOLERANCE, CatalogEntry, Hub
 from build.check import check_apart
 from build.checkpoint import Checkpoint
+from build.documents import document_models
 from build.errors import BuildError
 from build.files import GRAPHS, sha256
 from build.graphs.colbert import pickled_head
@@ -101,8 +102,9 @@ def _build(
     aside: Path,
 ) -> None:
     """Writes the family aside, tries it and puts it in place."""
+    is_document = entry.tasks[0] in DOCUMENT_TASKS
     try:
-        parts = models_of(entry, checkpoint, target)
+        parts = (document_models if is_document else models_of)(entry, checkpoint, target)
         for model in parts:
             write_model(model, aside / model.config.name)
         _check_tensors(entry, checkpoint, names)
@@ -110,7 +112,7 @@ def _build(
         try:
             check_apart(aside, ensembles)
         except BuildError as error:
-            if graph_to_adopt(entry, checkpoint, names) is None:
+            if is_document or graph_to_adopt(entry, checkpoint, names) is None:
                 raise
             raise BuildError(f"{error}; {ANOTHER_EXPORT}") from None
         parameters = sorted(parts[0].config.parameters.items())  # a map of protobuf has no order of its own
@@ -126,7 +128,7 @@ def _build(
         _put_in_place(aside, aside.parent.parent, entry.name)
     except BuildError as error:
         beside = [name for name in (*GRAPHS, *sorted(names)) if name in names and name.endswith(".onnx")]
-        if beside and graph_to_adopt(entry, checkpoint, names) is None:
+        if beside and not is_document and graph_to_adopt(entry, checkpoint, names) is None:
             raise BuildError(f"{error}; its exported graph can be taken instead: --onnx {beside[0]}") from None
         raise
 

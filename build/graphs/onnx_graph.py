@@ -97,6 +97,13 @@ class OnnxGraph:
         self._nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
         return name
 
+    def ops(self, kind: str, count: int, *inputs: str, **attributes: Any) -> list[str]:
+        """The same with `count` outputs."""
+        name = f"{kind}_{len(self._nodes)}"
+        outputs = [f"{name}_{i}" for i in range(count)]
+        self._nodes.append(helper.make_node(kind, inputs, outputs, name=name, **attributes))
+        return outputs
+
     def constant(self, value: object, dtype: npt.DTypeLike) -> str:
         """A small tensor kept inside the model file; equal constants are stored once."""
         array = np.asarray(value, dtype)

@@ -1,0 +1,222 @@
+"""The Triton models of the families that read documents, as docling's clients of KServe v2 call them.
+
+Each is an ensemble of one step, so that it is loaded and let go of as other families are. Docling takes tensors by
+their order. `images`, `pixel_values` and what follows from them have a batch dimension besides; a page's text has
+none, since pages are of any size and lines of any number.
+
+ocr      image UINT8 [1, H, W, 3], lang_type BYTES [1, 1] optional
+         -> boxes FP32 [lines, 4, 2], txts BYTES [lines], scores FP32 [lines]: see `steps/ocr.py`
+layout   images FP32 [3, 640, 640], orig_target_sizes INT64 [2]
+         -> labels INT64 [Q], boxes FP32 [Q, 4], scores FP32 [Q]: see `graphs/documents.py`
+picture  pixel_values FP32 [3, side, side] -> logits FP32 [classes]: see there
+
+Beside a layout or picture model lies `artifacts`, a folder that docling takes for its `artifacts_path`: the names of
+classes, and how it is to make the tensors.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from tritonclient.grpc.model_config_pb2 import (
+    TYPE_FP32,
+    TYPE_INT64,
+    TYPE_STRING,
+    TYPE_UINT8,
+    ModelConfig,
+    ModelEnsembling,
+    ModelInstanceGroup,
+)
+
+from build.catalog import CatalogEntry
+from build.checkpoint import Checkpoint
+from build.errors import BuildError, NotPackedError
+from build.files import is_listed, own_file
+from build.graphs.dimensions import label_names
+from build.graphs.documents import LABELS, SIDE, picture_shape, write_cdla, write_layout, write_picture_classes
+from build.graphs.onnx_graph import OnnxGraph
+from build.models import DEADLINE, MEMORY, SOURCES, Model, facts_of, files_of, graph, graph_to_adopt
+from build.repository import Tensor
+from build.target import Target
+
+OCR_STEP = SOURCES / "steps" / "ocr.py"
+
+IMAGE = Tensor("image", TYPE_UINT8, (1, -1, -1, 3))
+LANG_TYPE = Tensor("lang_type", TYPE_STRING, (1, 1), optional=True)
+LINES = (
+    Tensor("boxes", TYPE_FP32, (-1, 4, 2)),
+    Tensor("txts", TYPE_STRING, (-1,)),
+    Tensor("scores", TYPE_FP32, (-1,)),
+)
+PAGES = (Tensor("images", TYPE_FP32, (3, SIDE, SIDE)), Tensor("orig_target_sizes", TYPE_INT64, (2,)))
+FINDS = (
+    Tensor("labels", TYPE_INT64, (-1,)),
+    Tensor("boxes", TYPE_FP32, (-1, 4)),
+    Tensor("scores", TYPE_FP32, (-1,)),
+)
+
+MOST = 16
+"""Pages or pictures in one request or batch; docling sends 4 at a time, and its message ends at 13 pages."""
+
+AT_ONCE = 2
+"""Pages that are gathered, and that the engine runs together."""
+
+DELAY = 20_000
+"""Microseconds that a page waits for another one to be run with."""
+
+ARTIFACTS = "artifacts"
+PREPROCESSOR = "preprocessor_config.json"
+LAYOUT, PICTURE = "docling-project--docling-layout-heron", "docling-project--DocumentFigureClassifier-v2.5"
+"""Folders of `artifacts` that docling looks for, whatever serves."""
+
+LAYOUT_PREPROCESSOR = {
+    "image_processor_type": "RTDetrImageProcessor",
+    "do_resize": True,
+    "size": {"height": SIDE, "width": SIDE},
+    "resample": 2,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": False,
+    "do_pad": False,
+}
+"""How a page becomes `images`: scaled bilinearly, values in 0..1."""
+
+
+def document_models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> list[Model]:
+    """The family's ensemble and its step; raises BuildError for what cannot be built."""
+    if target.feed.packed:
+        raise NotPackedError(f"{entry.name} reads documents, for which there is no torch: build it for python")
+    if target.runtime not in ("python", "onnxruntime"):
+        raise BuildError(f"{entry.name} reads documents: build it for python or onnxruntime, not {target.runtime}")
+    (task,) = entry.tasks
+    if task == "ocr":
+        return ocr_models(entry, checkpoint, target)
+    if task == "picture":
+        return picture_models(entry, checkpoint, target)
+    return layout_models(entry, checkpoint, target)
+
+
+def ocr_models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> list[Model]:
+    """The family that reads text."""
+    if target.runtime != "python":
+        raise BuildError(f"{entry.name} is a library in Python: build it for python")
+    step = ModelConfig(
+        name=f"{entry.name}-reader",
+        backend="python",
+        input=[tensor.as_input() for tensor in (IMAGE, LANG_TYPE)],
+        output=[tensor.as_output() for tensor in LINES],
+        instance_group=[ModelInstanceGroup(count=1, kind=ModelInstanceGroup.KIND_CPU)],
+    )
+    weights = tuple(checkpoint.folder / name for name in entry.files)
+    return [Model(ensemble(entry, step)), Model(step, step=OCR_STEP, files=(*weights, DEADLINE, MEMORY))]
+
+
+def layout_models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> list[Model]:
+    """The family that finds the parts of a page."""
+    if is_listed(checkpoint.folder / "config.json"):
+        path, at_once, write = graph_of(entry, checkpoint), AT_ONCE, write_layout
+        check_preprocessor(checkpoint)
+        config = (checkpoint.folder / "config.json").read_text()
+    else:  # the one model that comes without
+        (name,) = entry.files
+        path, at_once, write = checkpoint.folder / name, 1, write_cdla
+        config = json.dumps({"model_type": "rt_detr_v2", "id2label": dict(enumerate(LABELS))}, indent=2)
+        if target.runtime != "python":
+            raise BuildError(f"{entry.name} takes one page at a time: build it for python")
+    step = graph_step(entry, target, PAGES, FINDS, at_once)
+    artifacts = {"config.json": config, PREPROCESSOR: json.dumps(LAYOUT_PREPROCESSOR, indent=2)}
+    return graph_models(entry, target, step, LAYOUT, artifacts, lambda g: write(g, path))
+
+
+def picture_models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> list[Model]:
+    """The family that says what a picture shows."""
+    path = graph_of(entry, checkpoint)
+    side, classes = picture_shape(path)
+    count = len(label_names(checkpoint.config))
+    if count != classes:
+        raise BuildError(f"{path} gives {classes} logits, and {checkpoint.config.path} names {count} classes")
+    pixels, logits = Tensor("pixel_values", TYPE_FP32, (3, side, side)), Tensor("logits", TYPE_FP32, (classes,))
+    step = graph_step(entry, target, (pixels,), (logits,), AT_ONCE)
+    names = ("config.json", PREPROCESSOR)
+    artifacts = {name: own_file(checkpoint.folder / name, checkpoint.folder).read_text() for name in names}
+    return graph_models(entry, target, step, PICTURE, artifacts, lambda g: write_picture_classes(g, path))
+
+
+def graph_of(entry: CatalogEntry, checkpoint: Checkpoint) -> Path:
+    """The exported graph of a checkpoint, of which nothing else is read; BuildError where there is none."""
+    checkpoint.config.skip(checkpoint.config)
+    name = graph_to_adopt(entry, checkpoint, files_of(checkpoint.folder))
+    assert name is not None, "no architecture of ours sees"
+    return checkpoint.folder / name
+
+
+def check_preprocessor(checkpoint: Checkpoint) -> None:
+    """Raises BuildError where a layout model wants its pages otherwise than docling is told to make them."""
+    path = checkpoint.folder / PREPROCESSOR
+    if not is_listed(path):
+        return
+    settings = checkpoint.settings(path)
+    settings.require("do_resize", True)
+    settings.require("do_normalize", False)
+    settings.require("do_pad", False)
+    settings.require("resample", 2)
+    settings.require("size", {"height": SIDE, "width": SIDE})
+    # A graph that takes bytes rescales by itself. The rest is of pages that are normalised or padded, or of training.
+    settings.skip(settings)
+
+
+def graph_step(
+    entry: CatalogEntry, target: Target, inputs: Sequence[Tensor], outputs: Sequence[Tensor], at_once: int
+) -> ModelConfig:
+    """The model of a graph; in Python its step runs `at_once` items together."""
+    step = ModelConfig(
+        name=f"{entry.name}-graph",
+        backend=target.feed.backend,
+        max_batch_size=MOST,
+        input=[tensor.as_input() for tensor in inputs],
+        output=[tensor.as_output() for tensor in outputs],
+        instance_group=[ModelInstanceGroup(count=1, kind=target.kind)],
+    )
+    step.dynamic_batching.preferred_batch_size.append(AT_ONCE)
+    step.dynamic_batching.max_queue_delay_microseconds = DELAY
+    if target.feed.backend == "python":
+        # In bf16, finds near the least score come and go.
+        parameters = {"precision": "fp32", "threads": "auto", "token_budget": str(at_once)}
+        for key, value in parameters.items():
+            step.parameters[key].string_value = value
+    else:
+        step.default_model_filename = target.feed.file
+    return step
+
+
+def graph_models(
+    entry: CatalogEntry,
+    target: Target,
+    step: ModelConfig,
+    folder: str,
+    artifacts: Mapping[str, str],
+    write_graph: Callable[[OnnxGraph], None],
+) -> list[Model]:
+    """The ensemble of a graph's step, with the files of docling's that belong into a `folder` of its artifacts."""
+    beside = {f"{ARTIFACTS}/{folder}/{name}": content for name, content in artifacts.items()}
+    return [Model(ensemble(entry, step), beside=beside), graph(step, target, write_graph)]
+
+
+def ensemble(entry: CatalogEntry, step: ModelConfig) -> ModelConfig:
+    """`<family>`: what its one step takes and gives, in the same order."""
+    config = ModelConfig(
+        name=entry.name,
+        platform="ensemble",
+        max_batch_size=step.max_batch_size,
+        input=step.input,
+        output=step.output,
+    )
+    for key, value in facts_of(entry).items():
+        config.parameters[key].string_value = value
+    inputs, outputs = ({tensor.name: tensor.name for tensor in tensors} for tensors in (step.input, step.output))
+    config.ensemble_scheduling.step.append(
+        ModelEnsembling.Step(model_name=step.name, model_version=-1, input_map=inputs, output_map=outputs)
+    )
+    return config
