@@ -17,13 +17,17 @@ endif
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: .venv/$(LOCK).lock ## Install what building and serving need, into .venv
+# Models that read documents, where they are asked for, and what the one that reads text runs on.
+DOCUMENT_MODELS := $(if $(DOCUMENTS),docling-ocr docling-layout-cdla)
+MODELS := $(strip $(or $(MODEL),$(if $(DOCUMENTS),minilm)) $(filter-out $(MODEL),$(DOCUMENT_MODELS)))
 
-build: setup ## Fill model_repository/ (MODEL=name or folder, RUNTIME=, PRECISION=)
-	@$(VENV)/python -m build.make $(MODEL) $(RUNTIME:%=--runtime %) $(PRECISION:%=--precision %)
+setup: .venv/$(LOCK).lock $(if $(filter docling-ocr,$(MODELS)),.venv/documents.lock) ## Install what building and serving need, into .venv
 
-serve: build ## Serve on this machine: Triton and the gateway (ARGS="--help" lists the options)
-	@exec $(VENV)/python -m tools.serve --preload $(or $(MODEL),minilm) $(ARGS)
+build: setup ## Fill model_repository/ (MODEL=name or folder, DOCUMENTS=1, RUNTIME=, PRECISION=)
+	@$(VENV)/python -m build.make $(MODELS) $(RUNTIME:%=--runtime %) $(PRECISION:%=--precision %)
+
+serve: build ## Serve on this machine: Triton and the gateway (DOCUMENTS=1; ARGS="--help" lists the options)
+	@exec $(VENV)/python -m tools.serve --preload $(or $(MODELS),minilm) $(ARGS)
 
 deploy: RUNTIME := $(or $(filter-out auto,$(RUNTIME)),$(if $(filter gpu,$(TARGET)),onnxruntime,python))
 deploy: ## Serve from containers, with Docker (TARGET=gpu, RUNTIME=, WATCH=1)
@@ -92,6 +96,7 @@ RESOLVE = -q --universal --python-version 3.10 --generate-hashes
 lock: ## Resolve the dependencies of pyproject.toml anew (needs uv and npm)
 	uv pip compile $(RESOLVE) --no-header pyproject.toml -o serve.lock
 	uv pip compile $(RESOLVE) --no-header -c serve.lock pyproject.toml --group gpu -o gpu.lock
+	uv pip compile $(RESOLVE) --no-header -c serve.lock --group pyproject.toml:documents -o documents.lock
 	uv pip compile $(RESOLVE) --no-header pyproject.toml --group test -o test.lock
 	uv pip compile $(RESOLVE) --no-header pyproject.toml --group bench -o bench.lock
 	uv pip compile $(RESOLVE) --no-header -c test.lock --group pyproject.toml:backfill -o backfill.lock

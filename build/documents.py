@@ -10,8 +10,8 @@ layout   images FP32 [3, 640, 640], orig_target_sizes INT64 [2]
          -> labels INT64 [Q], boxes FP32 [Q, 4], scores FP32 [Q]: see `graphs/documents.py`
 picture  pixel_values FP32 [3, side, side] -> logits FP32 [classes]: see there
 
-Beside a layout or picture model lies `artifacts`, a folder that docling takes for its `artifacts_path`: the names of
-classes, and how it is to make the tensors.
+Beside a layout or picture model lies `artifacts`, for docling's `artifacts_path`: names of classes, and how the
+tensors are made.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def check_preprocessor(checkpoint: Checkpoint) -> None:
     settings.require("do_pad", False)
     settings.require("resample", 2)
     settings.require("size", {"height": SIDE, "width": SIDE})
-    # A graph that takes bytes rescales by itself. The rest is of pages that are normalised or padded, or of training.
+    # A graph that takes bytes rescales by itself; what else there is says how to pad or normalise.
     settings.skip(settings)
 
 

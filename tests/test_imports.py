@@ -49,8 +49,10 @@ ALLOWED = {
     "build.models": "build.architectures build.catalog build.chat_template build.checkpoint build.errors "
     "build.files build.graphs build.quantised build.repository build.settings build.target build.tokenization "
     "build.weights",
-    "build.family": "build.catalog build.check build.checkpoint build.errors build.files build.graphs build.hub "
-    "build.models build.onnx_file build.settings build.source build.target",
+    "build.documents": "build.catalog build.checkpoint build.errors build.files build.graphs build.models "
+    "build.repository build.target",
+    "build.family": "build.catalog build.check build.checkpoint build.documents build.errors build.files "
+    "build.graphs build.hub build.models build.onnx_file build.settings build.source build.target",
     "build.make": "build.catalog build.errors build.family build.files build.gpu build.source build.target",
     # What is verified is served: the one place of the builder that knows where a stack listens.
     "build.verification.references": "build.errors build.templates",

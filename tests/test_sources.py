@@ -539,6 +539,11 @@ def test_every_page(name: str) -> None:
     assert entry.languages
     assert entry.licence
     assert entry.parameters
+    if entry.tasks[0] in catalog.DOCUMENT_TASKS:
+        assert len(entry.tasks) == 1
+        assert entry.precisions == ("fp32",)
+        assert not isinstance(entry.source, catalog.Hub) or re.fullmatch("[0-9a-f]{40}", entry.source.revision)
+        return
     assert entry.tasks[0] in catalog.PAGE_TOLERANCE
     assert entry.tasks[1:] in ((), ("rerank",))
     assert (entry.width is None) == (entry.tasks == ("rerank",))

@@ -26,6 +26,7 @@ from tools.command import (
 )
 from tools.shim import keys
 from tools.shim.control import Control
+from tools.shim.families import DOCUMENTS
 from tools.shim.plan import Plan, task_in
 from tools.shim.server import Front
 from tools.shim.upstream import Absent
@@ -85,6 +86,8 @@ async def gateway(
     async with serving(front, options, residency):
         loaded = [name for name in (options.models if plan is None else plan.start) if name not in left_out]
         others = [name for name in options.models if name not in loaded and name not in left_out]
+        if plan is not None:  # the gateway does not see the calls of the others
+            others = [name for name in others if task_in(plan.repository, name) not in DOCUMENTS]
         print(greeting(options, loaded, others, log), flush=True)
         yield
         print("stopping: finishing what is under way", flush=True)

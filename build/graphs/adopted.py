@@ -21,7 +21,7 @@ the graph was made to: our own graphs are faster where there is one for the arch
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path

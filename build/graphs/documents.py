@@ -6,11 +6,11 @@ Layout    images FP32 [N, 3, 640, 640], RGB in 0..1; orig_target_sizes INT64 [N,
 Pictures  pixel_values FP32 [N, 3, 224, 224], as the checkpoint's own preprocessor makes them
           -> logits FP32 [N, classes]
 
-Docling takes tensors by their order, whatever their names. Raises BuildError for a graph that takes or gives others.
+Docling takes tensors by their order, not by name. Raises BuildError for a graph that takes or gives others.
 
 The layout model of PaddleDetection (PicoDet) finds boxes as Generalized Focal Loss does (Li et al. 2020): for each
-place of a grid a score for each class and, for each side, a distribution over distances of 0 to 7 strides, whose mean
-is taken. Of boxes of a class that overlap by half, the best is kept.
+place of a grid a score for each class and, for each side, a distribution over distances of 0 to 7 strides, whose
+mean is taken. Of boxes of a class that overlap by half, the best is kept.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ CDLA = (
     "text",
     "formula",
 )
-"""The classes of CDLA, in their order, as docling knows them: a reference is a text, a title is one of a section."""
+"""The classes of CDLA, in their order, as docling knows them: a reference is a text, a title that of a section."""
 
 PAGE = (800, 608)
 """Height and width that PicoDet of CDLA takes a page in."""
@@ -150,7 +150,7 @@ def write_picture_classes(g: OnnxGraph, path: Path) -> None:
     side, classes = picture_shape(path)
     model = converted(path, read_onnx(path))
     for node in model.graph.node:
-        window = next((one.ints for one in node.attribute if one.name == "kernel_shape"), [])
+        window: Sequence[int] = next((one.ints for one in node.attribute if one.name == "kernel_shape"), [])
         if node.op_type == "AveragePool" and min(window, default=0) >= side:
             node.op_type = "GlobalAveragePool"
             node.ClearField("attribute")

@@ -20,15 +20,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from rapidocr import EngineType, ModelType, OCRVersion, RapidOCR
-from rapidocr.utils.model_resolver import LANG_MAPPING, list_supported_langs
-from rapidocr.utils.typings import TaskType
 
 from . import deadline
 from .memory import Memory
+
+try:
+    import cv2
+    from rapidocr import EngineType, ModelType, OCRVersion, RapidOCR
+    from rapidocr.utils.model_resolver import LANG_MAPPING, list_supported_langs
+    from rapidocr.utils.typings import TaskType
+except ImportError as missing:
+    raise ImportError(f"{missing.name} is not installed: run `make setup DOCUMENTS=1`") from None
 
 PARTS = {"Det": "*_det_*.onnx", "Cls": "*_cls_*.onnx", "Rec": "*_rec_*.onnx"}
 """RapidOCR's name of a model -> its file in the version folder."""
@@ -47,7 +51,7 @@ class TritonPythonModel:
         for part, pattern in PARTS.items():
             params[f"{part}.engine_type"] = EngineType.OPENVINO
             params[f"{part}.model_path"] = str(next(folder.glob(pattern)))
-        self._ocr = RapidOCR(params=params)
+        self._ocr: Any = RapidOCR(params=params)
         self._languages = _languages()
         # The library loads a model when it is first used.
         self._ocr(_page_with_a_line())
@@ -59,7 +63,7 @@ class TritonPythonModel:
         for request in requests:
             try:
                 responses.append(self._read(request))
-            except Refusal as error:
+            except RefusedError as error:
                 code = error.code
                 responses.append(pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code)))
             except Exception as error:  # the library has its own, and OpenVINO's and NumPy's
@@ -70,10 +74,10 @@ class TritonPythonModel:
 
     def _read(self, request: Any) -> Any:
         if time.monotonic() > deadline.of(request):
-            raise Refusal("nobody waits for the answer", pb_utils.TritonError.CANCELLED)
+            raise RefusedError("nobody waits for the answer", pb_utils.TritonError.CANCELLED)
         (image,) = pb_utils.get_input_tensor_by_name(request, "image").as_numpy()
         if not image.size:
-            raise Refusal(f"an image of {image.shape[1]} x {image.shape[0]} pixels has nothing to read")
+            raise RefusedError(f"an image of {image.shape[1]} x {image.shape[0]} pixels has nothing to read")
         language = pb_utils.get_input_tensor_by_name(request, "lang_type")
         if language is not None:
             self._check(language.as_numpy().reshape(-1)[0].decode(errors="replace"))
@@ -87,13 +91,13 @@ class TritonPythonModel:
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, value) for name, value in outputs.items()])
 
     def _check(self, language: str) -> None:
-        """Raises Refusal for a language that is not read, by code with or without a region, or by English name."""
+        """Raises RefusedError for a language that is not read, by its code, a region after it or not, or name."""
         code = language.strip().lower().replace("_", "-")
         if not {code, code.partition("-")[0]} & self._languages:
-            raise Refusal(f"text in {language!r} is not read here; {', '.join(sorted(self._languages))} is")
+            raise RefusedError(f"text in {language!r} is not read here; {', '.join(sorted(self._languages))} is")
 
 
-class Refusal(Exception):
+class RefusedError(Exception):
     """Why a request is not answered."""
 
     def __init__(self, sentence: str, code: Any = None) -> None:

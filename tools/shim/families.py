@@ -18,7 +18,10 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 from build.config import read_config
 from build.errors import BuildError
 
-Task = Literal["embed", "embed_all", "embed_sparse", "rerank", "classify"]
+Task = Literal["embed", "embed_all", "embed_sparse", "rerank", "classify", "ocr", "layout", "picture"]
+
+DOCUMENTS = frozenset[Task](("ocr", "layout", "picture"))
+"""Tasks of models that callers ask Triton for themselves, past the gateway, which loads and unloads them."""
 
 GIVES: dict[str, Task] = {
     "embeddings": "embed",
@@ -26,6 +29,9 @@ GIVES: dict[str, Task] = {
     "indices": "embed_sparse",
     "score": "rerank",
     "probabilities": "classify",
+    "txts": "ocr",
+    "labels": "layout",
+    "logits": "picture",
 }
 """Output of an ensemble -> what it is for."""
 

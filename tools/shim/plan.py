@@ -16,7 +16,7 @@ from build.errors import BuildError
 from build.memory import free_memory
 from tools.command import ServerError, check_models
 from tools.shim.control import Control
-from tools.shim.families import Family, Task, ensembles, families, hint, task_of
+from tools.shim.families import DOCUMENTS, Family, Task, ensembles, families, hint, task_of
 from tools.shim.residency import Residency
 
 SHARE = 0.9
@@ -48,7 +48,8 @@ class Plan:
             there = ensembles(repository)
             if not there:
                 raise ServerError(f"there is no model in {repository}: run `make build`")
-            of_tasks = ([name for name in there if task_in(repository, name) == task] for task in get_args(Task))
+            tasks = [task for task in get_args(Task) if task not in DOCUMENTS]
+            of_tasks = ([name for name in there if task_in(repository, name) == task] for task in tasks)
             preload = first or [names[0] for names in of_tasks if names]
             models = list(dict.fromkeys((*preload, *there)))
         models = list(dict.fromkeys((*models, *preload)))
@@ -67,7 +68,10 @@ class Plan:
                 left -= size
                 start += family.ensembles
         start = start or list(found[0].ensembles)
-        return cls(repository, models, start, found, preload, options.pin, budget, options.keep_alive)
+        # Nobody here sees when those are called, so they do not make room for others by themselves.
+        documents = [name for name in preload if task_in(repository, name) in DOCUMENTS]
+        pinned = [*options.pin, *documents]
+        return cls(repository, models, start, found, preload, pinned, budget, options.keep_alive)
 
     def staying(self) -> list[str]:
         """The models that are there from the start, where nothing is to be loaded or unloaded later.

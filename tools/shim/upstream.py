@@ -20,7 +20,12 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 from grpc import RpcError, StatusCode, aio
-from tritonclient.grpc.service_pb2 import ModelConfigRequest, ModelInferRequest, ModelInferResponse
+from tritonclient.grpc.service_pb2 import (
+    ModelConfigRequest,
+    ModelInferRequest,
+    ModelInferResponse,
+    ModelReadyRequest,
+)
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from tritonclient.utils import InferenceServerException, deserialize_bytes_tensor
 
@@ -30,7 +35,7 @@ from tools.direct import channel_options
 from tools.shim import tracing
 from tools.shim.control import is_missing
 from tools.shim.errors import GatewayError, is_dead_step, not_ready, quoted, unknown_model
-from tools.shim.families import Task, space, steps_of, task_of
+from tools.shim.families import DOCUMENTS, Task, space, steps_of, task_of
 from tools.shim.residency import Residency
 
 CONFIG_SECONDS = 5.0
@@ -87,7 +92,7 @@ class ServedModel:
     dimensions: int | None
     """Of an embedding, of one for each token, of all places of a sparse one; None for a reranker."""
     max_tokens: int
-    """Longest text, special tokens included; what is longer is cut."""
+    """Longest text, special tokens included; what is longer is cut. 0 where pages are read."""
     steps: tuple[str, ...]
     """Models that it is made of, which others may share; the first is its tokenizer."""
     prompts: Mapping[str, str]
@@ -332,11 +337,24 @@ class Upstream:
         try:
             if name not in self._models:
                 self._models[name] = await self._describe(name)
-            await self.infer(name, PROBES[self._models[name].task], PROBE_SECONDS)
+            task = self._models[name].task
+            if task in DOCUMENTS:
+                await self._check_ready(name)
+            else:
+                await self.infer(name, PROBES[task], PROBE_SECONDS)
         except (InferenceServerException, BuildError) as error:
             self._failed.add(name)
             return self._cause(name, error)
         return None
+
+    async def _check_ready(self, name: str) -> None:
+        """Raises InferenceServerException where Triton does not take calls for a model."""
+        try:
+            answer = await self._triton.ModelReady(ModelReadyRequest(name=name), timeout=PROBE_SECONDS)
+        except RpcError as error:
+            raise failure(error) from None
+        if not answer.ready:
+            raise InferenceServerException(f"{name} is not ready")
 
     def _note(self, name: str) -> None:
         """A model has answered."""
@@ -368,7 +386,7 @@ class Upstream:
             task=task,
             max_batch_size=config.max_batch_size,
             dimensions=dimensions[0] if dimensions else None,
-            max_tokens=int(parameters["max_tokens"].string_value),
+            max_tokens=int(parameters["max_tokens"].string_value or 0),
             steps=steps,
             prompts=_named(json.loads(parameters["prompts"].string_value)) if "prompts" in parameters else {},
             takes_instruction="instruction" in [one.name for one in config.input],

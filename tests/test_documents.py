@@ -1,0 +1,199 @@
+"""Models that read documents, through Triton, as docling's clients of KServe v2 call them.
+
+Skipped where their library is not installed, which `make test` does; with REQUIRE_DOCLING they fail there instead.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from conftest import REFERENCE, Stack
+from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from build.graphs.documents import CDLA, LABELS
+from build.make import main
+
+OCR, LAYOUT = "docling-ocr", "docling-layout-cdla"
+PAGE = REFERENCE / "documents" / "page.png"
+
+if importlib.util.find_spec("rapidocr") is None and "REQUIRE_DOCLING" not in os.environ:
+    pytest.skip("documents.lock is not installed", allow_module_level=True)
+
+
+def page() -> npt.NDArray[np.uint8]:
+    """[640, 640, 3], of text, a picture and a table."""
+    from PIL import Image
+
+    return np.asarray(Image.open(PAGE).convert("RGB"))
+
+
+TOP = slice(20, 160)
+"""Rows of the page with its heading and four lines of text."""
+
+
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A stack that serves nothing else."""
+    folder = tmp_path_factory.mktemp("documents")
+    repository = folder / "models"
+    assert main([OCR, LAYOUT, "--repository", str(repository)]) == 0
+    running = Stack(folder / "work", ["--repository", str(repository), "--preload", OCR, LAYOUT]).start()
+    yield running
+    assert running.stop() == 0
+
+
+def infer(stack: Stack, model: str, outputs: tuple[str, ...], **inputs: npt.NDArray[Any]) -> list[Any]:
+    """The tensors that a model gives; it is asked over gRPC, as docling does by default."""
+    tensors = []
+    for name, array in inputs.items():
+        dtype = "BYTES" if array.dtype == object else np_to_triton_dtype(array.dtype)
+        tensors.append(InferInput(name, array.shape, dtype).set_data_from_numpy(array))
+    with InferenceServerClient(f"127.0.0.1:{stack.ports['grpc']}") as client:
+        result = client.infer(model, tensors, outputs=[InferRequestedOutput(name) for name in outputs])
+    return [result.as_numpy(name) for name in outputs]
+
+
+def read(stack: Stack, image: npt.NDArray[np.uint8], language: str | None = "english") -> list[Any]:
+    """boxes, txts and scores of one page."""
+    inputs: dict[str, Any] = {} if language is None else {"lang_type": np.array([[language]], object)}
+    return infer(stack, OCR, ("boxes", "txts", "scores"), image=image[None], **inputs)
+
+
+def layout(stack: Stack, *pages: npt.NDArray[np.uint8], size: tuple[int, int] = (640, 640)) -> list[Any]:
+    """labels, boxes and scores of pages of that width and height, as docling's preprocessor scales them."""
+    images = np.stack([image.transpose(2, 0, 1) / np.float32(255) for image in pages])
+    sizes = np.array([size] * len(pages), np.int64)
+    return infer(stack, LAYOUT, ("labels", "boxes", "scores"), images=images, orig_target_sizes=sizes)
+
+
+def test_tensors_are_in_the_order_that_docling_takes_them_in(documents: Stack) -> None:
+    def tensors(model: str) -> dict[str, list[Any]]:
+        described: Mapping[str, Any] = documents.get("http", f"/v2/models/{model}").json()
+        return {
+            end: [(one["name"], one["datatype"], one["shape"]) for one in described[end]]
+            for end in ("inputs", "outputs")
+        }
+
+    assert tensors(LAYOUT) == {
+        "inputs": [("images", "FP32", [-1, 3, 640, 640]), ("orig_target_sizes", "INT64", [-1, 2])],
+        "outputs": [("labels", "INT64", [-1, -1]), ("boxes", "FP32", [-1, -1, 4]), ("scores", "FP32", [-1, -1])],
+    }
+    assert tensors(OCR) == {
+        "inputs": [("image", "UINT8", [1, -1, -1, 3]), ("lang_type", "BYTES", [1, 1])],
+        "outputs": [("boxes", "FP32", [-1, 4, 2]), ("txts", "BYTES", [-1]), ("scores", "FP32", [-1])],
+    }
+
+
+def test_text_is_what_the_library_reads_with_the_same_weights(documents: Stack) -> None:
+    from rapidocr import EngineType, RapidOCR
+
+    weights = documents.work_folder.parent / "models" / f"{OCR}-reader" / "1"
+    params: dict[str, Any] = {"Global.log_level": "critical"}
+    for part in ("Det", "Cls", "Rec"):
+        (path,) = weights.glob(f"*_{part.lower()}_*.onnx")
+        params |= {f"{part}.engine_type": EngineType.OPENVINO, f"{part}.model_path": str(path)}
+    image = page()[TOP]
+    expected: Any = RapidOCR(params=params)(image)
+    boxes, texts, scores = read(documents, image)
+    found = [text.decode() for text in texts]
+    assert found == list(expected.txts)
+    assert found == [
+        "A Report on Rivers",
+        *["All rivers run into the sea, yet the sea is not full, and so on."] * 4,
+    ]
+    assert (boxes == np.asarray(expected.boxes, np.float32)).all()
+    assert (scores == np.asarray(expected.scores, np.float32)).all()
+
+
+def test_a_page_without_text_has_no_lines(documents: Stack) -> None:
+    boxes, texts, scores = read(documents, np.full((90, 70, 3), 255, np.uint8), None)
+    assert (boxes.shape, texts.shape, scores.shape) == ((0, 4, 2), (0,), (0,))
+
+
+@pytest.mark.parametrize(
+    ("shape", "language", "sentence"),
+    [
+        ((64, 64, 3), "arabic", r"text in 'arabic' is not read here; af, .*english, .* is"),
+        ((0, 64, 3), "en", "an image of 64 x 0 pixels has nothing to read"),
+        ((64, 64, 4), "en", r"unexpected shape for input 'image'.* got \[1,64,64,4]"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(
+    documents: Stack, shape: tuple[int, ...], language: str, sentence: str
+) -> None:
+    with pytest.raises(InferenceServerException, match=sentence) as refused:
+        read(documents, np.zeros(shape, np.uint8), language)
+    assert "INVALID_ARGUMENT" in refused.value.status()
+
+
+@pytest.mark.parametrize("language", ["EN-us", "German"])
+def test_languages_have_codes_regions_and_names(documents: Stack, language: str) -> None:
+    assert len(read(documents, np.full((40, 40, 3), 255, np.uint8), language)[0]) == 0
+
+
+def test_layout_is_what_rapid_layout_finds(documents: Stack) -> None:
+    """Its page is scaled as bytes and ours as numbers, which is a fraction of a grey and of a pixel."""
+    names = ["text", "title", "figure", "figure_caption", "table", "table_caption"]
+    names += ["header", "footer", "reference", "equation"]
+    expected = sorted(json.loads((PAGE.with_name("layout.json")).read_text()), key=lambda find: -find["score"])
+    labels, boxes, scores = (tensor[0] for tensor in layout(documents, page(), size=(1280, 1920)))
+    count = int((scores > 0).sum())
+    assert (scores[:-1] >= scores[1:]).all()
+    assert [LABELS[label] for label in labels[:count]] == [CDLA[names.index(find["class"])] for find in expected]
+    assert scores[:count] == pytest.approx([find["score"] for find in expected], abs=0.01)
+    wanted = np.array([find["box"] for find in expected]) * [2, 3, 2, 3]
+    assert boxes[:count] == pytest.approx(wanted, abs=3)
+
+
+def test_pages_have_the_same_layout_alone_and_together(documents: Stack) -> None:
+    pages = [page(), page()[::-1], np.full((640, 640, 3), 255, np.uint8)]
+    together = layout(documents, *pages)
+    with ThreadPoolExecutor(3) as callers:
+        alone = list(callers.map(lambda one: layout(documents, one), pages))
+    for i, own in enumerate(alone):
+        assert all((one[i] == other[0]).all() for one, other in zip(together, own, strict=True))
+    assert not together[2][2].any()
+
+
+def test_the_artifacts_of_docling_are_written(documents: Stack) -> None:
+    models = documents.work_folder.parent / "models"
+    folder = models / LAYOUT / "artifacts" / "docling-project--docling-layout-heron"
+    names = json.loads((folder / "config.json").read_text())["id2label"]
+    assert names == {str(i): name for i, name in enumerate(LABELS)}
+    assert json.loads((folder / "preprocessor_config.json").read_text())["size"] == {"height": 640, "width": 640}
+
+
+def test_the_gateway_lists_them_and_has_no_route_for_them(documents: Stack) -> None:
+    listed = documents.get("embed", "/models").json()["models"]
+    assert {one["name"]: (one["task"], one["state"], one["pinned"]) for one in listed} == {
+        OCR: ("ocr", "loaded", True),
+        LAYOUT: ("layout", "loaded", True),
+    }
+    assert documents.get("embed", "/health").json() == {"status": "ready", "models": [OCR, LAYOUT]}
+    answer = documents.post("embed", "/embed", {"texts": ["a"], "model": OCR})
+    assert answer.status == 404
+    assert answer.json()["error"] == f"no model {OCR!r} for embed; this server has: none"
+
+
+def test_they_are_unloaded_and_loaded_again(documents: Stack) -> None:
+    def act(action: str) -> Any:
+        answer = documents.post("embed", f"/models/{LAYOUT}/{action}", b"")
+        assert answer.status == 200, answer.body
+        return answer.json()
+
+    assert act("unpin")["pinned"] is False
+    assert act("unload")["state"] == "absent"
+    with pytest.raises(InferenceServerException, match="has no available versions"):
+        layout(documents, page())
+    loaded = act("load")
+    assert (loaded["state"], loaded["bytes_are"]) == ("loaded", "measured")
+    assert layout(documents, page())[2].max() > 0.5
