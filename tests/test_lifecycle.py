@@ -68,7 +68,7 @@ def test_sigterm_answers_what_is_under_way(tmp_path: Path, reference: Reference)
         calls += [clients.submit(stack.embed, reference.texts[i : i + 1]) for i in range(16)]
         while sum(one.laddr[1] == stack.ports["embed"] for one in own.net_connections("tcp")) <= 64:
             time.sleep(0.01)
-        time.sleep(0.5)  # the gateway has read them all
+        time.sleep(2)  # the gateway has read them all
         stack.process.send_signal(signal.SIGTERM)
         stack.triton().send_signal(signal.SIGCONT)
         vectors = [call.result() for call in calls]

@@ -220,7 +220,7 @@ def test_sigterm_answers_what_is_under_way(tmp_path: Path, reference: Reference)
         port = stack.ports["embed"]
         while sum(callers(worker, port) for worker in workers) < 32:
             time.sleep(0.01)
-        time.sleep(0.5)  # the gateway has read them all
+        time.sleep(2)  # the gateway has read them all
         stack.process.send_signal(signal.SIGTERM)
         stack.triton().send_signal(signal.SIGCONT)
         vectors = [call.result() for call in calls]
