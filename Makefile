@@ -11,7 +11,7 @@ export PIP_NO_INDEX := 1
 export PIP_FIND_LINKS := $(abspath $(WHEELS))
 endif
 
-.PHONY: help setup build serve deploy undeploy logs smoke pin test lint bench bench-peers gpu-proof soak backfill docs lock clean
+.PHONY: help setup build serve deploy undeploy logs smoke pin test lint bench bench-peers gpu-proof soak backfill convert docs lock clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -50,7 +50,7 @@ pin: ## Write the digests of the images that come from outside into tools/deploy
 # What the tests and benchmarks expect of it.
 test bench bench-peers soak: RUNTIME := python
 
-test: build .venv/test.lock .venv/backfill.lock .venv-clients/clients.lock .venv-clients/package-lock.json ## Run the tests (ARGS="-k health" picks some)
+test: build .venv/test.lock .venv/documents.lock .venv/backfill.lock .venv-clients/clients.lock .venv-clients/package-lock.json ## Run the tests (ARGS="-k health" picks some)
 	$(VENV)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 lint: .venv/test.lock ## Check style and types
@@ -92,7 +92,19 @@ docs: .venv-docs/docs.lock ## Build README and docs/ as a site with search (a br
 	.venv-ray/bin/python -m pip install -q --disable-pip-version-check --no-input --no-deps --require-hashes -r $<
 	@cp $< $@
 
+convert: .venv-docling/docling.lock ## Convert FILE=scan.pdf to JSON with docling and a served DOCUMENTS=1 (ARGS="--help")
+	@.venv-docling/bin/python -m tools.documents $(FILE) $(ARGS)
+
+# Docling. Torch is taken as for the tests of its runtime.
+.venv-docling/docling.lock: docling.lock tools/documents/torch.txt
+	@test -x .venv-docling/bin/python || $(PYTHON) -m venv .venv-docling
+	.venv-docling/bin/python -m pip install -q --disable-pip-version-check --no-input --no-deps --require-hashes -r $<
+	.venv-docling/bin/python -m pip install -q --disable-pip-version-check --no-input -r tools/documents/torch.txt
+	@cp $< $@
+
 RESOLVE = -q --universal --python-version 3.10 --generate-hashes
+# Torch comes by version, and by the build for CUDA alone these.
+TORCH = torch torchvision triton nvidia-cuda-cccl $(shell sed -n 's/^\(nvidia-[a-z0-9-]*\|cuda-[a-z-]*\)==.*/\1/p' gpu.lock)
 lock: ## Resolve the dependencies of pyproject.toml anew (needs uv and npm)
 	uv pip compile $(RESOLVE) --no-header pyproject.toml -o serve.lock
 	uv pip compile $(RESOLVE) --no-header -c serve.lock pyproject.toml --group gpu -o gpu.lock
@@ -102,6 +114,7 @@ lock: ## Resolve the dependencies of pyproject.toml anew (needs uv and npm)
 	uv pip compile $(RESOLVE) --no-header -c test.lock --group pyproject.toml:backfill -o backfill.lock
 	uv pip compile $(RESOLVE) --no-header -c backfill.lock --group pyproject.toml:backfill --group pyproject.toml:ray -o ray.lock
 	uv pip compile $(RESOLVE) --no-header -c serve.lock -c tests/torch.txt pyproject.toml --group verify -o verify.lock
+	uv pip compile $(RESOLVE) --no-header $(TORCH:%=--no-emit-package %) --group pyproject.toml:docling -o docling.lock
 	uv pip compile $(RESOLVE) --no-header --group pyproject.toml:clients -o clients.lock
 	uv pip compile $(RESOLVE) --no-header --group pyproject.toml:docs -o docs.lock
 	npm install --prefix tests/clients/npm --package-lock-only
@@ -110,7 +123,7 @@ lock: ## Resolve the dependencies of pyproject.toml anew (needs uv and npm)
 	done
 
 clean: ## Remove everything that make has made
-	rm -rf .venv .venv-clients .venv-torch .venv-ray .venv-verify .venv-docs .cache tests/clients/npm/node_modules
+	rm -rf .venv .venv-clients .venv-torch .venv-ray .venv-docling .venv-verify .venv-docs .cache tests/clients/npm/node_modules
 	git clean -fdXq model_repository
 
 # Every package is in the lock by hash, so pip resolves nothing and takes no package's word for its needs.

@@ -1,6 +1,7 @@
 """Models that read documents, through Triton, as docling's clients of KServe v2 call them.
 
-Skipped where their library is not installed, which `make test` does; with REQUIRE_DOCLING they fail there instead.
+Skipped where their library is not installed, which `make test` does. Those with docling itself are skipped where
+docling is not installed. With REQUIRE_DOCLING they fail there instead.
 """
 
 from __future__ import annotations
@@ -8,14 +9,16 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import subprocess
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from conftest import REFERENCE, Stack
+from conftest import REFERENCE, ROOT, Stack
 from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
@@ -24,6 +27,8 @@ from build.make import main
 
 OCR, LAYOUT = "docling-ocr", "docling-layout-cdla"
 PAGE = REFERENCE / "documents" / "page.png"
+DOCLING = ROOT / ".venv-docling" / "bin" / "python"
+HEADING, LINE = "A Report on Rivers", "All rivers run into the sea, yet the sea is not full, and so on."
 
 if importlib.util.find_spec("rapidocr") is None and "REQUIRE_DOCLING" not in os.environ:
     pytest.skip("documents.lock is not installed", allow_module_level=True)
@@ -182,6 +187,86 @@ def test_the_gateway_lists_them_and_has_no_route_for_them(documents: Stack) -> N
     answer = documents.post("embed", "/embed", {"texts": ["a"], "model": OCR})
     assert answer.status == 404
     assert answer.json()["error"] == f"no model {OCR!r} for embed; this server has: none"
+
+
+@pytest.fixture(scope="module")
+def docling(documents: Stack) -> list[str]:
+    """The command that converts a PDF with docling and this stack."""
+    if not (DOCLING.parents[1] / "docling.lock").exists():
+        if "REQUIRE_DOCLING" in os.environ:
+            pytest.fail("`make .venv-docling/docling.lock` could not install docling")
+        pytest.skip("`make .venv-docling/docling.lock` installs docling")
+    artifacts = documents.work_folder.parent / "models" / LAYOUT / "artifacts"
+    triton = f"localhost:{documents.ports['grpc']}"
+    return [str(DOCLING), "-m", "tools.documents", "--triton", triton, "--artifacts", str(artifacts)]
+
+
+def convert(command: list[str], *more: str) -> tuple[int, Any, str]:
+    """The exit status, the document, and what is written to stderr."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([*command, *more], cwd=ROOT, env=environment, capture_output=True, text=True)
+    return done.returncode, json.loads(done.stdout or "null"), done.stderr
+
+
+def texts(document: Any) -> list[str]:
+    return [text["text"] for text in document["texts"]]
+
+
+@pytest.mark.timeout(600)
+def test_docling_converts_a_scan(docling: list[str], tmp_path: Path) -> None:
+    from PIL import Image
+
+    path = tmp_path / "scan.pdf"
+    Image.fromarray(page()[TOP]).resize((1280, 280)).save(path, resolution=144)
+    status, document, errors = convert(docling, str(path), "--scan")
+    assert status == 0, errors
+    assert document["schema_name"] == "DoclingDocument"
+    assert " ".join(texts(document)) == " ".join([HEADING, LINE, LINE, LINE, LINE])
+
+
+@pytest.mark.timeout(600)
+def test_docling_converts_a_pdf_of_text(docling: list[str], tmp_path: Path) -> None:
+    """Its text comes from the file; a language that OCR refuses shows that nobody was asked for it."""
+    path = tmp_path / "digital.pdf"
+    path.write_bytes(pdf([HEADING, *[LINE] * 4]))
+    status, document, errors = convert(docling, str(path), "--language", "none at all")
+    assert status == 0, errors
+    assert " ".join(texts(document)) == " ".join([HEADING, LINE, LINE, LINE, LINE])
+
+
+def test_docling_is_told_what_is_missing(docling: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "any.pdf"
+    path.write_bytes(pdf([HEADING]))
+    status, document, errors = convert(docling, str(path), "--ocr", "none")
+    assert (status, document) == (1, None)
+    assert "has no model 'none': load it with `make serve MODEL=none`, or name another one\n" in errors
+    status, document, errors = convert(docling, str(path), "--triton", "localhost:1")
+    assert (status, document) == (1, None)
+    assert (
+        errors
+        == "error: no Triton answers on localhost:1: run `make serve DOCUMENTS=1`, or name it with --triton\n"
+    )
+
+
+def pdf(lines: list[str]) -> bytes:
+    """A PDF of one page with lines of text."""
+    words = "".join(f"({line}) Tj 0 -16 Td " for line in lines)
+    content = f"BT /F 12 Tf 72 700 Td {words}ET"
+    objects = [
+        "<< /Type /Catalog /Pages 2 0 R >>",
+        "<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+        "<< /Type /Page /Parent 2 0 R /MediaBox [0 0 595 842] /Contents 4 0 R /Resources "
+        "<< /Font << /F 5 0 R >> >> >>",
+        f"<< /Length {len(content)} >>\nstream\n{content}\nendstream",
+        "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+    ]
+    file, places = b"%PDF-1.4\n", []
+    for i, one in enumerate(objects, 1):
+        places.append(len(file))
+        file += f"{i} 0 obj\n{one}\nendobj\n".encode()
+    table = "".join(f"{place:010} 00000 n \n" for place in places)
+    end = f"trailer\n<< /Size 6 /Root 1 0 R >>\nstartxref\n{len(file)}\n%%EOF\n"
+    return file + f"xref\n0 6\n0000000000 65535 f \n{table}{end}".encode()
 
 
 def test_they_are_unloaded_and_loaded_again(documents: Stack) -> None:

@@ -79,6 +79,7 @@ ALLOWED = {
     "tools.direct tools.triton",
     # Where it runs, nothing of the server's is installed.
     "tools.backfill": "tools.command tools.direct",
+    "tools.documents": "tools.command tools.direct",
     "tools.search": "tools.backfill",
     "tools.docs": "tools.command",
     "tools.soak": "tools.bench tools.command tools.shim",

@@ -1,0 +1,1 @@
+"""A client that reads documents: docling, with its models on a Triton."""
