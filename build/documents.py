@@ -33,7 +33,7 @@ from tritonclient.grpc.model_config_pb2 import (
 from build.catalog import CatalogEntry
 from build.checkpoint import Checkpoint
 from build.errors import BuildError, NotPackedError
-from build.files import is_listed, own_file
+from build.files import PREPROCESSOR, is_listed, own_file
 from build.graphs.dimensions import label_names
 from build.graphs.documents import LABELS, SIDE, picture_shape, write_cdla, write_layout, write_picture_classes
 from build.graphs.onnx_graph import OnnxGraph
@@ -67,7 +67,6 @@ DELAY = 20_000
 """Microseconds that a page waits for another one to be run with."""
 
 ARTIFACTS = "artifacts"
-PREPROCESSOR = "preprocessor_config.json"
 LAYOUT, PICTURE = "docling-project--docling-layout-heron", "docling-project--DocumentFigureClassifier-v2.5"
 """Folders of `artifacts` that docling looks for, whatever serves."""
 

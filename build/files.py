@@ -13,6 +13,9 @@ SHARDS = "model.safetensors.index.json"
 GRAPHS = ("model.onnx", "onnx/model.onnx")
 """Where exporters put the graph of a checkpoint."""
 
+PREPROCESSOR = "preprocessor_config.json"
+"""How a checkpoint of pictures has them made."""
+
 
 def sha256(path: Path) -> str:
     """The sha256 of a file, in hex."""

@@ -43,7 +43,7 @@ from huggingface_hub.utils import build_hf_headers
 from build.catalog import Hub
 from build.checkpoint import CHAT_TEMPLATE, METADATA, MODULES, PROMPTS, STATIC, WINDOWS, Checkpoint
 from build.errors import BuildError
-from build.files import SHARDS, WEIGHTS, git_digest, git_hash, sha256
+from build.files import PREPROCESSOR, SHARDS, WEIGHTS, git_digest, git_hash, sha256
 from build.onnx_file import data_files, parse_onnx
 from build.settings import Settings, read_json
 from build.vocabularies import ADDED_TOKENS, OTHERS, SPECIAL_TOKENS, TOKENIZER_CONFIG, VOCABULARIES
@@ -80,7 +80,9 @@ def _describing(source: Hub) -> dict[str, Path]:
     inner = modules[0].path if modules and modules[0].kind in ("Transformer", STATIC) else ""
     vocabularies = [name for name in (*VOCABULARIES.values(), *OTHERS) if posixpath.join(inner, name) in there]
     tokenizer = ["tokenizer.json"] if posixpath.join(inner, "tokenizer.json") in there else vocabularies
-    wanted = [posixpath.join(inner, name) for name in ("config.json", *(tokenizer or ["tokenizer.json"]))]
+    # What looks at pictures has no tokenizer.
+    words = tokenizer or [PREPROCESSOR if PREPROCESSOR in there else "tokenizer.json"]
+    wanted = [posixpath.join(inner, name) for name in ("config.json", *words)]
     if modules and modules[0].kind == STATIC and wanted[0] not in there:
         del wanted[0]  # which sentence-transformers does not write
     beside = (TOKENIZER_CONFIG, SPECIAL_TOKENS, ADDED_TOKENS, *WINDOWS, ADAPTER, METADATA, CHAT_TEMPLATE, *HEADS)

@@ -66,6 +66,9 @@ def tasks_of(checkpoint: Checkpoint, task: str | None = None) -> tuple[str, ...]
     return (task or task_of(checkpoint),)
 
 
+PICTURES = {"ForObjectDetection": "layout", "ForImageClassification": "picture"}
+"""How classes end of what looks at pictures -> what it is for."""
+
 ASKED = "Qwen3ForSequenceClassification"
 """What Qwen3-Reranker is converted to, and other classifiers are of."""
 
@@ -74,6 +77,9 @@ def task_of(checkpoint: Checkpoint) -> str:
     """What a checkpoint is for, by its own files, one of TASKS; raises BuildError where they do not say."""
     if SPLADE in [module.kind for module in checkpoint.modules]:
         return "embed_sparse"
+    for end, task in PICTURES.items():
+        if checkpoint.architecture.endswith(end):
+            return task
     is_classifier = checkpoint.architecture.endswith("ForSequenceClassification")
     if is_classifier and labels(checkpoint.config) > 1:
         return "classify"

@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
+import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,15 +19,19 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import pytest
 from conftest import REFERENCE, ROOT, Stack
+from onnx import TensorProto, helper, numpy_helper
 from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from build.files import PREPROCESSOR
 from build.graphs.documents import CDLA, LABELS
 from build.make import main
 
-OCR, LAYOUT = "docling-ocr", "docling-layout-cdla"
+MODELS = OCR, LAYOUT, HERON, PICTURES = "docling-ocr", "docling-layout-cdla", "heron", "pictures"
+TINY_HERON = REFERENCE / "documents" / "heron"
 PAGE = REFERENCE / "documents" / "page.png"
 DOCLING = ROOT / ".venv-docling" / "bin" / "python"
 HEADING, LINE = "A Report on Rivers", "All rivers run into the sea, yet the sea is not full, and so on."
@@ -50,8 +56,10 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A stack that serves nothing else."""
     folder = tmp_path_factory.mktemp("documents")
     repository = folder / "models"
-    assert main([OCR, LAYOUT, "--repository", str(repository)]) == 0
-    running = Stack(folder / "work", ["--repository", str(repository), "--preload", OCR, LAYOUT]).start()
+    write_classifier(folder / "pictures")
+    checkpoints = [str(TINY_HERON), str(folder / "pictures")]
+    assert main([OCR, LAYOUT, *checkpoints, "--repository", str(repository)]) == 0
+    running = Stack(folder / "work", ["--repository", str(repository), "--preload", *MODELS]).start()
     yield running
     assert running.stop() == 0
 
@@ -73,11 +81,18 @@ def read(stack: Stack, image: npt.NDArray[np.uint8], language: str | None = "eng
     return infer(stack, OCR, ("boxes", "txts", "scores"), image=image[None], **inputs)
 
 
+FINDS = ("labels", "boxes", "scores")
+
+
+def scaled(*pages: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """Pages as docling's preprocessor makes them."""
+    return np.stack([image.transpose(2, 0, 1) / np.float32(255) for image in pages])
+
+
 def layout(stack: Stack, *pages: npt.NDArray[np.uint8], size: tuple[int, int] = (640, 640)) -> list[Any]:
-    """labels, boxes and scores of pages of that width and height, as docling's preprocessor scales them."""
-    images = np.stack([image.transpose(2, 0, 1) / np.float32(255) for image in pages])
+    """labels, boxes and scores of pages of that width and height."""
     sizes = np.array([size] * len(pages), np.int64)
-    return infer(stack, LAYOUT, ("labels", "boxes", "scores"), images=images, orig_target_sizes=sizes)
+    return infer(stack, LAYOUT, FINDS, images=scaled(*pages), orig_target_sizes=sizes)
 
 
 def test_tensors_are_in_the_order_that_docling_takes_them_in(documents: Stack) -> None:
@@ -88,10 +103,18 @@ def test_tensors_are_in_the_order_that_docling_takes_them_in(documents: Stack) -
             for end in ("inputs", "outputs")
         }
 
-    assert tensors(LAYOUT) == {
-        "inputs": [("images", "FP32", [-1, 3, 640, 640]), ("orig_target_sizes", "INT64", [-1, 2])],
-        "outputs": [("labels", "INT64", [-1, -1]), ("boxes", "FP32", [-1, -1, 4]), ("scores", "FP32", [-1, -1])],
-    }
+    assert (
+        tensors(LAYOUT)
+        == tensors(HERON)
+        == {
+            "inputs": [("images", "FP32", [-1, 3, 640, 640]), ("orig_target_sizes", "INT64", [-1, 2])],
+            "outputs": [
+                ("labels", "INT64", [-1, -1]),
+                ("boxes", "FP32", [-1, -1, 4]),
+                ("scores", "FP32", [-1, -1]),
+            ],
+        }
+    )
     assert tensors(OCR) == {
         "inputs": [("image", "UINT8", [1, -1, -1, 3]), ("lang_type", "BYTES", [1, 1])],
         "outputs": [("boxes", "FP32", [-1, 4, 2]), ("txts", "BYTES", [-1]), ("scores", "FP32", [-1])],
@@ -159,6 +182,66 @@ def test_layout_is_what_rapid_layout_finds(documents: Stack) -> None:
     assert boxes[:count] == pytest.approx(wanted, abs=3)
 
 
+HERON_SIZES = np.array([[596, 842], [842, 596]], np.int64)
+"""Those that the reference was asked for, with the page and its mirror image."""
+
+
+def check_heron(labels: Any, boxes: Any, scores: Any) -> None:
+    """Compares with transformers, whose finds of nearly equal scores may come in another order."""
+    expected = np.load(TINY_HERON / "expected.npz")
+    assert sorted(labels.ravel()) == sorted(expected["labels"].ravel())
+    assert scores == pytest.approx(expected["scores"], abs=1e-5)
+    for own, other in zip(boxes, expected["boxes"], strict=True):
+        distances = np.abs(own[:, None] - other[None]).max(-1)
+        assert max(distances.min(0).max(), distances.min(1).max()) < 0.01, "pixels"
+
+
+def test_an_adopted_layout_model_finds_what_transformers_does(documents: Stack) -> None:
+    images = scaled(page(), page()[:, ::-1])
+    check_heron(*infer(documents, HERON, FINDS, images=images, orig_target_sizes=HERON_SIZES))
+
+
+def test_a_layout_model_of_bytes_is_fed_bytes(tmp_path: Path) -> None:
+    """As the newest export of docling-layout-heron, which scales pages by itself; docling still sends numbers."""
+    import openvino
+
+    model = onnx.load(TINY_HERON / "model.onnx")
+    for node in model.graph.node:
+        node.input[:] = ["numbers" if name == "images" else name for name in node.input]
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(255), "most"))
+    model.graph.node.insert(0, helper.make_node("Div", ["floats", "most"], ["numbers"]))
+    model.graph.node.insert(0, helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT))
+    folder = tmp_path / "bytes"
+    shutil.copytree(TINY_HERON, folder)
+    settings = json.loads((folder / PREPROCESSOR).read_text()) | {"do_rescale": False}
+    (folder / PREPROCESSOR).write_text(json.dumps(settings))
+    onnx.save(model, folder / "model.onnx")
+    assert main([str(folder), "--repository", str(tmp_path / "models")]) == 0
+    path = tmp_path / "models" / "bytes-graph" / "1" / "model.onnx"
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    found = openvino.Core().compile_model(path, "CPU", settings)([scaled(page(), page()[:, ::-1]), HERON_SIZES])
+    check_heron(*found.values())
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"size": {"height": 800, "width": 800}}, "has size = .*800.*; the graph is written for .*640"),
+        ({"do_normalize": True}, "has do_normalize = true"),
+    ],
+)
+def test_a_layout_model_of_other_pages_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], sentence: str
+) -> None:
+    folder = tmp_path / "other"
+    shutil.copytree(TINY_HERON, folder)
+    settings = json.loads((folder / PREPROCESSOR).read_text()) | change
+    (folder / PREPROCESSOR).write_text(json.dumps(settings))
+    assert main([str(folder), "--repository", str(tmp_path / "models")]) == 1
+    assert re.search(sentence, capsys.readouterr().err)
+
+
 def test_pages_have_the_same_layout_alone_and_together(documents: Stack) -> None:
     pages = [page(), page()[::-1], np.full((640, 640, 3), 255, np.uint8)]
     together = layout(documents, *pages)
@@ -167,6 +250,42 @@ def test_pages_have_the_same_layout_alone_and_together(documents: Stack) -> None
     for i, own in enumerate(alone):
         assert all((one[i] == other[0]).all() for one, other in zip(together, own, strict=True))
     assert not together[2][2].any()
+
+
+COLOURS = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [-1, -1, 3]], np.float32)
+
+
+def write_classifier(folder: Path) -> None:
+    """A classifier by mean colour, whose last pooling has its channels' width for a window, as docling's has."""
+    folder.mkdir()
+    names = ["red", "green", "blue", "none"]
+    config = {"architectures": ["EfficientNetForImageClassification"], "model_type": "efficientnet"}
+    config |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "preprocessor_config.json").write_text(json.dumps({"size": {"height": 32, "width": 32}}))
+    nodes = [
+        helper.make_node("AveragePool", ["input"], ["pooled"], kernel_shape=[320, 320], ceil_mode=1),
+        helper.make_node("Flatten", ["pooled"], ["means"]),
+        helper.make_node("Gemm", ["means", "weight"], ["output"], transB=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "classifier",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["n", 3, 32, 32])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["n", 4])],
+        [numpy_helper.from_array(COLOURS, "weight")],
+    )
+    opset = helper.make_opsetid("", 17)
+    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=9), folder / "model.onnx")
+
+
+def test_pictures_get_the_logits_of_their_model(documents: Stack) -> None:
+    pixels = np.random.default_rng(0).random((3, 3, 32, 32), np.float32)
+    (logits,) = infer(documents, PICTURES, ("logits",), pixel_values=pixels)
+    assert logits == pytest.approx(pixels.mean((2, 3)) @ COLOURS.T, abs=1e-5)
+    folder = documents.work_folder.parent / "models" / PICTURES / "artifacts"
+    own = folder / "docling-project--DocumentFigureClassifier-v2.5" / "config.json"
+    assert json.loads(own.read_text())["id2label"]["2"] == "blue"
 
 
 def test_the_artifacts_of_docling_are_written(documents: Stack) -> None:
@@ -182,8 +301,10 @@ def test_the_gateway_lists_them_and_has_no_route_for_them(documents: Stack) -> N
     assert {one["name"]: (one["task"], one["state"], one["pinned"]) for one in listed} == {
         OCR: ("ocr", "loaded", True),
         LAYOUT: ("layout", "loaded", True),
+        HERON: ("layout", "loaded", True),
+        PICTURES: ("picture", "loaded", True),
     }
-    assert documents.get("embed", "/health").json() == {"status": "ready", "models": [OCR, LAYOUT]}
+    assert documents.get("embed", "/health").json() == {"status": "ready", "models": [*MODELS]}
     answer = documents.post("embed", "/embed", {"texts": ["a"], "model": OCR})
     assert answer.status == 404
     assert answer.json()["error"] == f"no model {OCR!r} for embed; this server has: none"
