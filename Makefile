@@ -4,6 +4,10 @@ TARGET ?= cpu
 RUNTIME ?= auto
 # Torch comes along where it can use a GPU.
 LOCK := $(if $(shell command -v nvidia-smi),$(shell $(PYTHON) -m tools.preflight --lock),serve)
+# What writes text is installed where it is asked for: by CHAT=1, or by the name of such a model.
+WRITES := $(if $(shell grep -sl '"generate"' $(MODEL:%=build/catalog/%.toml) /dev/null),1)
+CHAT ?= $(WRITES)
+CHAT_MODEL ?= $(if $(WRITES),,smollm2-135m)
 export TARGET RUNTIME WATCH
 # Where there is no network: pip takes everything from a folder of wheels.
 ifdef WHEELS
@@ -19,14 +23,15 @@ help: ## Show this list
 
 # Models that read documents, where they are asked for, and what the one that reads text runs on.
 DOCUMENT_MODELS := $(if $(DOCUMENTS),docling-ocr docling-layout-cdla)
-MODELS := $(strip $(or $(MODEL),$(if $(DOCUMENTS),minilm)) $(filter-out $(MODEL),$(DOCUMENT_MODELS)))
+MODELS := $(strip $(or $(MODEL),$(if $(DOCUMENTS)$(CHAT),minilm)) \
+	$(filter-out $(MODEL),$(DOCUMENT_MODELS) $(if $(CHAT),$(CHAT_MODEL))))
 
-setup: .venv/$(LOCK).lock $(if $(filter docling-ocr,$(MODELS)),.venv/documents.lock) ## Install what building and serving need, into .venv
+setup: .venv/$(LOCK).lock $(if $(filter docling-ocr,$(MODELS)),.venv/documents.lock) $(if $(CHAT),.venv/chat.lock) ## Install what building and serving need, into .venv
 
-build: setup ## Fill model_repository/ (MODEL=name or folder, DOCUMENTS=1, RUNTIME=, PRECISION=)
+build: setup ## Fill model_repository/ (MODEL=name or folder, CHAT=1, DOCUMENTS=1, RUNTIME=, PRECISION=)
 	@$(VENV)/python -m build.make $(MODELS) $(RUNTIME:%=--runtime %) $(PRECISION:%=--precision %)
 
-serve: build ## Serve on this machine: Triton and the gateway (DOCUMENTS=1; ARGS="--help" lists the options)
+serve: build ## Serve on this machine: Triton and the gateway (CHAT=1, DOCUMENTS=1; ARGS="--help" lists the options)
 	@exec $(VENV)/python -m tools.serve --preload $(or $(MODELS),minilm) $(ARGS)
 
 deploy: RUNTIME := $(or $(filter-out auto,$(RUNTIME)),$(if $(filter gpu,$(TARGET)),onnxruntime,python))
@@ -50,7 +55,7 @@ pin: ## Write the digests of the images that come from outside into tools/deploy
 # What the tests and benchmarks expect of it.
 test bench bench-peers soak: RUNTIME := python
 
-test: build .venv/test.lock .venv/documents.lock .venv/backfill.lock .venv-clients/clients.lock .venv-clients/package-lock.json ## Run the tests (ARGS="-k health" picks some)
+test: build .venv/test.lock .venv/documents.lock .venv/chat.lock .venv/backfill.lock .venv-clients/clients.lock .venv-clients/package-lock.json ## Run the tests (ARGS="-k health" picks some)
 	$(VENV)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 lint: .venv/test.lock ## Check style and types
@@ -109,6 +114,7 @@ lock: ## Resolve the dependencies of pyproject.toml anew (needs uv and npm)
 	uv pip compile $(RESOLVE) --no-header pyproject.toml -o serve.lock
 	uv pip compile $(RESOLVE) --no-header -c serve.lock pyproject.toml --group gpu -o gpu.lock
 	uv pip compile $(RESOLVE) --no-header -c serve.lock --group pyproject.toml:documents -o documents.lock
+	uv pip compile $(RESOLVE) --no-header -c serve.lock --group pyproject.toml:chat -o chat.lock
 	uv pip compile $(RESOLVE) --no-header pyproject.toml --group test -o test.lock
 	uv pip compile $(RESOLVE) --no-header pyproject.toml --group bench -o bench.lock
 	uv pip compile $(RESOLVE) --no-header -c test.lock --group pyproject.toml:backfill -o backfill.lock

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import importlib.util
+import json
 import math
 import signal
 import subprocess
@@ -223,6 +224,9 @@ def check(repository: Path, family: str, done: set[str] | None = None) -> Iterat
     """
     done = set() if done is None else done
     ensemble = read_config(repository, family)
+    if ensemble.platform != "ensemble":
+        yield from _check_generator(repository, ensemble)
+        return
     steps = dict.fromkeys(step.model_name for step in ensemble.ensemble_scheduling.step)
     configs = [read_config(repository, name) for name in steps]
     tokenizer = next((config for config in configs if "max_tokens" in config.parameters), None)
@@ -259,6 +263,45 @@ def check(repository: Path, family: str, done: set[str] | None = None) -> Iterat
     _compare(family, found, AGREEMENT[ensemble.parameters["quantisation"].string_value])
     if longest < window:
         yield f"{family}: its graphs were tried with texts of up to {longest} of {window} tokens"
+
+
+def _check_generator(repository: Path, config: ModelConfig) -> Iterator[str]:
+    """Reads a prompt and writes a token, where its weights fit; renders a message by the template."""
+    import openvino
+
+    version = repository / config.name / "1"
+    path, template = version / "openvino_model.xml", version / "chat_template.jinja"
+    tokenizer = Tokenizer.from_file(str(version / "tokenizer.json"))
+    if template.exists() and importlib.util.find_spec("jinja2") is not None:
+        from build.steps.chat_template import ChatTemplate, TemplateFailureError
+
+        try:
+            tokens = json.loads(config.parameters["special_tokens"].string_value)
+            ChatTemplate(template.read_text("utf-8"), tokens).render(
+                {"messages": [{"role": "user", "content": TEXT}]}
+            )
+        except TemplateFailureError as error:
+            raise BuildError(f"{config.name} cannot be asked: {error}") from None
+    size = path.with_suffix(".bin").stat().st_size
+    if MEMORY * size > (free := free_memory()):
+        need, there = f"{MEMORY * size / 1e9:.0f} GB", f"{free / 1e9:.0f} GB"
+        yield f"{config.name}: its graph was not tried: it may take {need} of memory, and {there} are free"
+        return
+    ids = np.array([tokenizer.encode(TEXT, add_special_tokens=False).ids[:MIDDLE]], np.int64)
+    try:
+        request = openvino.Core().compile_model(path, "CPU").create_infer_request()
+        for place, row in ((0, ids[:, :-1]), (ids.shape[1] - 1, ids[:, -1:])):
+            feed = {
+                "input_ids": row,
+                "attention_mask": np.ones((1, place + row.shape[1]), np.int64),
+                "position_ids": np.arange(place, place + row.shape[1])[None],
+                "beam_idx": np.zeros(1, np.int32),
+            }
+            logits = request.infer(feed)["logits"]
+    except Exception as error:  # OpenVINO raises nothing narrower
+        raise BuildError(f"{config.name} cannot be run by OpenVINO: {_cause(error)}") from None
+    if not np.isfinite(logits).all():
+        raise BuildError(f"{config.name} gives logits that are not finite numbers")
 
 
 def _run(

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tokenizers import Tokenizer
 from tokenizers.models import Unigram
@@ -82,6 +82,14 @@ class Module:
     """Its folder in the checkpoint's."""
 
 
+class Unread(Protocol):
+    """Tensors that remember which of them were read."""
+
+    def unread(self) -> Iterator[tuple[str, str]]:
+        """Each that was not, with a sentence on it."""
+        ...
+
+
 class Checkpoint:
     """Reads one checkpoint folder in the layout of transformers and sentence-transformers.
 
@@ -93,7 +101,7 @@ class Checkpoint:
         self.downloaded = downloaded or {}
         """File -> sha256, where the catalog could not say it beforehand."""
         self._settings: dict[Path, Settings] = {}
-        self._weights: list[Weights] = []
+        self._weights: list[Unread] = []
         self._is_remade = False
 
     def settings(self, path: Path) -> Settings:
@@ -114,6 +122,11 @@ class Checkpoint:
         weights = Weights(folder, self.folder, prefixes, harmless, quantised, file)
         self._weights.append(weights)
         return weights
+
+    def account(self, settings: Settings, weights: Unread) -> None:
+        """Has what else the checkpoint says and holds, in files of another kind, asked what was left unread."""
+        self._settings[settings.path] = settings
+        self._weights.append(weights)
 
     def unread_settings(self) -> Iterator[tuple[str, str]]:
         """Each key of the files that were read which nobody has read, with a sentence on it."""

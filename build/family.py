@@ -25,8 +25,9 @@ from build.checkpoint import Checkpoint
 from build.documents import document_models
 from build.errors import BuildError
 from build.files import GRAPHS, sha256
+from build.generation import generator_models
 from build.graphs.colbert import pickled_head
-from build.models import SOURCES, files_of, graph_to_adopt, models_of, source_name, write_model
+from build.models import SOURCES, Model, files_of, graph_to_adopt, models_of, source_name, write_model
 from build.onnx_file import data_files, read_onnx
 from build.settings import check_nothing_is_left
 from build.source import obtain
@@ -60,9 +61,9 @@ def build(entry: CatalogEntry, target: Target, model_repository: Path, cache: Pa
     exported = None
     if isinstance(entry.source, Hub):
         described = Checkpoint(hub.describe(entry.source))
-        exported = graph_to_adopt(entry, described, names)
+        exported = None if _writes_text(entry) else graph_to_adopt(entry, described, names)
         if exported is None and not described.is_static:  # whose sizes its tensors say
-            models_of(entry, described, target)  # refuses what it can before gigabytes are brought
+            _parts(entry, described, target)  # refuses what it can before gigabytes are brought
     checkpoint = obtain(entry, cache / "checkpoints", exported)
     with _alone(model_repository) as staging:
         if _is_current(model_repository, entry.name, inputs):  # by the build that was waited for
@@ -102,17 +103,18 @@ def _build(
     aside: Path,
 ) -> None:
     """Writes the family aside, tries it and puts it in place."""
-    is_document = entry.tasks[0] in DOCUMENT_TASKS
     try:
-        parts = (document_models if is_document else models_of)(entry, checkpoint, target)
+        parts = _parts(entry, checkpoint, target)
         for model in parts:
             write_model(model, aside / model.config.name)
         _check_tensors(entry, checkpoint, names)
-        ensembles = [model.config.name for model in parts if model.config.platform == "ensemble"]
+        called = [
+            model.config.name for model in parts if _writes_text(entry) or model.config.platform == "ensemble"
+        ]
         try:
-            check_apart(aside, ensembles)
+            check_apart(aside, called)
         except BuildError as error:
-            if is_document or graph_to_adopt(entry, checkpoint, names) is None:
+            if _is_whole(entry) or graph_to_adopt(entry, checkpoint, names) is None:
                 raise
             raise BuildError(f"{error}; {ANOTHER_EXPORT}") from None
         parameters = sorted(parts[0].config.parameters.items())  # a map of protobuf has no order of its own
@@ -128,9 +130,26 @@ def _build(
         _put_in_place(aside, aside.parent.parent, entry.name)
     except BuildError as error:
         beside = [name for name in (*GRAPHS, *sorted(names)) if name in names and name.endswith(".onnx")]
-        if beside and not is_document and graph_to_adopt(entry, checkpoint, names) is None:
+        if beside and not _is_whole(entry) and graph_to_adopt(entry, checkpoint, names) is None:
             raise BuildError(f"{error}; its exported graph can be taken instead: --onnx {beside[0]}") from None
         raise
+
+
+def _writes_text(entry: CatalogEntry) -> bool:
+    """Whether it is a language model's family, which has a graph of its own kind."""
+    return "generate" in entry.tasks
+
+
+def _is_whole(entry: CatalogEntry) -> bool:
+    """Whether there is one way only to build the family, so that no exported graph stands in for another."""
+    return _writes_text(entry) or entry.tasks[0] in DOCUMENT_TASKS
+
+
+def _parts(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> list[Model]:
+    """Every model of the family, those that callers use first."""
+    if _writes_text(entry):
+        return generator_models(entry, checkpoint, target)
+    return (document_models if entry.tasks[0] in DOCUMENT_TASKS else models_of)(entry, checkpoint, target)
 
 
 def _check_tensors(entry: CatalogEntry, checkpoint: Checkpoint, names: Collection[str]) -> None:
@@ -192,7 +211,9 @@ def _adopted_files(entry: CatalogEntry) -> dict[str, str]:
     """Hashes of the graph that a checkpoint folder is built from, where it is, and of its weights."""
     if not isinstance(entry.source, Path):
         return {}
-    name = graph_to_adopt(entry, Checkpoint(entry.source), files_of(entry.source))
+    name = None
+    if not _writes_text(entry):
+        name = graph_to_adopt(entry, Checkpoint(entry.source), files_of(entry.source))
     if name is None:
         return {}
     graph = entry.source / name

@@ -71,3 +71,13 @@ def own_file(path: Path, folder: Path) -> Path:
     if path.is_symlink() and not is_there:
         raise BuildError(f"{path} leads to {target}, which is not there: get that file too")
     return path
+
+
+def gguf_file(folder: Path) -> Path | None:
+    """The GGUF file that a folder is a checkpoint by; raises BuildError where it has several."""
+    if is_listed(folder / "config.json"):
+        return None
+    files = sorted(folder.glob("*.gguf"))
+    if len(files) > 1:
+        raise BuildError(f"{folder} has {len(files)} GGUF files: put one into a folder of its own")
+    return own_file(files[0], folder) if files else None

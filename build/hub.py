@@ -49,6 +49,8 @@ from build.settings import Settings, read_json
 from build.vocabularies import ADDED_TOKENS, OTHERS, SPECIAL_TOKENS, TOKENIZER_CONFIG, VOCABULARIES
 
 ADAPTER = "adapter_config.json"
+GENERATION = "generation_config.json"
+"""What a language model that writes says besides."""
 HEADS = ("colbert_linear.safetensors", "sparse_linear.safetensors")
 """Small layers in files of their own, as bge-m3's."""
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -85,7 +87,17 @@ def _describing(source: Hub) -> dict[str, Path]:
     wanted = [posixpath.join(inner, name) for name in ("config.json", *words)]
     if modules and modules[0].kind == STATIC and wanted[0] not in there:
         del wanted[0]  # which sentence-transformers does not write
-    beside = (TOKENIZER_CONFIG, SPECIAL_TOKENS, ADDED_TOKENS, *WINDOWS, ADAPTER, METADATA, CHAT_TEMPLATE, *HEADS)
+    beside = (
+        TOKENIZER_CONFIG,
+        SPECIAL_TOKENS,
+        ADDED_TOKENS,
+        *WINDOWS,
+        ADAPTER,
+        METADATA,
+        CHAT_TEMPLATE,
+        GENERATION,
+    )
+    beside += HEADS
     optional = [posixpath.join(inner, name) for name in beside]
     optional += [PROMPTS, *(posixpath.join(module.path, "config.json") for module in modules)]
     for name in dict.fromkeys([*wanted, *(name for name in optional if name in there)]):

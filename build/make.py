@@ -140,7 +140,7 @@ def known_entry(model: str, task: str | None = None) -> CatalogEntry:
 
 def own_runtime(entry: CatalogEntry, precision: str | None) -> str:
     """Torch where this machine has GPUs that it can use, else OpenVINO; says why where GPUs are left out."""
-    if not (cards := gpu.cards()):
+    if "generate" in entry.tasks or not (cards := gpu.cards()):
         return "python"
     reasons = [*gpu.problems(cards), *too_large(entry, precision, cards)]
     if importlib.util.find_spec("torch") is None:

@@ -84,6 +84,8 @@ class Model:
     """Files that are made of it: name -> content."""
     beside: Mapping[str, str] = field(default_factory=dict)
     """Files beside the version folder, which Triton passes over: path -> content."""
+    write: Callable[[Path], None] | None = None
+    """Writes what else its version folder holds."""
 
 
 def models_of(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> list[Model]:
@@ -652,6 +654,8 @@ def write_model(model: Model, folder: Path) -> None:
     for name, content in model.beside.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(content, encoding="utf-8")
+    if model.write is not None:
+        model.write(version)
     if model.write_graph is not None:
         with OnnxGraph(model.config.name, version / "model.onnx", model.target) as g:
             model.write_graph(g)

@@ -19,6 +19,8 @@ from tritonclient.grpc.model_config_pb2 import (
     TYPE_FP32,
     TYPE_INT32,
     TYPE_STRING,
+    TYPE_UINT32,
+    TYPE_UINT64,
     BatchInput,
     BatchOutput,
     ModelConfig,
@@ -146,6 +148,34 @@ def template_tokenizer(family: Family, template: Mapping[str, Any]) -> ModelConf
     is_instructed = not {"instruction", "instructed"}.isdisjoint(template)
     inputs = [QUERY, PASSAGE, *([INSTRUCTION] if is_instructed else [])]
     return _tokenizer(family, inputs, {"template": json.dumps(dict(template))})
+
+
+def generator(name: str, parameters: Mapping[str, str]) -> ModelConfig:
+    """`<family>` that writes: text_input or chat -> text_output, finish_reason, counts: `steps/generator.py`."""
+    inputs = [
+        *(Tensor(one, TYPE_STRING, optional=True) for one in ("text_input", "chat")),
+        Tensor("stream", TYPE_BOOL, optional=True),
+        Tensor("max_tokens", TYPE_INT32, optional=True),
+        Tensor("stop_words", TYPE_STRING, (-1,), optional=True),
+        *(Tensor(one, TYPE_FP32, optional=True) for one in ("temperature", "top_p")),
+        Tensor("seed", TYPE_UINT64, optional=True),
+        *(Tensor(one, TYPE_FP32, optional=True) for one in ("frequency_penalty", "presence_penalty")),
+    ]
+    outputs = [
+        *(Tensor(one, TYPE_STRING) for one in ("text_output", "finish_reason")),
+        *(Tensor(one, TYPE_UINT32) for one in ("num_input_tokens", "num_output_tokens")),
+    ]
+    config = ModelConfig(
+        name=name,
+        backend="python",
+        max_batch_size=1,  # its step batches token by token
+        input=[tensor.as_input() for tensor in inputs],
+        output=[tensor.as_output() for tensor in outputs],
+        instance_group=[ModelInstanceGroup(count=1, kind=ModelInstanceGroup.KIND_CPU)],
+    )
+    config.model_transaction_policy.decoupled = True
+    _add_parameters(config, parameters)
+    return config
 
 
 def encoder(family: Family) -> ModelConfig:

@@ -16,7 +16,7 @@ from build import hub
 from build.catalog import CatalogEntry, Hub, Wheel
 from build.checkpoint import CHAT_TEMPLATE, METADATA, SPLADE, Checkpoint
 from build.errors import BuildError
-from build.files import is_listed, own_file, sha256
+from build.files import gguf_file, is_listed, own_file, sha256
 from build.graphs.colbert import LINEAR
 from build.graphs.dimensions import labels
 from build.vocabularies import VOCABULARIES
@@ -61,6 +61,8 @@ def describe(source: Path | Hub, name: str, task: str | None = None) -> CatalogE
 def tasks_of(checkpoint: Checkpoint, task: str | None = None) -> tuple[str, ...]:
     """All that a checkpoint is for, by its own files or as asked; raises BuildError where they do not say."""
     has_head = is_listed(checkpoint.transformer / f"{LINEAR}.safetensors")
+    if task is None and gguf_file(checkpoint.folder):
+        return ("generate",)
     if checkpoint.gives_vectors if task is None else task == "rerank" and (checkpoint.gives_vectors or has_head):
         return ("embed_all", "rerank")
     return (task or task_of(checkpoint),)
@@ -90,7 +92,7 @@ def task_of(checkpoint: Checkpoint) -> str:
         raise BuildError(
             f"{checkpoint.config.path} is of {checkpoint.architecture}, and there is no modules.json to say what "
             "the language model is used for: say --task rerank if it answers yes or no as Qwen3-Reranker does, "
-            "or 1 or 0 as mxbai-rerank-v2, or --task embed with --pooling"
+            "or 1 or 0 as mxbai-rerank-v2, --task embed with --pooling, or --task generate to have it write"
         )
     if not is_classifier:
         return "embed"
@@ -102,19 +104,21 @@ def task_of(checkpoint: Checkpoint) -> str:
     return "rerank"
 
 
+SUFFIXES = (".gguf", ".json", ".safetensors")
 OTHER_SETTINGS = (METADATA, CHAT_TEMPLATE, *VOCABULARIES.values())
-"""Names of files that a build reads, beside all of JSON and safetensors."""
+"""Names of files that a build reads, beside all of these suffixes."""
 
 
 def hashes(folder: Path) -> dict[str, str]:
     """The sha256 of every file of a checkpoint folder that a build reads; BuildError for one not its own."""
     checkpoint = Checkpoint(folder)
-    if not is_listed(checkpoint.transformer / "config.json") and not checkpoint.begins_static:
+    is_there = is_listed(checkpoint.transformer / "config.json") or gguf_file(folder)
+    if not is_there and not checkpoint.begins_static:
         raise BuildError(f"{folder} is no checkpoint: it has no config.json")
     return {
         str(path.relative_to(folder)): sha256(own_file(path, folder))
         for path in sorted(folder.rglob("*"))
-        if (path.suffix in (".json", ".safetensors") or path.name in OTHER_SETTINGS) and not path.is_dir()
+        if (path.suffix in SUFFIXES or path.name in OTHER_SETTINGS) and not path.is_dir()
     }
 
 

@@ -51,7 +51,11 @@ ALLOWED = {
     "build.weights",
     "build.documents": "build.catalog build.checkpoint build.errors build.files build.graphs build.models "
     "build.repository build.target",
+    "build.gguf_file": "build.errors build.settings",
+    "build.generation": "build.architectures build.catalog build.checkpoint build.errors build.files "
+    "build.gguf_file build.graphs build.models build.repository build.settings build.target",
     "build.family": "build.catalog build.check build.checkpoint build.documents build.errors build.files "
+    "build.generation "
     "build.graphs build.hub build.models build.onnx_file build.settings build.source build.target",
     "build.make": "build.catalog build.errors build.family build.files build.gpu build.source build.target",
     # What is verified is served: the one place of the builder that knows where a stack listens.
@@ -127,7 +131,7 @@ def test_a_page_of_mathematics_loads_no_client_of_the_hub(page: str) -> None:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-@pytest.mark.parametrize("word", ["is not healthy", "8101", "8102", "8200", "8201", "8202"])
+@pytest.mark.parametrize("word", ["is not healthy", "8101", "8102", "8103", "8200", "8201", "8202"])
 def test_what_all_share_is_written_once(word: str) -> None:
     places = [path for path in SOURCES for line in path.read_text().splitlines() if word in line]
     assert places == [ROOT / "tools" / "command.py"]

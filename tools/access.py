@@ -24,7 +24,7 @@ RESTRICTED = ("model-repository", "shared-memory", "trace", "logging")
 """The APIs that change what the server runs, reads or writes; inference, health, configurations stay open."""
 
 PASSED_ON = re.compile(
-    r"PATH|LD_LIBRARY_PATH|LD_PRELOAD|HOME|TMPDIR|TZ|LANG|LANGUAGE|PYTHON\w+"
+    r"PATH|LD_LIBRARY_PATH|LD_PRELOAD|HOME|TMPDIR|TZ|LANG|LANGUAGE|PYTHON\w+|GENERATOR_CACHE_TOKENS"
     r"|(?!\w*(KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL))"
     r"(CUDA|ENCODER|KMP|LC|MALLOC|MKL|NCCL|NVIDIA|OMP|ONEDNN|OPENBLAS|OPENVINO|OV|PYTORCH|TCMALLOC|TORCH|TRITON"
     r"|UCX)_\w+"

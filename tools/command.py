@@ -33,7 +33,7 @@ DEAD_STEP = "is not healthy"
 
 DEFAULT_MODELS = ["minilm", "minilm-rerank"]
 
-EMBED_PORT, RERANK_PORT = 8101, 8102
+EMBED_PORT, RERANK_PORT, CHAT_PORT = 8101, 8102, 8103
 """Where the gateway listens, by convention for one route each."""
 
 
@@ -112,6 +112,13 @@ def add_gateway_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--rerank-port", type=int, metavar="PORT", default=RERANK_PORT, help="gateway, by convention for /rerank"
+    )
+    parser.add_argument(
+        "--chat-port",
+        type=int,
+        metavar="PORT",
+        help=f"gateway, by convention for /v1/chat/completions. By default {CHAT_PORT} where a model that writes "
+        "is loaded at the start, else none",
     )
     parser.add_argument(
         "--timeout", type=float, metavar="SECONDS", default=TIMEOUT_SECONDS, help="how long a call may take"
@@ -333,7 +340,7 @@ def check_models(repository: Path, models: Sequence[str]) -> None:
 def check_ports(options: argparse.Namespace) -> None:
     """Raises ServerError when a port that is asked for is taken."""
     for name, port in vars(options).items():
-        if not name.endswith("_port"):
+        if not name.endswith("_port") or port is None:
             continue
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -13,6 +13,7 @@ from pathlib import Path
 from build.catalog import served_name
 from tools.access import secret_file
 from tools.command import (
+    CHAT_PORT,
     Ports,
     ServerError,
     add_gateway_options,
@@ -46,16 +47,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 async def serve(options: argparse.Namespace, stop: asyncio.Event) -> None:
     """Runs Triton and the gateway; raises ServerError when either cannot run."""
     accepted = keys.load()
-    check_ports(options)
     plan, start = None, options.models
     if isinstance(options.repository, Path):
         # As in `make serve MODEL=`, which is what they were built from.
         options.preload, options.pin = ([*map(served_name, names)] for names in (options.preload, options.pin))
         plan = Plan.of(options, options.repository)
         start, options.models = plan.start, plan.models if options.workers == 1 else plan.staying()
+        options.chat_port = options.chat_port or (CHAT_PORT if plan.writes else None)
     elif options.models is None:
         raise ServerError(f"name the models of {options.repository} with --models: only Triton can look into it")
     aliases(options)
+    check_ports(options)
     ports = Ports.of(options)
     log = options.work_folder / f"triton-{ports.http}.log"
     triton = EmbeddedTriton(
@@ -97,16 +99,20 @@ def greeting(options: argparse.Namespace, loaded: Sequence[str], others: Sequenc
     """What is served, where things listen, and two calls that work."""
     host = "localhost" if options.host == "127.0.0.1" else options.host
     embed, rerank = f"http://{host}:{options.embed_port}", f"http://{host}:{options.rerank_port}"
+    chat = f"http://{host}:{options.chat_port}/v1/chat/completions" if options.chat_port else ""
+    ask = '{"messages": [{"role": "user", "content": "What is the capital of France?"}]}'
+    try_chat = f"\n  curl -s {chat} -d '{ask}'" if chat else ""
+    gateway = "  ".join(filter(None, (f"{embed}/embed", f"{rerank}/rerank", chat)))
     later = f"\n  at their first call  {', '.join(others)}" if others else ""
     return f"""
 serving {", ".join(loaded)}{later}
-  gateway   {embed}/embed  {rerank}/rerank  (also /health, /models and /metrics)
+  gateway   {gateway}  (also /health, /models and /metrics)
   Triton    HTTP {host}:{options.http_port}  gRPC {host}:{options.grpc_port}  metrics {host}:{options.metrics_port}
   log       {log}
 
 try:
   curl -s {embed}/embed -d '{{"texts": ["Hello, world"]}}'
-  curl -s {rerank}/rerank -d '{{"query": "capital of France", "documents": ["Berlin", "Paris"]}}'
+  curl -s {rerank}/rerank -d '{{"query": "capital of France", "documents": ["Berlin", "Paris"]}}'{try_chat}
 
 Ctrl-C stops everything"""
 

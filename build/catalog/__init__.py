@@ -20,7 +20,7 @@ FOLDER = Path(__file__).parent
 NOT_NAME = r"^[^A-Za-z0-9]|[^A-Za-z0-9._-]"
 """What of a folder's name cannot be in a model's."""
 
-TASKS = ("embed", "embed_all", "embed_sparse", "rerank", "classify")
+TASKS = ("embed", "embed_all", "embed_sparse", "rerank", "classify", "generate")
 DOCUMENT_TASKS = ("ocr", "layout", "picture")
 """What models are for that read documents: docling calls them in Triton itself."""
 POOLINGS = {"mean": "mean", "cls": "cls", "last": "lasttoken"}
@@ -35,6 +35,8 @@ PAGE_TOLERANCE = {
     "embed_all": {"fp32": 0.9999, "bf16": 0.99, "fp16": 0.999},
     "embed_sparse": {"fp32": 0.99999, "bf16": 0.999, "fp16": 0.9999},
     "rerank": {"fp32": 0.9999, "bf16": 0.98, "fp16": 0.995},
+    # Its tokens are those of the reference, or they are not.
+    "generate": {"fp32": 1.0, "bf16": 0.0, "fp16": 0.0},
 }
 """First task -> what a page has that says no other."""
 

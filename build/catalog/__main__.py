@@ -13,6 +13,7 @@ KINDS = {
     "embed_all": "vectors of tokens",
     "embed_sparse": "sparse vectors",
     "rerank": "reranker",
+    "generate": "answers",
     "ocr": "text of pages",
     "layout": "layout of pages",
     "picture": "kinds of pictures",
@@ -20,6 +21,7 @@ KINDS = {
 NOT_FOR = {
     "embed_all": "tensorrt",
     "embed_sparse": "tensorrt",
+    "generate": "any but python",
     "ocr": "any but python",
     "layout": "tensorrt, openvino, torch",
     "picture": "tensorrt, openvino, torch",

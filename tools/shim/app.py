@@ -8,7 +8,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import AsyncGenerator, Collection
 from http import HTTPStatus
 from urllib.parse import quote
 
@@ -27,6 +27,7 @@ from tools.shim.errors import (
     as_gateway_error,
     as_response,
     bad_request,
+    client_gone,
     compressed,
     cut,
     forget,
@@ -37,7 +38,7 @@ from tools.shim.gateway import Gateway, Lanes, Result
 from tools.shim.metrics import Metrics
 from tools.shim.pages import add_pages
 from tools.shim.reading import Bodies, continue_later
-from tools.shim.routes import KEEP_ALIVE_HEADER, TIMEOUT_HEADER, Action, Get, Post
+from tools.shim.routes import KEEP_ALIVE_HEADER, TIMEOUT_HEADER, Action, Get, Post, Reply
 from tools.shim.upstream import Upstream
 
 if sys.version_info >= (3, 11):
@@ -124,7 +125,7 @@ def post_handler(
     async def handle(request: web.Request) -> web.StreamResponse:
         route = routes[0]
 
-        async def served(own: Gateway) -> web.Response:
+        async def served(own: Gateway) -> web.Response | Reply:
             nonlocal route
             started = time.perf_counter()
             content = json_object(await bodies.read(request))
@@ -132,6 +133,8 @@ def post_handler(
             call: object = read(route.body, content)
             parsed = time.perf_counter()
             reply = await route.answer(own, call)
+            if reply.events is not None:
+                return reply
             answered = time.perf_counter()
             response = answer(reply.content)
             if isinstance(call, Lenient) and call.ignored:
@@ -145,6 +148,8 @@ def post_handler(
                 }
                 add_headers(response, reply.result, stages)
                 metrics.count_result(reply.result, stages)
+            if reply.generation is not None:
+                metrics.count_generation(reply.generation)
             return response
 
         try:
@@ -155,7 +160,15 @@ def post_handler(
             seconds = seconds_of(request, timeout)
             own = gateway.within(seconds, number_of(request, KEEP_ALIVE_HEADER, above_0=False))
             async with deadline(seconds):
-                return await served(own)
+                found = await served(own)
+                if isinstance(found, web.Response):
+                    return found
+                assert found.events is not None
+                first = await anext(found.events)  # an error before it has a status of its own
+            response = await stream(request, first, found.events, own.seconds, route.error)
+            if found.generation is not None:
+                metrics.count_generation(found.generation)
+            return response
         except asyncio.TimeoutError as error:
             forget(error)
             late = error if request.content.is_eof() else slow_body()
@@ -164,6 +177,36 @@ def post_handler(
             return failed(request, error, route.error)
 
     return handle
+
+
+async def stream(
+    request: web.Request, first: bytes, events: AsyncGenerator[bytes, None], seconds: float, dialect: ErrorDialect
+) -> web.StreamResponse:
+    """Sends events as they come; a failure among them is told by the last one.
+
+    A caller that goes away has this cancelled, and with it the events.
+    """
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
+    await response.prepare(request)
+    try:
+        async with deadline(seconds):
+            await response.write(first)
+            async for event in events:
+                await response.write(event)
+    except ConnectionError as error:
+        forget(error)
+        raise client_gone() from None
+    except Exception as error:
+        known = as_gateway_error(error)
+        if known.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+            log.exception("a stream failed, request id %s", tracing.current.get().request_id)
+        forget(error)
+        response[ERROR_TYPE] = known.type
+        await response.write(b"data: " + orjson.dumps(dialect(known)[1]) + b"\n\n")
+    finally:
+        await events.aclose()
+    await response.write_eof()
+    return response
 
 
 def get_handler(gateway: Gateway, route: Get, accepted: Collection[bytes]) -> Handler:

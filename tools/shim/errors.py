@@ -21,6 +21,9 @@ CLIENT_WENT_AWAY = 499
 SHARED_MEMORY = re.compile(r"(key|region) '[^']*'")
 """How Triton names a segment of shared memory, which is nobody's business but its own."""
 
+AHEAD = re.compile(r"are ahead of this call: try again in (\d+) s")
+"""How a model that writes says that too much waits for it."""
+
 MAX_ECHO = 64
 """Characters of a caller's own words that an error repeats."""
 
@@ -165,6 +168,8 @@ def _from_triton(error: InferenceServerException) -> GatewayError:
     match (error.status() or "").removeprefix("StatusCode."):
         case "INVALID_ARGUMENT":
             return bad_request(message)
+        case "UNAVAILABLE" if ahead := AHEAD.search(message):
+            return overloaded(message, float(ahead[1]))
         case "DEADLINE_EXCEEDED":
             return timed_out()
         case "UNAVAILABLE" | "NOT_FOUND" | "CANCELLED":

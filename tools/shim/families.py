@@ -1,5 +1,6 @@
 """What a model repository holds: ensembles that callers name, and families of them, which are loaded together.
 
+A model that writes text is called itself, and counts as an ensemble of one.
 Ensembles that share a step are one family: a step is there for all of them or for none.
 """
 
@@ -18,7 +19,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 from build.config import read_config
 from build.errors import BuildError
 
-Task = Literal["embed", "embed_all", "embed_sparse", "rerank", "classify", "ocr", "layout", "picture"]
+Task = Literal["embed", "embed_all", "embed_sparse", "rerank", "classify", "generate", "ocr", "layout", "picture"]
 
 DOCUMENTS = frozenset[Task](("ocr", "layout", "picture"))
 """Tasks of models that callers ask Triton for themselves, past the gateway, which loads and unloads them."""
@@ -29,11 +30,12 @@ GIVES: dict[str, Task] = {
     "indices": "embed_sparse",
     "score": "rerank",
     "probabilities": "classify",
+    "text_output": "generate",
     "txts": "ocr",
     "labels": "layout",
     "logits": "picture",
 }
-"""Output of an ensemble -> what it is for."""
+"""Output of a model that is called -> what it is for."""
 
 PROCESS = 40 << 20
 """Bytes that the process of a step takes beside its weights, about."""
@@ -44,8 +46,11 @@ BATCH = 0.25
 GPU_BATCH = 2 * 10**9
 """What CUDA and a batch take of a GPU's memory, about."""
 
+CACHE = "cache_bytes"
+"""Parameter of a step: what it keeps of texts under way."""
+
 RECORD = "build.json"
-DECIDING = (".onnx", ".onnx.data", "tokenizer.json")
+DECIDING = (".onnx", ".onnx.data", "tokenizer.json", "openvino_model.xml", "openvino_model.bin", ".jinja")
 """How files are called that decide what a family computes."""
 
 HINT = "memory.json"
@@ -73,12 +78,13 @@ class Family:
 def task_of(config: ModelConfig) -> Task | None:
     """What an ensemble is for; None for a model that is none of ours."""
     tasks = [GIVES[output.name] for output in config.output if output.name in GIVES]
-    return tasks[0] if config.platform == "ensemble" and tasks else None
+    is_called = config.platform == "ensemble" or config.model_transaction_policy.decoupled
+    return tasks[0] if is_called and tasks else None
 
 
 def steps_of(config: ModelConfig) -> tuple[str, ...]:
     """The models that an ensemble is made of, the tokenizer first."""
-    return tuple(dict.fromkeys(step.model_name for step in config.ensemble_scheduling.step))
+    return tuple(dict.fromkeys(step.model_name for step in config.ensemble_scheduling.step)) or (config.name,)
 
 
 def ensembles(repository: Path) -> list[str]:
@@ -114,13 +120,16 @@ def _family(repository: Path, names: Sequence[str], steps: Collection[str]) -> F
         file.stat().st_size
         for step in steps
         for file in (repository / step).glob("1/*")
-        if file.suffix in (".data", ".onnx", ".plan")
+        if file.suffix in (".bin", ".data", ".onnx", ".plan")
     )
     on_gpu = False
     for step in steps:
-        with suppress(BuildError):
-            kinds = {group.kind for group in read_config(repository, step).instance_group}
+        with suppress(BuildError, ValueError):
+            config = read_config(repository, step)
+            kinds = {group.kind for group in config.instance_group}
             on_gpu |= ModelInstanceGroup.KIND_GPU in kinds
+            if CACHE in config.parameters:
+                weights += int(config.parameters[CACHE].string_value)
     estimate = weights + GPU_BATCH if on_gpu else int(weights * (1 + BATCH)) + len(steps) * PROCESS
     return Family(tuple(names), tuple(sorted(steps)), on_gpu, estimate)
 

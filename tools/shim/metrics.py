@@ -6,6 +6,7 @@ without a caller. Triton's own metrics are on its own port.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -28,6 +29,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from tools.shim.gateway import Result
+from tools.shim.generation import Generation
 from tools.shim.residency import Residency
 from tools.shim.rules import Reason
 from tools.shim.upstream import Upstream
@@ -166,6 +168,16 @@ class Metrics:
         cut = Counter("gateway_truncated_texts", "Those texts that were cut to fit", ["model"], registry=registry)
         self._amounts = Children[str, list[Counter]](lambda model: [c.labels(model) for c in (texts, tokens, cut)])
 
+        prompts = Counter(
+            "gateway_prompt_tokens", "Tokens of prompts that were answered", ["model"], registry=registry
+        )
+        written = Counter("gateway_generated_tokens", "Tokens of answers", ["model"], registry=registry)
+        about = "Calls of models that write until their first piece of text"
+        first = Histogram("gateway_first_token_seconds", about, ["model"], registry=registry, buckets=SECONDS)
+        self._written = Children[str, tuple[Counter, Counter, Histogram]](
+            lambda model: (prompts.labels(model), written.labels(model), first.labels(model))
+        )
+
         about = "Calls under way"
         self.in_flight = Gauge("gateway_calls_in_flight", about, registry=registry, multiprocess_mode=LIVING)
         self._ready = Ready()
@@ -192,6 +204,14 @@ class Metrics:
         texts.inc(len(result.tensors["token_count"]))
         tokens.inc(result.tokens)
         cut.inc(result.truncated)
+
+    def count_generation(self, generation: Generation) -> None:
+        """Counts an answer that was written, whole or not."""
+        prompts, written, first = self._written[generation.model.name]
+        prompts.inc(generation.prompt_tokens)
+        written.inc(generation.tokens)
+        if not math.isnan(generation.first):
+            first.observe(generation.first)
 
     async def expose(self, request: web.Request) -> web.StreamResponse:
         """Answers `GET /metrics`."""

@@ -95,6 +95,8 @@ def operation(routes: list[Post | Get | Action]) -> dict[str, Any]:
     if bodies:
         content["parameters"] = [TIMEOUT, KEEP_ALIVE]
         content["responses"]["200"]["headers"] |= HEADERS
+        if any(isinstance(route, Post) and route.streams for route in routes):
+            content["responses"]["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
         content["requestBody"] = {"required": True, "content": {"application/json": {"schema": one_of(bodies)}}}
     return content
 

@@ -48,7 +48,8 @@ class Plan:
             there = ensembles(repository)
             if not there:
                 raise ServerError(f"there is no model in {repository}: run `make build`")
-            tasks = [task for task in get_args(Task) if task not in DOCUMENTS]
+            # Documents and answers are only where they are asked for.
+            tasks = [task for task in get_args(Task) if task not in (*DOCUMENTS, "generate")]
             of_tasks = ([name for name in there if task_in(repository, name) == task] for task in tasks)
             preload = first or [names[0] for names in of_tasks if names]
             models = list(dict.fromkeys((*preload, *there)))
@@ -86,6 +87,11 @@ class Plan:
                 "nothing: leave one out, or --workers, or give models more by --memory"
             )
         return self.start
+
+    @property
+    def writes(self) -> bool:
+        """Whether a model that writes text is loaded at the start."""
+        return any(task_in(self.repository, name) == "generate" for name in self.start)
 
     def residency(
         self,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 from tools.shim.errors import ErrorDialect, own_error
 from tools.shim.gateway import Gateway, Result
+from tools.shim.generation import Generation
 
 TIMEOUT_HEADER = "X-Request-Timeout"
 """Seconds after which the caller wants no answer."""
@@ -22,6 +23,10 @@ class Reply:
 
     content: object
     result: Result | None = None
+    generation: Generation | None = None
+    """The answer that was written for it, or is being written."""
+    events: AsyncGenerator[bytes, None] | None = None
+    """Server-sent events that come in place of the content."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,8 @@ class Post:
     fits: Callable[[dict[str, Any]], bool] | None = None
     """Or what tells."""
     error: ErrorDialect = own_error
+    streams: bool = False
+    """Whether the answer comes as server-sent events where the body asks for them."""
 
     def takes(self, content: dict[str, Any]) -> bool:
         """Whether it fits a body."""

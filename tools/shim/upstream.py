@@ -10,7 +10,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -299,6 +299,39 @@ class Upstream:
                 raise InferenceServerException(f"{name} gave {output} that are not finite numbers")
         return tensors | unpadded(tensors)
 
+    async def generate(
+        self, name: str, inputs: Mapping[str, tuple[str, npt.NDArray[Any]]], timeout: float
+    ) -> AsyncGenerator[dict[str, npt.NDArray[Any]], None]:
+        """Each response of a decoupled model to inputs of (type, [1, ...]), as it comes.
+
+        A call that is given up is cancelled at Triton, too.
+        """
+        origin = tracing.current.get()
+        request = ModelInferRequest(model_name=name, id=origin.request_id)
+        for tensor_name, (datatype, array) in inputs.items():
+            request.inputs.add(name=tensor_name, datatype=datatype, shape=array.shape)
+            raw = packed(array.reshape(-1).tolist()) if datatype == "BYTES" else array.tobytes()
+            request.raw_input_contents.append(raw)
+        request.parameters["deadline"].string_param = f"{BOOT_ID} {time.monotonic() + timeout:.3f}"
+
+        async def requests() -> AsyncIterator[ModelInferRequest]:
+            yield request
+
+        # Without this, errors of a stream come as sentences alone.
+        metadata = (*origin.trace.items(), ("triton_grpc_error", "true"))
+        call = self._triton.ModelStreamInfer(requests(), timeout=timeout, metadata=metadata)
+        try:
+            async for response in call:
+                if response.error_message:
+                    raise InferenceServerException(response.error_message)
+                self._note(name)
+                yield arrays(response.infer_response)
+        except RpcError as error:
+            self._answered.pop(name, None)
+            raise failure(error) from None
+        finally:
+            call.cancel()
+
     async def problems(self) -> dict[str, str | None]:
         """Every served model with None when it answers, else why it does not.
 
@@ -340,6 +373,9 @@ class Upstream:
             task = self._models[name].task
             if task in DOCUMENTS:
                 await self._check_ready(name)
+            elif task == "generate":
+                async for _ in self.generate(name, PROBE, PROBE_SECONDS):
+                    pass
             else:
                 await self.infer(name, PROBES[task], PROBE_SECONDS)
         except (InferenceServerException, BuildError) as error:
@@ -456,7 +492,7 @@ def of_rows(rows: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
 
 SPARSE = ("indices", "values")
 
-DTYPES = {"BOOL": np.bool_, "INT32": np.int32, "FP32": np.float32}
+DTYPES = {"BOOL": np.bool_, "INT32": np.int32, "UINT32": np.uint32, "FP32": np.float32}
 """What tensors that callers get are made of, text aside."""
 
 PROBES: dict[Task, dict[str, list[bytes]]] = {
@@ -466,3 +502,9 @@ PROBES: dict[Task, dict[str, list[bytes]]] = {
     "rerank": {"query": [b"ready?"], "passage": [b"ready."]},
     "classify": {"text": [b"ready?"]},
 }
+
+PROBE = {
+    "text_input": ("BYTES", np.array([[b"ready?"]], np.object_)),
+    "max_tokens": ("INT32", np.array([[1]], np.int32)),
+}
+"""The same for a model that writes."""

@@ -39,7 +39,7 @@ READY = b"ready\n"
 @asynccontextmanager
 async def serving(front: Front, options: argparse.Namespace, residency: Residency | None) -> AsyncIterator[None]:
     """Answers calls on the ports of a command's options, by this process or, where they say so, by several."""
-    ports = (options.embed_port, options.rerank_port)
+    ports = [options.embed_port, options.rerank_port, *filter(None, [options.chat_port])]
     if options.workers == 1:
         async with listening(front, options.host, ports, residency):
             yield

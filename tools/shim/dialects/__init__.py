@@ -1,12 +1,13 @@
 """The dialects that callers speak: each a list of routes over the gateway's two calls."""
 
-from tools.shim.dialects import cohere, nim, ollama, openai, own, tei, vllm
+from tools.shim.dialects import chat, cohere, nim, ollama, openai, own, tei, vllm
 from tools.shim.errors import ErrorDialect, own_error
 from tools.shim.routes import Action, Get, Post
 
 ROUTES: list[Post | Get | Action] = [
     *own.ROUTES,
     *openai.ROUTES,
+    *chat.ROUTES,
     *cohere.ROUTES,
     *tei.ROUTES,
     *nim.ROUTES,

@@ -1,0 +1,181 @@
+"""The family of a language model that writes: one Triton model, which batches by itself.
+
+A checkpoint is a folder in transformers' layout, or one that has a GGUF file.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from build import repository
+from build.architectures import ARCHITECTURES, HARMLESS
+from build.catalog import CatalogEntry
+from build.checkpoint import Checkpoint
+from build.errors import BuildError
+from build.files import gguf_file, is_listed, own_file
+from build.graphs.decoder import Decoder, read_llama, read_qwen2, read_qwen3
+from build.graphs.generator import MODEL, Tensors, write_generator
+from build.models import DEADLINE, MEMORY, SOURCES, Model, check_weights_are_plain, facts_of
+from build.settings import Settings, check_nothing_is_left, read_json
+from build.target import Target
+
+STEP = SOURCES / "steps" / "generator.py"
+BESIDE = tuple(SOURCES / "steps" / name for name in ("chat_template.py", "text_stream.py"))
+READERS = {"llama": read_llama, "qwen2": read_qwen2, "qwen3": read_qwen3}
+"""Architectures that are written with a cache."""
+
+CACHE_TOKENS = 16384
+"""That the cache has room for: those of all prompts and answers under way."""
+
+SPECIAL = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
+"""Tokens that templates name as `bos_token` and so on."""
+
+GGUF_NAMES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """What a checkpoint of any layout says."""
+
+    decoder: Decoder
+    weights: Tensors
+    tokenizer: str
+    """The content of tokenizer.json."""
+    template: str | None
+    """How messages become a prompt, in Jinja."""
+    special_tokens: dict[str, str]
+    """That a template may name."""
+    end_tokens: list[int]
+    """That an answer ends with."""
+
+
+def generator_models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> list[Model]:
+    """The one model of the family; raises BuildError for what the checkpoint says and nothing here reads."""
+    if target.runtime != "python":
+        raise BuildError(
+            f"{entry.name} writes text, which is not written for {target.runtime}: take RUNTIME=python"
+        )
+    model = _of_gguf(checkpoint, file) if (file := gguf_file(checkpoint.folder)) else _of_transformers(checkpoint)
+    window = min(entry.max_tokens or model.decoder.positions, model.decoder.positions)
+    cache = max(CACHE_TOKENS, window)
+    parameters = {
+        **facts_of(entry),
+        "precision": target.precision,
+        "max_tokens": str(window),
+        "cache_tokens": str(cache),
+        "cache_bytes": str(cache * cache_bytes(model.decoder, target.precision)),
+        "end_tokens": json.dumps(model.end_tokens),
+        "special_tokens": json.dumps(model.special_tokens),
+    }
+    if entry.ignore:
+        parameters["ignored"] = ", ".join(entry.ignore)
+    check_nothing_is_left(checkpoint.unread_settings(), entry.ignore)
+    made = {"tokenizer.json": model.tokenizer}
+    if model.template is not None:
+        made["chat_template.jinja"] = model.template
+    config = repository.generator(entry.name, parameters)
+    return [
+        Model(
+            config,
+            step=STEP,
+            files=(*BESIDE, DEADLINE, MEMORY),
+            made=made,
+            write=partial(_write, model, window, target.precision),
+        )
+    ]
+
+
+def cache_bytes(decoder: Decoder, precision: str) -> int:
+    """That a token takes of the cache."""
+    width = 4 if precision == "fp32" else 2
+    return 2 * decoder.layers * decoder.key_value_heads * decoder.width * width
+
+
+def _write(model: LanguageModel, window: int, precision: str, version: Path) -> None:
+    write_generator(model.decoder, model.weights, window, precision, version / MODEL)
+
+
+def _decoder(config: Settings) -> Decoder:
+    kind = config.word("model_type")
+    if kind not in READERS:
+        raise BuildError(
+            f"{config.path} has model_type {kind!r}; language models are written for {', '.join(READERS)}"
+        )
+    return READERS[kind](config)
+
+
+def _of_gguf(checkpoint: Checkpoint, path: Path) -> LanguageModel:
+    try:
+        from build.gguf_file import Gguf
+    except ImportError:
+        raise BuildError("a GGUF file is read by a package that is not installed: run make with CHAT=1") from None
+    file = Gguf(path)
+    decoder = _decoder(file.config)
+    tokens = {f"{name}_token": file.special_token(own) for name, own in GGUF_NAMES.items()}
+    end = file.settings.integer("tokenizer.ggml.eos_token_id", least=0)
+    checkpoint.account(file.settings, file.tensors)
+    return LanguageModel(
+        decoder,
+        file.tensors,
+        file.tokenizer,
+        file.template,
+        {name: token for name, token in tokens.items() if token is not None},
+        [end],
+    )
+
+
+def _of_transformers(checkpoint: Checkpoint) -> LanguageModel:
+    config = checkpoint.config
+    decoder = _decoder(config)
+    architecture = ARCHITECTURES[checkpoint.model_type]
+    check_weights_are_plain(checkpoint, architecture)
+    if "quantization_config" in config:
+        raise BuildError(f"{config.path} has quantization_config: take the checkpoint that it was made from")
+    config.skip((*HARMLESS, *architecture.harmless))
+    weights = checkpoint.weights(checkpoint.folder, architecture.prefixes, _unused(architecture.unused, decoder))
+    file = checkpoint.folder / "tokenizer.json"
+    if not is_listed(file):
+        raise BuildError(f"{checkpoint.folder} has no tokenizer.json, which a language model is read by")
+    tokenizer = own_file(file, checkpoint.folder).read_text("utf-8")
+    said = checkpoint.tokenizer_config
+    named = {f"{name}_token": checkpoint.named_token(name) for name in SPECIAL}
+    said.skip(said)
+    return LanguageModel(
+        decoder,
+        weights,
+        tokenizer,
+        _template(checkpoint),
+        {name: token for name, token in named.items() if token},
+        _end_tokens(checkpoint),
+    )
+
+
+def _unused(patterns: tuple[str, ...], decoder: Decoder) -> tuple[str, ...]:
+    """Of tensors, what an encoder leaves unread and a tied language model too; another one's head is read."""
+    return patterns if decoder.tied else tuple(one for one in patterns if not one.startswith("lm_head"))
+
+
+def _template(checkpoint: Checkpoint) -> str | None:
+    """In a file of its own, where transformers 5 puts it, or in the tokenizer's configuration."""
+    path = checkpoint.folder / "chat_template.jinja"
+    if is_listed(path):
+        return own_file(path, checkpoint.folder).read_text("utf-8")
+    found: Any = checkpoint.tokenizer_config.find("chat_template")
+    if isinstance(found, list):  # several, by name
+        found = {one.get("name"): one.get("template") for one in found}.get("default")
+    return found if isinstance(found, str) else None
+
+
+def _end_tokens(checkpoint: Checkpoint) -> list[int]:
+    """Those of generation_config.json, or of config.json where there is none."""
+    path = checkpoint.folder / "generation_config.json"
+    said: Any = read_json(path).get("eos_token_id") if is_listed(path) else None
+    found = said if said is not None else checkpoint.config.find("eos_token_id")
+    tokens = found if isinstance(found, list) else [found]
+    if not all(isinstance(token, int) for token in tokens):
+        raise BuildError(f"{checkpoint.config.path} does not say by eos_token_id what an answer ends with")
+    return tokens

@@ -1,0 +1,350 @@
+"""Writes answers: a decoupled model that runs one language model for many requests at once (continuous batching).
+
+Every request joins the batch when there is room for it in the cache, and leaves when its answer ends: no request
+waits for another one's end. Tensors have the names that NVIDIA's OpenAI frontend sends to a TensorRT-LLM model;
+shapes are without the batch dimension, which is 1.
+
+Input   text_input         BYTES [1]  the prompt, template and all; or
+        chat               BYTES [1]  a JSON object of `messages`, `tools` and whatever else its template takes
+        stream             BOOL [1]   whether text comes as it is written; else once, whole
+        max_tokens         INT32 [1]  of the answer; DEFAULT_TOKENS, or what the window leaves
+        stop_words         BYTES [-1] strings at which the answer ends, themselves left out
+        temperature        FP32 [1]   0, which is the default, takes the likeliest token always
+        top_p              FP32 [1]   of sampling: the least number of likeliest tokens that have this probability
+        seed               UINT64 [1] of sampling
+        frequency_penalty, presence_penalty  FP32 [1]
+
+Output  text_output        BYTES [1]  the text since the last response
+        finish_reason      BYTES [1]  "" until the last one: stop or length
+        num_input_tokens, num_output_tokens  UINT32 [1]  of the prompt, and of the text since the last response
+
+Errors: a prompt that is too long, or a value out of its range, is INVALID_ARG; one more request than may wait is
+UNAVAILABLE; one whose caller has gone or whose deadline has passed is CANCELLED, and its place is free at once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import openvino_genai as genai
+import triton_python_backend_utils as pb_utils
+from tokenizers import Tokenizer
+
+from . import deadline
+from .chat_template import ChatTemplate, TemplateFailureError
+from .memory import Memory
+from .text_stream import TextStream
+
+DEFAULT_TOKENS = 1024
+"""Of an answer where nothing is said."""
+
+BLOCK = 32
+"""Tokens of a block of the cache on a CPU."""
+
+AT_ONCE = 256
+"""Tokens of prompts that are read in one step, between which others go on writing."""
+
+MOST_STOPS = 16
+
+WAITING = 8
+"""Times the cache that may wait for a place in it, in tokens; what is more is refused."""
+
+MEASURED_SECONDS = (0.5, 30.0)
+"""Of work, that a rate is taken over: at least, at most."""
+
+LOOK = 0.1
+"""Seconds between two looks at whether a caller is there: each asks Triton."""
+
+FP32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
+"""Without these an answer depends on what is computed beside it."""
+
+BF16 = {"INFERENCE_PRECISION_HINT": "bf16", "KV_CACHE_PRECISION": "bf16"}
+
+
+class RefusedError(Exception):
+    """A request is not what the contract says; the message is for its caller."""
+
+
+@dataclass
+class Answer:
+    """One request, from its coming to its last response."""
+
+    sender: Any
+    prompt: list[int]
+    config: Any
+    text: TextStream
+    is_stream: bool
+    until: float
+    """When nobody waits any more, of the monotonic clock."""
+    handle: Any = None
+    told: int = 0
+    """Tokens that responses have counted."""
+    tokens: int = 0
+    """Written so far."""
+    next_look: float = field(default_factory=time.monotonic)
+
+    @property
+    def blocks(self) -> int:
+        """Of the cache that it may come to take."""
+        return -(-self.size // BLOCK) + 1
+
+    @property
+    def size(self) -> int:
+        """Tokens of prompt and answer at most."""
+        return len(self.prompt) + int(self.config.max_new_tokens)
+
+    def is_given_up(self, now: float) -> bool:
+        """Whether nobody waits for it."""
+        if now > self.until:
+            return True
+        if now < self.next_look:
+            return False
+        self.next_look = now + LOOK
+        return bool(self.sender.is_cancelled())
+
+    def respond(self, reason: str = "") -> None:
+        """Sends what is new of the text, if there is something to say; a `reason` makes it the last response."""
+        if not reason and not self.is_stream:
+            return
+        piece = self.text.give(is_last=bool(reason))
+        if not piece and not reason:
+            return
+        counts = {"num_input_tokens": len(self.prompt), "num_output_tokens": self.tokens - self.told}
+        self.told = self.tokens
+        tensors = [_string("text_output", piece), _string("finish_reason", reason)]
+        tensors += [pb_utils.Tensor(name, np.array([[count]], np.uint32)) for name, count in counts.items()]
+        self._send(pb_utils.InferenceResponse(tensors), bool(reason))
+
+    def fail(self, sentence: str, code: int) -> None:
+        """Sends an error as the last response."""
+        self._send(pb_utils.InferenceResponse(error=pb_utils.TritonError(sentence, code)), True)
+
+    def _send(self, response: Any, is_last: bool) -> None:
+        self.sender.send(response, pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if is_last else 0)
+
+
+class TritonPythonModel:
+    """Triton's interface: one process, one pipeline, one thread that steps it."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Loads the model."""
+        said = json.loads(args["model_config"])["parameters"]
+        parameters = {key: item["string_value"] for key, item in said.items()}
+        folder = Path(args["model_repository"], args["model_version"])
+        self._name = args["model_name"]
+        self._window = int(parameters["max_tokens"])
+        self._ends = {int(token) for token in json.loads(parameters["end_tokens"])}
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer.encode_special_tokens = False
+        template = folder / "chat_template.jinja"
+        tokens = json.loads(parameters["special_tokens"])
+        self._template = ChatTemplate(template.read_text("utf-8"), tokens) if template.exists() else None
+        cache = int(os.environ.get("GENERATOR_CACHE_TOKENS") or parameters["cache_tokens"])
+        # A request takes one block more than its tokens fill.
+        self._blocks = math.ceil(max(cache, self._window) / BLOCK) + 1
+        scheduler = genai.SchedulerConfig()
+        scheduler.num_kv_blocks = self._blocks
+        scheduler.max_num_batched_tokens = AT_ONCE
+        scheduler.enable_prefix_caching = False
+        settings = FP32 if parameters["precision"] == "fp32" else BF16
+        self._pipeline = genai.ContinuousBatchingPipeline(folder, scheduler, "CPU", settings)
+        self._numbers = itertools.count()
+        self._waiting: deque[Answer] = deque()
+        self._running: list[Answer] = []
+        self._busy = self._done = 0.0
+        """Seconds of work, and the tokens of prompts and answers that were finished in them."""
+        self._changed = threading.Condition()
+        self._ended = False
+        self._memory = Memory(self._name)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def execute(self, requests: Sequence[Any]) -> None:
+        """Lets requests wait for their turn, or refuses them."""
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                answer = self._read(request, sender)
+            except (RefusedError, TemplateFailureError) as error:
+                response = pb_utils.InferenceResponse(
+                    error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
+                )
+                sender.send(response, pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+                continue
+            with self._changed:
+                ahead = sum(one.size for one in self._waiting)
+                is_full = ahead + answer.size > WAITING * self._blocks * BLOCK
+                if not is_full:
+                    self._waiting.append(answer)
+                    self._changed.notify()
+            if is_full:
+                rate = self._rate
+                seconds = max(1, math.ceil(ahead / rate)) if rate else 1
+                answer.fail(
+                    f"{ahead} tokens are ahead of this call: try again in {seconds} s",
+                    pb_utils.TritonError.UNAVAILABLE,
+                )
+
+    def finalize(self) -> None:
+        """Ends the thread; answers under way end here."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify()
+        self._thread.join()
+
+    @property
+    def _rate(self) -> float:
+        """Tokens of prompts and answers a second; 0 until that has been seen."""
+        return self._done / self._busy if self._busy > MEASURED_SECONDS[0] else 0.0
+
+    def _read(self, request: Any, sender: Any) -> Answer:
+        inputs = _inputs(request)
+        if ("chat" in inputs) == ("text_input" in inputs):
+            raise RefusedError("a request has text_input or chat, one of them")
+        prompt = self._tokenizer.encode(self._prompt(inputs), add_special_tokens=False).ids
+        if not prompt:
+            raise RefusedError("the prompt has no tokens: send at least one character")
+        left = self._window - len(prompt)
+        if left < 1:
+            raise RefusedError(
+                f"the prompt has {len(prompt)} tokens, and {self._name} reads and writes {self._window}"
+            )
+        config = genai.GenerationConfig()
+        config.max_new_tokens = int(_number(inputs, "max_tokens", min(left, DEFAULT_TOKENS), 1, math.inf))
+        if config.max_new_tokens > left:
+            raise RefusedError(
+                f"the prompt has {len(prompt)} tokens and max_tokens is {config.max_new_tokens}, together over "
+                f"the {self._window} that {self._name} reads and writes"
+            )
+        # The pipeline takes an end token for one of the others, and has -1 where none is said.
+        config.stop_token_ids, config.eos_token_id = self._ends, min(self._ends)
+        temperature = _number(inputs, "temperature", 0, 0, 100)
+        top_p = _number(inputs, "top_p", 1, 0, 1)
+        if temperature > 0 and top_p > 0:
+            config.do_sample, config.temperature, config.top_p = True, temperature, top_p
+            config.rng_seed = int(_number(inputs, "seed", int.from_bytes(os.urandom(7), "little"), 0, 2**64 - 1))
+        for name in ("frequency_penalty", "presence_penalty"):
+            setattr(config, name, _number(inputs, name, 0, -2, 2))
+        stops = [word.decode("utf-8", "replace") for word in inputs.get("stop_words", [])]
+        if len(stops) > MOST_STOPS:
+            raise RefusedError(f"stop_words has {len(stops)} strings, over the {MOST_STOPS} that there may be")
+        is_stream = bool(inputs.get("stream", [False])[0])
+        text = TextStream(self._tokenizer, stops)
+        return Answer(sender, prompt, config, text, is_stream, deadline.of(request))
+
+    def _prompt(self, inputs: Mapping[str, list[Any]]) -> str:
+        name = "chat" if "chat" in inputs else "text_input"
+        try:
+            text = str(inputs[name][0].decode())
+            if name == "text_input":
+                return text
+            chat = json.loads(text)
+        except ValueError:
+            raise RefusedError(f"{name} is not {'UTF-8' if name == 'text_input' else 'JSON'}") from None
+        if self._template is None:
+            raise RefusedError(f"{self._name} has no chat template: send a prompt of your own, as a completion")
+        if not isinstance(chat, dict) or not isinstance(chat.get("messages"), list):
+            raise RefusedError("chat is no object that has messages")
+        return self._template.render(chat)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._waiting or self._running or self._ended):
+                    self._changed.wait()
+                if self._ended:
+                    break
+                self._let_in(time.monotonic())
+            if self._running:
+                self._step()
+            elif self._waiting:
+                time.sleep(LOOK)
+            self._memory.measure()
+        for answer in (*self._running, *self._waiting):
+            answer.fail("the model is being unloaded: try again", pb_utils.TritonError.UNAVAILABLE)
+
+    def _let_in(self, now: float) -> None:
+        """Has those that wait join the batch, in the order they came, while there is room for the next one."""
+        for answer in [one for one in self._waiting if one.is_given_up(now)]:
+            self._waiting.remove(answer)
+            answer.fail("nobody waits for the answer", pb_utils.TritonError.CANCELLED)
+        taken = sum(answer.blocks for answer in self._running)
+        while self._waiting and taken + self._waiting[0].blocks <= self._blocks:
+            answer = self._waiting.popleft()
+            taken += answer.blocks
+            ids = ov.Tensor(np.array([answer.prompt], np.int64))
+            try:
+                answer.handle = self._pipeline.add_request(next(self._numbers), ids, answer.config)
+            except Exception as error:  # what the pipeline does not take
+                answer.fail(f"the engine does not take this request: {error}", pb_utils.TritonError.INVALID_ARG)
+                continue
+            self._running.append(answer)
+
+    def _step(self) -> None:
+        """One token for each, or a piece of a prompt."""
+        started = time.monotonic()
+        try:
+            self._pipeline.step()
+        except Exception as error:  # the pipeline is lost, and Triton starts nothing again by itself
+            for answer in self._running:
+                answer.fail(f"the engine failed: {error}", pb_utils.TritonError.INTERNAL)
+            os._exit(1)
+        now = time.monotonic()
+        self._busy += now - started
+        for answer in list(self._running):
+            reason = self._taken(answer)
+            if not reason and answer.is_given_up(now):
+                answer.handle.cancel()
+                self._running.remove(answer)
+                answer.fail("nobody waits for the answer", pb_utils.TritonError.CANCELLED)
+                continue
+            if reason:
+                self._running.remove(answer)
+                self._done += len(answer.prompt) + answer.tokens
+            answer.respond(reason)
+        if self._busy > MEASURED_SECONDS[1]:
+            self._busy, self._done = self._busy / 2, self._done / 2
+
+    def _taken(self, answer: Answer) -> str:
+        """Takes what the pipeline has written for an answer; returns why it has ended, or ""."""
+        while answer.handle.can_read():
+            for output in answer.handle.read().values():
+                answer.tokens += answer.text.take(output.generated_ids)
+                if answer.text.stopped:
+                    answer.handle.stop()
+                    return "stop"
+                if output.finish_reason != genai.GenerationFinishReason.NONE:
+                    answer.text.end()
+                    ended = output.finish_reason == genai.GenerationFinishReason.LENGTH
+                    return "length" if ended and not answer.text.stopped else "stop"
+        return ""
+
+
+def _inputs(request: Any) -> dict[str, list[Any]]:
+    """The values of the inputs that a request has."""
+    return {tensor.name(): tensor.as_numpy().reshape(-1).tolist() for tensor in request.inputs()}
+
+
+def _number(inputs: Mapping[str, list[Any]], name: str, default: float, least: float, most: float) -> float:
+    """The number of an input; raises RefusedError where it is out of its range."""
+    value = inputs.get(name, [default])[0]
+    if not least <= value <= most:
+        upper = f" to {most}" if most < math.inf else ""
+        raise RefusedError(f"{name} must be from {least}{upper}, not {value}")
+    return float(value) if not isinstance(value, int) else value
+
+
+def _string(name: str, value: str) -> Any:
+    return pb_utils.Tensor(name, np.array([[value.encode()]], np.object_))
