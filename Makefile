@@ -56,7 +56,7 @@ pin: ## Write the digests of the images that come from outside into tools/deploy
 test bench bench-peers soak: RUNTIME := python
 
 test: build .venv/test.lock .venv/documents.lock .venv/chat.lock .venv/backfill.lock .venv-clients/clients.lock .venv-clients/package-lock.json ## Run the tests (ARGS="-k health" picks some)
-	$(VENV)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	$(VENV)/python -m pytest -n 2 $(ARGS)
 
 lint: .venv/test.lock ## Check style and types
 	$(VENV)/ruff check .

@@ -21,6 +21,8 @@ import psutil
 import pytest
 from hypothesis import settings
 from tritonclient.grpc import InferenceServerClient, InferInput
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from tools.access import HEADER, secret_file
 from tools.bench.server import PORTS, free_ports
@@ -38,14 +40,21 @@ SERVERLESS = [
     *("heads", "hostile_folders", "hostile_onnx", "imports", "inspect", "long_texts", "published"),
     *("refused_checkpoints", "rules", "sources", "variants", "vocabularies"),
 ]
-"""Modules that start no server: `make test` runs them in a process beside that of all others."""
+"""Modules that start no server."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keeps tests of servers in one process, after another: each may have the machine's memory and ports."""
-    for item in items:
-        if item.path.stem.removeprefix("test_") not in SERVERLESS:
-            item.add_marker(pytest.mark.xdist_group("servers"))
+class Scheduling(LoadScopeScheduling):
+    """Where `make test` runs what: tests of servers one after another in one process, the others beside them."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        module = Path(nodeid.partition("::")[0]).stem
+        return module if module.removeprefix("test_") in SERVERLESS else "servers"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
+    """For xdist, where it is told how many processes there are."""
+    return Scheduling(config, log)
 
 
 @dataclass
