@@ -10,7 +10,7 @@ import json
 import math
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -262,12 +262,23 @@ class Upstream:
         Triton has died, for which it is being ended: another one or the next takes its place. Computing a text
         again is safe.
         """
+        return await self._infer_again(name, texts, timeout, outputs, lambda e: has_gone(e) or is_dead_step(e))
+
+    async def _infer_again(
+        self,
+        name: str,
+        texts: Mapping[str, Sequence[bytes]],
+        timeout: float,
+        outputs: Sequence[str],
+        is_worth: Callable[[InferenceServerException], bool],
+    ) -> dict[str, npt.NDArray[Any]]:
+        """One v2 infer, sent once more where its error is worth it."""
         until = time.monotonic() + timeout
         try:
             return await self._infer(name, texts, timeout, outputs)
         except InferenceServerException as error:
             unloaded = self.residency is not None and is_missing(error)
-            if unloaded or not has_gone(error) or until - time.monotonic() < AGAIN_SECONDS:
+            if unloaded or not is_worth(error) or until - time.monotonic() < AGAIN_SECONDS:
                 raise
         await asyncio.sleep(AGAIN_SECONDS)
         return await self._infer(name, texts, until - time.monotonic(), outputs)
@@ -366,7 +377,10 @@ class Upstream:
         return probe.result()
 
     async def _probe(self, name: str) -> str | None:
-        """Sends one text, however long it takes; returns what Triton says instead of an answer."""
+        """Sends one text, however long it takes; returns what Triton says instead of an answer.
+
+        A dead process is what it looks for, so that is not asked again.
+        """
         try:
             if name not in self._models:
                 self._models[name] = await self._describe(name)
@@ -377,7 +391,7 @@ class Upstream:
                 async for _ in self.generate(name, PROBE, PROBE_SECONDS):
                     pass
             else:
-                await self.infer(name, PROBES[task], PROBE_SECONDS)
+                await self._infer_again(name, PROBES[task], PROBE_SECONDS, (), has_gone)
         except (InferenceServerException, BuildError) as error:
             self._failed.add(name)
             return self._cause(name, error)
@@ -462,8 +476,7 @@ def failure(error: Any) -> InferenceServerException:
 
 def has_gone(error: InferenceServerException) -> bool:
     """Whether a Triton went away, is about to, or says while it stops that it has no models any more."""
-    status = (error.status() or "").removeprefix("StatusCode.")
-    return status in ("UNAVAILABLE", "NOT_FOUND", "CANCELLED") or is_dead_step(error)
+    return (error.status() or "").removeprefix("StatusCode.") in ("UNAVAILABLE", "NOT_FOUND", "CANCELLED")
 
 
 def _named(prompts: dict[str, str]) -> dict[str, str]:
