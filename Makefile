@@ -113,8 +113,8 @@ TORCH = torch torchvision triton nvidia-cuda-cccl $(shell sed -n 's/^\(nvidia-[a
 lock: ## Resolve the dependencies of pyproject.toml anew (needs uv and npm)
 	uv pip compile $(RESOLVE) --no-header pyproject.toml -o serve.lock
 	uv pip compile $(RESOLVE) --no-header -c serve.lock pyproject.toml --group gpu -o gpu.lock
-	uv pip compile $(RESOLVE) --no-header -c serve.lock --group pyproject.toml:documents -o documents.lock
 	uv pip compile $(RESOLVE) --no-header -c serve.lock --group pyproject.toml:chat -o chat.lock
+	uv pip compile $(RESOLVE) --no-header -c test.lock --group pyproject.toml:documents -o documents.lock
 	uv pip compile $(RESOLVE) --no-header pyproject.toml --group test -o test.lock
 	uv pip compile $(RESOLVE) --no-header pyproject.toml --group bench -o bench.lock
 	uv pip compile $(RESOLVE) --no-header -c test.lock --group pyproject.toml:backfill -o backfill.lock
