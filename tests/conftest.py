@@ -35,6 +35,9 @@ TINY = REFERENCE / "tiny"
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
 
+# What a shell runs in its background ignores Ctrl-C, and so would all that is started here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 SERVERLESS = [
     *("accounts", "adapters", "build", "check", "contributing", "dequantised", "engine", "exported", "graphs"),
     *("heads", "hostile_folders", "hostile_onnx", "imports", "inspect", "long_texts", "published"),

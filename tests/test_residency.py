@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,6 @@ SECONDS = float(os.environ.get("RESIDENCY_SECONDS", "40"))
 """Of the load that changes its mind all the time."""
 
 MB = 10**6
-ROOM = 3.5 / 3
-"""For one family of those that fit, over what the first takes: there is for three and none for four."""
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +49,38 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@dataclass
+class Sizes:
+    """Bytes of families, as the gateway counts them."""
+
+    first: int
+    """Of the first, alone."""
+    three: int
+    """Of three together: less than thrice, since libraries' pages count the less the more processes have them."""
+    next: int
+    """Of one more, before its first load."""
+
+
 @pytest.fixture(scope="module")
-def family(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> int:
-    """Bytes for one: most of it are libraries, whose pages count the less the more processes have them."""
-    options = ["--repository", str(repository), "--preload", name(0)]
-    stack = Stack(tmp_path_factory.mktemp("alone"), options, {"ENCODER_PRECISION": "fp32"}).start()
-    took = models(stack)[name(0)]["bytes"]
-    assert stack.stop() == 0
-    return int(ROOM * took)
+def sizes(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Sizes:
+    found = []
+    for count in (1, 3):
+        folder = tmp_path_factory.mktemp("sizes")  # where it is kept what a family took
+        own = str(shutil.copytree(repository, folder / "repository"))
+        options = ["--repository", own, "--preload", *map(name, range(count))]
+        stack = Stack(folder / "stack", options, {"ENCODER_PRECISION": "fp32"}).start()
+        time.sleep(2.5)  # a process looks at itself once a second, and the gateway every other
+        listed = models(stack)
+        assert stack.stop() == 0
+        found.append(sum(listed[name(i)]["bytes"] for i in range(count)))
+    return Sizes(found[0], found[1], listed[name(3)]["bytes"])
+
+
+@pytest.fixture(scope="module")
+def family(sizes: Sizes) -> int:
+    """A third of what a third one has room in beside two, and a fourth one has none beside three."""
+    another = (sizes.three - sizes.first) // 2
+    return (sizes.three + sizes.next - another // 2) // 3
 
 
 def name(i: int) -> str:
@@ -152,8 +175,8 @@ def test_a_call_that_cannot_wait_is_told_when_to_come_again(three: Stack) -> Non
     assert "X-Load-Seconds" not in embed(three, name(4)).headers
 
 
-def test_one_that_can_never_fit(tmp_path: Path, repository: Path, family: int) -> None:
-    stack = served(tmp_path / "stack", repository, 1.4 * family, "--pin", name(0)).start()
+def test_one_that_can_never_fit(tmp_path: Path, repository: Path, sizes: Sizes) -> None:
+    stack = served(tmp_path / "stack", repository, 1.6 * sizes.first, "--pin", name(0)).start()
     try:
         answer = embed(stack, name(1))
         assert (answer.status, answer.json()["type"]) == (507, "too_big")
