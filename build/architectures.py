@@ -16,6 +16,7 @@ from build.graphs.decoder import (
     read_mistral,
     read_qwen2,
     read_qwen3,
+    read_qwen3_vl,
     write_decoder,
 )
 from build.graphs.dimensions import Dimensions
@@ -160,6 +161,8 @@ class Architecture:
     """Whether words are weighed by `sparse.LINEAR` where no head of a language model does it."""
     weighs: str = ""
     """What the names of a classifier of tokens start with, where it is that which weighs words."""
+    text: str = ""
+    """The key of `config.json` that is of the half that reads text, where another half is left out."""
     static: bool = False
     """Whether tensors say its sizes, and a token's vector does not depend on other tokens."""
     packed: bool = True
@@ -481,6 +484,20 @@ ARCHITECTURES = {
                 "Qwen3ForSequenceClassification": Reranker(last_token_logit, QWEN3_RERANKER, is_worded=True),
             },
             own_code=frozenset({"modeling_qwen3_bidirectional"}),
+        ),
+        Architecture(
+            "qwen3_vl",
+            read_qwen3_vl,
+            write_decoder,
+            fixtures=("qwen3-vl-reranker",),
+            prefixes=("model.language_model.",),
+            text="text_config",
+            # What stands in a text for a picture or a video, and what those are seen by.
+            harmless=(
+                *("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"),
+                "vision_config",
+            ),
+            unused=(*BUFFERS, *LANGUAGE_HEADS, "model.visual.*"),
         ),
         Architecture(
             "roberta",

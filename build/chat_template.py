@@ -16,7 +16,7 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from build.checkpoint import CHAT_TEMPLATE, Checkpoint
+from build.checkpoint import CHAT_TEMPLATE, CHAT_TEMPLATES, Checkpoint
 from build.errors import BuildError
 from build.files import is_listed, own_file
 from build.settings import Settings
@@ -55,11 +55,12 @@ class _Template:
     """A checkpoint's template, and what is given to it besides two texts."""
 
     def __init__(self, checkpoint: Checkpoint, message: Settings) -> None:
-        self.place, source = _source(checkpoint)
+        arguments = _arguments(checkpoint)
+        self.place, source = _source(checkpoint, arguments.pop("chat_template", None))
         message.require("format", "flat", "structured")
         self._is_flat = message.word("format") == "flat"
         self._given: dict[str, Any] = {**_special_tokens(checkpoint), "tools": None, "documents": None}
-        self._given |= {"add_generation_prompt": False, **_arguments(checkpoint)}
+        self._given |= {"add_generation_prompt": False, **arguments}
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
         )
@@ -125,9 +126,13 @@ def _texts(texts: Mapping[str, str]) -> tuple[str, str]:
     return texts["query"], texts["passage"]
 
 
-def _source(checkpoint: Checkpoint) -> tuple[str, str]:
-    """Where the template is, and the template; a file of its own goes before a key."""
+def _source(checkpoint: Checkpoint, name: Any) -> tuple[str, str]:
+    """Where the template of this name is, and the template; None is the one without, of a file before a key."""
     path = checkpoint.transformer / CHAT_TEMPLATE
+    if name is not None:
+        path = checkpoint.transformer / CHAT_TEMPLATES / f"{name}.jinja"
+        if path.parent.name != CHAT_TEMPLATES or not is_listed(path):
+            raise BuildError(f"{checkpoint.transformer} is asked in the words of {name!r}, but has no {path.name}")
     if is_listed(path):
         content = own_file(path, checkpoint.folder).read_bytes()
         if len(content) > LARGEST:

@@ -41,7 +41,7 @@ from huggingface_hub.file_download import http_get, repo_folder_name
 from huggingface_hub.utils import build_hf_headers
 
 from build.catalog import Hub
-from build.checkpoint import CHAT_TEMPLATE, METADATA, MODULES, PROMPTS, STATIC, WINDOWS, Checkpoint
+from build.checkpoint import CHAT_TEMPLATE, CHAT_TEMPLATES, METADATA, MODULES, PROMPTS, STATIC, WINDOWS, Checkpoint
 from build.errors import BuildError
 from build.files import PREPROCESSOR, SHARDS, WEIGHTS, git_digest, git_hash, sha256
 from build.onnx_file import data_files, parse_onnx
@@ -99,6 +99,7 @@ def _describing(source: Hub) -> dict[str, Path]:
     )
     beside += HEADS
     optional = [posixpath.join(inner, name) for name in beside]
+    optional += sorted(name for name in there if posixpath.dirname(name) == posixpath.join(inner, CHAT_TEMPLATES))
     optional += [PROMPTS, *(posixpath.join(module.path, "config.json") for module in modules)]
     for name in dict.fromkeys([*wanted, *(name for name in optional if name in there)]):
         paths[name] = _bring(source, name)

@@ -48,7 +48,10 @@ ONNX_RUNNER_STEP = SOURCES / "steps" / "onnx_runner.py"
 TORCH_RUNNER_STEP = SOURCES / "steps" / "torch_runner.py"
 TORCH = (SOURCES / "steps" / "torch_graph.py", SOURCES / "steps" / "packed_encoder.py")
 
-LANGUAGE_MODELS = tuple(f"{kind}ForCausalLM" for kind in ("Llama", "Mistral", "Qwen2", "Qwen3"))
+LANGUAGE_MODELS = (
+    *(f"{kind}ForCausalLM" for kind in ("Llama", "Mistral", "Qwen2", "Qwen3")),
+    "Qwen3VLForConditionalGeneration",
+)
 """Classes that LogitScore may follow."""
 
 ENDS = ("prefix", "suffix")
@@ -140,7 +143,10 @@ def written_models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) 
             choice = f"choose {' or '.join(encoder.adapters)}" if encoder.adapters else "leave --adapter out"
             raise BuildError(f"{entry.name} has no adapter {entry.adapter!r}: {choice}")
         encoder = replace(encoder, adapter=entry.adapter)
-    checkpoint.config.skip((*HARMLESS, *architecture.harmless))
+    inner = checkpoint.config.inner(architecture.text) if architecture.text else None
+    for said in (checkpoint.config, inner):
+        if said is not None:
+            said.skip((*HARMLESS, *architecture.harmless))
     weights = checkpoint.weights(checkpoint.transformer, architecture.prefixes, architecture.unused, quantised)
     if isinstance(encoder, Static):
         encoder = measured(encoder, checkpoint, weights)
@@ -171,6 +177,9 @@ def written_models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) 
     if quantised is not None:
         facts["dequantised"] = quantised.name
         print(f"{entry.name}: {dequantised(quantised, target.precision)}", flush=True)
+    if architecture.text:
+        facts["left_out"] = "pictures and videos"
+        print(f"{entry.name}: its half that sees pictures and videos is left out; it reads texts", flush=True)
     family = family_of(entry, checkpoint, target, encoder, facts, longest)
     encoder = replace(encoder, longest=family.max_tokens)
     states = graph(repository.encoder(family), target, lambda g: architecture.write(g, encoder, weights))
@@ -560,7 +569,7 @@ def reranker_of(checkpoint: Checkpoint) -> Reranker:
         known = [name for one in ARCHITECTURES.values() for name in one.rerankers]
         raise BuildError(
             f"{checkpoint.config.path} is of {checkpoint.architecture or 'no class'}; scores are written for "
-            f"{', '.join(known)}"
+            f"{', '.join(known)}, and with the modules Transformer and LogitScore for {', '.join(LANGUAGE_MODELS)}"
         )
     return reranker
 

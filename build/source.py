@@ -14,7 +14,7 @@ from pathlib import Path
 
 from build import hub
 from build.catalog import CatalogEntry, Hub, Wheel
-from build.checkpoint import CHAT_TEMPLATE, METADATA, SPLADE, Checkpoint
+from build.checkpoint import METADATA, SPLADE, Checkpoint
 from build.errors import BuildError
 from build.files import gguf_file, is_listed, own_file, sha256
 from build.graphs.colbert import LINEAR
@@ -104,8 +104,8 @@ def task_of(checkpoint: Checkpoint) -> str:
     return "rerank"
 
 
-SUFFIXES = (".gguf", ".json", ".safetensors")
-OTHER_SETTINGS = (METADATA, CHAT_TEMPLATE, *VOCABULARIES.values())
+SUFFIXES = (".gguf", ".jinja", ".json", ".safetensors")
+OTHER_SETTINGS = (METADATA, *VOCABULARIES.values())
 """Names of files that a build reads, beside all of these suffixes."""
 
 

@@ -235,18 +235,26 @@ def _check_window(checkpoint: Checkpoint) -> None:
     if window is None:
         return
     if any(module.kind == "LogitScore" for module in checkpoint.modules):
-        window.require("transformer_task", "text-generation")
+        is_mixed = checkpoint.architecture.endswith("ForConditionalGeneration")  # of texts and pictures
+        window.require("transformer_task", "any-to-any" if is_mixed else "text-generation")
         window.require("module_output_name", "causal_logits")
     else:
         window.require("transformer_task", "feature-extraction", "sequence-classification", "fill-mask")
         window.require("module_output_name", "token_embeddings", "scores")
     if checkpoint.chat is None:
+        modalities = window.find("modality_config")
+        if isinstance(modalities, dict) and "message" in modalities:
+            raise BuildError(
+                f"{window.path} has modality_config.message: its texts are read in the words of a chat's "
+                "template, which is written for rerankers only"
+            )
         window.require("modality_config", *({"text": output} for output in OUTPUTS))
         window.require("processing_kwargs", {}, False)
     else:  # whose arguments its template reads
         modality, processing = window.inner("modality_config"), window.inner("processing_kwargs")
         if modality is not None:
             modality.require("text", *OUTPUTS)
+            modality.skip(["image", "video"])  # which are not served
         if processing is not None:
             processing.skip(["chat_template"])
         for name, value in OUTPUTS[1].items():

@@ -60,6 +60,18 @@ def rope_of_4(values: dict[str, Any]) -> None:
     values["rope_scaling"] = None
 
 
+def rope_scaling_of_4(values: dict[str, Any]) -> None:
+    """As Qwen3-VL is published."""
+    text = values["text_config"]
+    said = text.pop("rope_parameters")
+    text |= {"rope_theta": said.pop("rope_theta"), "rope_scaling": said, "tie_word_embeddings": True}
+
+
+def rope_of_one_axis(values: dict[str, Any]) -> None:
+    for key in ("mrope_section", "mrope_interleaved"):
+        del values["text_config"]["rope_parameters"][key]
+
+
 def ropes_of_4(values: dict[str, Any]) -> None:
     said = values.pop("rope_parameters")
     values["rope_theta"] = said["full_attention"]["rope_theta"]
@@ -152,6 +164,14 @@ def own_folder(folder: Path) -> None:
     edit(folder / "modules.json", lambda modules: modules[0].update(path="0_Transformer"))
 
 
+def own_head(folder: Path) -> None:
+    """As Qwen3-VL-Reranker-8B has one beside its words, here of the same values."""
+    weights = load_file(folder / "model.safetensors")
+    words = weights["model.language_model.embed_tokens.weight"]
+    save_file(weights | {"lm_head.weight": words}, folder / "model.safetensors")
+    edit(folder / "config.json", lambda values: values.update(tie_word_embeddings=False))
+
+
 def prefixed(prefix: str) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         weights = load_file(folder / "model.safetensors")
@@ -175,6 +195,9 @@ def no_prompts(folder: Path) -> None:
 OLDER: dict[str, tuple[str, Callable[[Path], None]]] = {
     "rotary positions of one kind, qwen3": ("qwen3-embedding", in_config(rope_of_4)),
     "rotary positions of one kind, nomic": ("nomic-bert", in_config(rope_of_4)),
+    "rotary positions as of 4, qwen3-vl": ("qwen3-vl-reranker", in_config(rope_scaling_of_4)),
+    "a head of its own": ("qwen3-vl-reranker", own_head),
+    "rotary positions on one axis": ("qwen3-vl-reranker", in_config(rope_of_one_axis)),
     "rotary positions of two kinds": ("gemma3", in_config(ropes_of_4)),
     "rotary positions and layers of modernbert": ("modernbert", in_config(modernberts_of_4)),
     "nomic's own names": ("nomic-bert", in_config(nomics_own)),

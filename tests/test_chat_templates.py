@@ -105,6 +105,12 @@ REFUSED: dict[str, tuple[str, str, Change, str]] = {
         lambda text: text.replace('"add_generation_prompt": true', '"max_length": 8'),
         "has processing_kwargs.chat_template.max_length",
     ),
+    "a template by another's name": (
+        "told",
+        "sentence_bert_config.json",
+        lambda text: text.replace('"add_generation_prompt": true', '"chat_template": "../chat_template"'),
+        r"is asked in the words of '\.\./chat_template', but has no chat_template\.jinja",
+    ),
     "arguments of the tokenizer": (
         "told",
         "sentence_bert_config.json",
@@ -122,6 +128,14 @@ def test_other_templates_are_refused_by_name(case: str, tmp_path: Path) -> None:
     file.write_text(change(file.read_text()))
     with pytest.raises(BuildError, match=words):
         models_of(describe(folder, name), Checkpoint(folder), Target())
+
+
+def test_a_build_says_what_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert make.main([str(TINY / "qwen3-vl-reranker"), "--repository", str(tmp_path)]) == 0
+    said = "qwen3-vl-reranker: its half that sees pictures and videos is left out; it reads texts\n"
+    assert said in capsys.readouterr().out
+    record = json.loads((tmp_path / "qwen3-vl-reranker" / "build.json").read_text())
+    assert record["facts"]["left_out"] == "pictures and videos"
 
 
 def test_a_template_is_asked_for(tmp_path: Path) -> None:

@@ -263,11 +263,12 @@ def test_rerank_through_the_gateway(families: Precision, name: str) -> None:
     assert answer["model"] == name
 
 
-def test_an_instruction_of_ones_own(families: Precision) -> None:
-    """It stands before the query where there is none by default."""
+@pytest.mark.parametrize("name", ["mxbai-reranker", "qwen3-vl-reranker"])
+def test_an_instruction_of_ones_own(families: Precision, name: str) -> None:
+    """It stands before the query where there is none by default, or in the place of the checkpoint's."""
     instruction = ["Find the answer?"] * len(QUERIES)
-    answer = families.stack.infer("mxbai-reranker", query=QUERIES, passage=PASSAGES, instruction=instruction)
-    reference = 1 / (1 + np.exp(-expected("mxbai-reranker")["instructed"]))
+    answer = families.stack.infer(name, query=QUERIES, passage=PASSAGES, instruction=instruction)
+    reference = 1 / (1 + np.exp(-expected(name)["instructed"]))
     tolerance = {0.99999: 1e-4, 0.999: 5e-2}[families.minimum_cosine]
     np.testing.assert_allclose(answer["score"][:, 0], reference, atol=tolerance)
 

@@ -42,7 +42,7 @@ REFUSED = {
 
 UNQUOTED = {
     *("StaticEmbedding", "camembert", "deberta-v2", "gte", "jina_embeddings_v3", "llama", "llama_bidirec"),
-    *("model2vec", "t5"),
+    *("model2vec", "qwen3_vl", "t5"),
 }
 """Types of which no copy of an embedding model's files was found."""
 OTHER_NAMES = {"jina_bert", "xlm_roberta_flash"}

@@ -31,6 +31,10 @@ def each(*changes: Change) -> Change:
     return lambda folder: [change(folder) for change in changes]
 
 
+def in_text(**values: Any) -> Change:
+    return lambda folder: edit(folder / CONFIG, lambda content: content["text_config"].update(values))
+
+
 def module(kind: str, library: str = "sentence_transformers.models") -> Change:
     """One more entry at the end of modules.json."""
 
@@ -546,6 +550,41 @@ CASES: Mapping[str, tuple[str, Change, str]] = {
         "bert-cross-encoder",
         said(CONFIG, architectures=["ElectraForSequenceClassification"]),
         "is of ElectraForSequenceClassification; scores are written for",
+    ),
+    "a language model that sees": (
+        "qwen3-vl-reranker",
+        each(lambda folder: (folder / "modules.json").unlink(), lambda folder: (folder / WINDOW).unlink()),
+        "is of Qwen3VLForConditionalGeneration; scores are written for .* Transformer and LogitScore for",
+    ),
+    "another half that reads": (
+        "qwen3-vl-reranker",
+        in_text(model_type="qwen3_vl_moe_text"),
+        r'text_config\.model_type = "qwen3_vl_moe_text"; the graph is written for "qwen3_vl_text"',
+    ),
+    "a key of the half that reads": (
+        "qwen3-vl-reranker",
+        in_text(use_sliding_window=True),
+        r"text_config\.use_sliding_window = true, which is not read",
+    ),
+    "a head that is tied by half": (
+        "qwen3-vl-reranker",
+        in_text(tie_word_embeddings=False),
+        r"text_config\.tie_word_embeddings = false; the graph is written for true",
+    ),
+    "a template that is not there": (
+        "qwen3-vl-reranker",
+        lambda folder: shutil.rmtree(folder / "additional_chat_templates"),
+        r"is asked in the words of 'reranker', but has no reranker\.jinja",
+    ),
+    "texts in the words of a chat": (
+        "qwen3-embedding",
+        said(WINDOW, modality_config={"message": {"format": "structured"}}),
+        r"has modality_config\.message: its texts are read in the words of a chat's template",
+    ),
+    "a task for text alone": (
+        "qwen3-vl-reranker",
+        said(WINDOW, transformer_task="text-generation"),
+        'transformer_task = "text-generation"; the graph is written for "any-to-any"',
     ),
 }
 

@@ -383,9 +383,9 @@ def test_a_vocabulary_is_brought_where_there_is_no_tokenizer(machine: Machine) -
     assert tokenizer.encode("[UNK]").tokens == ["[SEP]", "[UNK]", "[SEP]"]
 
 
-@pytest.mark.parametrize("name", ["static", "model2vec"])
-def test_static_embeddings_are_built_like_their_folder(machine: Machine, name: str) -> None:
-    """Without a `config.json`, or with modules in the folder that they stand in."""
+@pytest.mark.parametrize("name", ["static", "model2vec", "qwen3-vl-reranker"])
+def test_other_layouts_are_built_like_their_folder(machine: Machine, name: str) -> None:
+    """Without a `config.json`, with modules in the folder that they stand in, or with a folder of templates."""
     folder = shutil.copytree(REFERENCE / "tiny" / name, machine.folder / "tiny-qwen3")
     machine.hub.files = {
         str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()

@@ -20,10 +20,11 @@ NAMES = sorted(name for one in ARCHITECTURES.values() for name in one.fixtures)
 
 
 def is_reranker(name: str) -> bool:
-    """Of what its own files say: it was saved from a class that has a head, and nothing pools behind it."""
+    """Of what its own files say: a module scores, or it has a head by its class, and nothing pools behind it."""
     checkpoint = Checkpoint(TINY / name)
     heads = [reranker for one in ARCHITECTURES.values() for reranker in one.rerankers]
-    return checkpoint.architecture in heads and "Pooling" not in [module.kind for module in checkpoint.modules]
+    kinds = [module.kind for module in checkpoint.modules]
+    return "LogitScore" in kinds or (checkpoint.architecture in heads and "Pooling" not in kinds)
 
 
 STATIC = [name for one in ARCHITECTURES.values() if one.static for name in one.fixtures]

@@ -6,7 +6,8 @@ Output  last_hidden_state FP32 [T, H] after the final norm, zeros in slots witho
 Llama (Touvron et al., 2023, arXiv:2302.13971) has RMSNorm before each block, rotary positions and SwiGLU. Mistral
 (Jiang et al., 2023, arXiv:2310.06825) adds a window, Qwen2 (Qwen Team, 2024, arXiv:2407.10671) biases of queries,
 keys and values, Qwen3 (Qwen Team, 2025, arXiv:2505.09388) norms of the first two. Several queries share keys.
-voyage-4-nano is a Qwen3 whose every token sees the whole text, with a matrix behind the final norm.
+voyage-4-nano is a Qwen3 whose every token sees the whole text, with a matrix behind the final norm. Of Qwen3-VL
+(Qwen Team, 2025, arXiv:2511.21631) the half that reads text is a Qwen3.
 """
 
 from __future__ import annotations
@@ -123,6 +124,20 @@ def read_qwen3(config: Settings) -> Decoder:
     return replace(read, is_causal=False, has_linear=True, hidden_size=config.integer("num_labels"))
 
 
+def read_qwen3_vl(config: Settings) -> Decoder:
+    """Of Qwen3-VL's the half for text; whether its head is its table of words is said of the whole."""
+    text = config.inner("text_config") or Settings(config.path, {}, "text_config.")
+    text.require("model_type", "qwen3_vl_text")
+    text.require("attention_bias", False)
+    tied = config.flag("tie_word_embeddings", default=False)
+    text.require("tie_word_embeddings", tied)
+    # Which of a head's pairs turn by time, by height and by width: a text's places are the same on all three.
+    if (said := text.inner("rope_parameters", "rope_scaling")) is not None:
+        said.skip(["mrope_section", "mrope_interleaved"])
+    read = _read_qwen(text, positions=128000, width=128, theta=500_000.0, has_norms=True)
+    return replace(read, tied=tied)
+
+
 def _windows(config: Settings) -> list[int | None]:
     """Qwen's, of layers from one on or by their types."""
     layers = config.integer("num_hidden_layers", default=LAYERS)
@@ -145,6 +160,7 @@ def _read(
     inner: int,
     groups: int | None = None,
     width: int | None = None,
+    theta: float = 10_000.0,
     windows: Iterable[int | None] = repeat(None),
     has_biases: bool = False,
     has_norms: bool = False,
@@ -173,7 +189,7 @@ def _read(
         width=width,
         inner=config.integer("intermediate_size", default=inner),
         epsilon=config.number("rms_norm_eps", default=1e-6),
-        rotation=rotation(config, width, positions, 10_000.0),
+        rotation=rotation(config, width, positions, theta),
         has_biases=has_biases,
         has_norms=has_norms,
     )

@@ -78,6 +78,7 @@ CROSS_ENCODERS = (
     "modernbert-reranker",
     "mpnet-cross-encoder",
     "new-reranker",
+    "qwen3-vl-reranker",
     "roberta-cross-encoder",
 )
 TEXTS = [" ", "\n\t\r\n", "\u00a0\u3000", "\0", "\u200b\u200d\ufeff", "\ue000\uf8ff", "\u0301\u0301", "\u2028"]

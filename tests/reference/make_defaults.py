@@ -34,6 +34,7 @@ CONFIGURATIONS = {
     "nomic_bert": transformers.NomicBertConfig,
     "qwen2": transformers.Qwen2Config,
     "qwen3": transformers.Qwen3Config,
+    "qwen3_vl": transformers.Qwen3VLConfig,
     "roberta": transformers.RobertaConfig,
     "t5": transformers.T5Config,
     "xlm-roberta": transformers.XLMRobertaConfig,

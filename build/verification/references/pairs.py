@@ -43,7 +43,7 @@ def scorer(checkpoint: str, max_tokens: int) -> Scorer:
         return _asked(checkpoint, kind, max_tokens)
     if kind.endswith("ForSequenceClassification"):
         check_class(checkpoint, "AutoModelForSequenceClassification")
-    elif not kind.endswith("ForCausalLM"):
+    elif not kind.endswith(("ForCausalLM", "VLForConditionalGeneration")):
         raise BuildError(f"the reference {checkpoint} is of {kind or 'no class'}, which gives no score of a pair")
     return _cross_encoder(checkpoint)
 

@@ -74,6 +74,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer, SparseEncoder
 from sentence_transformers.base.modules import Dense, Transformer
+from sentence_transformers.cross_encoder.modules import LogitScore
 from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, StaticEmbedding
 from sentence_transformers.sparse_encoder.modules import SpladePooling
@@ -1293,6 +1294,97 @@ def qwen3_classifier(name: str) -> None:
     qwen_reranker(name, randomise(model, 24).to(torch.bfloat16), words)
 
 
+VL_PROMPT = "Retrieve text relevant to the user's query."
+VL_ASKED = """\
+{%- macro text(role) -%}
+    {%- for message in messages if message.role == role -%}
+        {%- for part in message.content -%}
+            {{- "<|vision_start|><|image_pad|><|vision_end|>" if part.type == "image" else part.text -}}
+        {%- endfor -%}
+    {%- endfor -%}
+{%- endmacro -%}
+{{- PREFIX + "<Instruct>: " + text("system") + "<Query>:" + text("query") + "\\n<Document>:" + text("document") -}}
+{{- "<|im_end|>\\n" -}}
+{%- if add_generation_prompt -%}
+    {{- "<|im_start|>assistant\\n" -}}
+{%- endif -%}
+""".replace("PREFIX", json.dumps(PREFIX))
+"""The words that Qwen3-VL-Reranker is asked in, of content in parts."""
+VL_CHAT = "{% for message in messages %}{{ message.role }}{% endfor %}"
+"""What else it may be asked: for a pair it is not."""
+
+
+def load_qwen3_vl(folder: str, **options: Any) -> CrossEncoder:
+    """Without the processor of pictures, which needs torchvision; texts it gives to this tokenizer."""
+    with tempfile.TemporaryDirectory() as words:
+        hf.AutoTokenizer.from_pretrained(folder).save_pretrained(words)
+        said = json.loads(Path(folder, "sentence_bert_config.json").read_text())
+        said |= {"tokenizer_name_or_path": words, "model_kwargs": options["model_kwargs"]}
+        model = Transformer(folder, **said)
+    library = json.loads(Path(folder, "config_sentence_transformers.json").read_text())
+    score = LogitScore.load(folder, subfolder="1_LogitScore")
+    named = {name: library[name] for name in ("prompts", "default_prompt_name")}
+    return CrossEncoder(modules=[model, score], device=options["device"], **named)
+
+
+def qwen3_vl_reranker(name: str) -> None:
+    """As Qwen3-VL-Reranker is published: a whole Qwen3-VL, and files that say that its answer is a score."""
+    folder = HERE / name
+    shutil.rmtree(folder, ignore_errors=True)
+    words = qwen(RERANKER_WINDOW)
+    words.chat_template = {"default": VL_CHAT, "reranker": VL_ASKED}
+    text = {key: value for key, value in qwen3_sizes(words).items() if key != "tie_word_embeddings"}
+    text |= {"max_position_embeddings": RERANKER_WINDOW}
+    text["rope_parameters"] = {"rope_type": "default", "rope_theta": 5e6, "mrope_interleaved": True}
+    text["rope_parameters"]["mrope_section"] = [4, 2, 2]
+    vision: dict[str, Any] = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "out_hidden_size": HIDDEN}
+    vision |= {"num_heads": 2, "patch_size": 4, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
+    config = hf.Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True)
+    save(folder, randomise(hf.Qwen3VLForConditionalGeneration(config), 47), words)
+    yes, no = words.convert_tokens_to_ids(["yes", "no"])
+    output = {"method": "forward", "method_output_name": "logits"}
+    modules = {"": "base.modules.transformer.Transformer"}
+    modules |= {"1_LogitScore": "cross_encoder.modules.logit_score.LogitScore"}
+    files: dict[str, Any] = {
+        "modules.json": [
+            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.{kind}"}
+            for i, (path, kind) in enumerate(modules.items())
+        ],
+        "config_sentence_transformers.json": {
+            **{"model_type": "CrossEncoder", "activation_fn": "torch.nn.modules.activation.Sigmoid"},
+            **{"prompts": {"query": VL_PROMPT}, "default_prompt_name": "query"},
+        },
+        "sentence_bert_config.json": {
+            "transformer_task": "any-to-any",
+            "modality_config": {
+                **dict.fromkeys(("text", "image", "video"), output),
+                "message": output | {"format": "structured"},
+            },
+            "module_output_name": "causal_logits",
+            "unpad_inputs": False,
+            "processing_kwargs": {"chat_template": {"chat_template": "reranker", "add_generation_prompt": True}},
+        },
+        "1_LogitScore/config.json": {"true_token_id": yes, "false_token_id": no},
+    }
+    (folder / "1_LogitScore").mkdir()
+    for path, content in files.items():
+        (folder / path).write_text(json.dumps(content, indent=2) + "\n")
+    model = load_qwen3_vl(str(folder), **LOAD)
+    plain: dict[str, Any] = {"activation_fn": torch.nn.Identity()}
+    ways = {"logits": plain, "scores": {}, "instructed": plain | {"prompt": "Find the answer?"}}
+    fed = [model.preprocess([pair], prompt=VL_PROMPT)["input_ids"][0].tolist() for pair in PAIRS]
+    arrays: Arrays = {"token_ids": flat(fed), "token_counts": flat([len(ids)] for ids in fed)}
+    arrays |= {
+        key: np.concatenate([model.predict([pair], **options) for pair in PAIRS]) for key, options in ways.items()
+    }
+    model.tokenizer.model_max_length = 2**20
+    whole = [model.preprocess([pair], prompt=VL_PROMPT)["input_ids"][0] for pair in PAIRS]
+    arrays["truncated"] = np.asarray([len(ids) > RERANKER_WINDOW for ids in whole])
+    short = load_qwen3_vl(str(folder), **BF16)
+    scores = np.concatenate([short.predict([pair]) for pair in PAIRS])
+    write_expected(name, arrays, largest_difference(scores, arrays["scores"]))
+
+
 VOYAGE: dict[str, Any] = {
     "architectures": ["Qwen3ForCausalLM"],
     "auto_map": {"AutoModel": "modeling_qwen3_bidirectional.Qwen3BidirectionalModel"},
@@ -1816,6 +1908,7 @@ LOADERS: dict[str, Callable[..., Any]] = {
     "new": partial(load_new, kind=SentenceTransformer),
     "new-reranker": partial(load_new, kind=CrossEncoder),
     "nomic-bert-moe": load_nomic_moe,
+    "qwen3-vl-reranker": load_qwen3_vl,
     "voyage": load_voyage,
 }
 """What loads a checkpoint that sentence-transformers cannot."""
@@ -1867,6 +1960,7 @@ MAKERS: dict[str, Callable[[str], None]] = {
     "qwen3-classifier": qwen3_classifier,
     "qwen3-embedding": qwen3_embedding,
     "qwen3-reranker": qwen3_reranker,
+    "qwen3-vl-reranker": qwen3_vl_reranker,
     "pylate-colbert": pylate_colbert,
     "roberta": roberta,
     "roberta-cross-encoder": roberta_pairs,
