@@ -47,12 +47,12 @@ def at(folder: Path, place: str) -> Path:
     return folder
 
 
-def embeddings(repository: Path, name: str, ids: list[list[int]]) -> Array:
+def embeddings(repository: Path, name: str, ids: list[list[int]], runtime: str = "python") -> Array:
     """Of every text, in one batch."""
     width = max(map(len, ids))
     rows = np.array([row + [-1] * (width - len(row)) for row in ids], np.int32)
-    (feed,) = feeds("python", [rows])
-    return answer(repository, name, "python", OnnxRuntime, feed)["embeddings"]
+    (feed,) = feeds(runtime, [rows])
+    return answer(repository, name, runtime, OnnxRuntime, feed)["embeddings"]
 
 
 def token_vectors(name: str) -> list[Array]:
@@ -126,7 +126,7 @@ def test_weights_too_are_pooled_on_request(tmp_path: Path, capsys: pytest.Captur
     assert "has no modules.json" in message
     assert "with --pooling mean, cls or last, and --normalise for unit length" in message
     build(folder, tmp_path / "repository", "--pooling", "cls", "--normalise", "--runtime", "onnxruntime")
-    vectors = embeddings(tmp_path / "repository", "bert-cls", token_ids("bert-cls"))
+    vectors = embeddings(tmp_path / "repository", "bert-cls", token_ids("bert-cls"), "onnxruntime")
     assert cosines(vectors, expected("bert-cls")["embeddings"]).min() >= 0.99999
 
 

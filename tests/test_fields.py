@@ -395,7 +395,7 @@ ELSEWHERE = [
     ("GET", "/tokenize", 405, {"error", "error_type"}),
     ("GET", "/api/embed", 405, {"error"}),
     ("GET", "/embed", 405, {"error", "type"}),
-    ("POST", "/v1/chat/completions", 404, {"error"}),
+    ("POST", "/v1/responses", 404, {"error"}),
     ("POST", "/v2/chat", 404, {"message", "detail"}),
     ("POST", "/api/generate", 404, {"error"}),
     ("GET", "/v1/models/none", 404, {"error"}),

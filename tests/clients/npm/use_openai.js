@@ -20,7 +20,7 @@ await assert.rejects(client.embeddings.create({ model: "minilm", input: ["a", ""
   return true;
 });
 await assert.rejects(client.embeddings.create({ model: "none", input: "a" }), OpenAI.NotFoundError);
-await assert.rejects(client.chat.completions.create({ model: "minilm", messages: [] }), (error) => {
+await assert.rejects(client.images.generate({ prompt: "a" }), (error) => {
   assert.equal(error.code, "not_found");
   return true;
 });
