@@ -56,31 +56,29 @@ class Sizes:
     first: int
     """Of the first, alone."""
     three: int
-    """Of three together: less than thrice, since libraries' pages count the less the more processes have them."""
+    """Of three that came one after another: libraries' pages count the less the more processes have them."""
     next: int
     """Of one more, before its first load."""
 
 
 @pytest.fixture(scope="module")
 def sizes(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Sizes:
-    found = []
-    for count in (1, 3):
-        folder = tmp_path_factory.mktemp("sizes")  # where it is kept what a family took
-        own = str(shutil.copytree(repository, folder / "repository"))
-        options = ["--repository", own, "--preload", *map(name, range(count))]
-        stack = Stack(folder / "stack", options, {"ENCODER_PRECISION": "fp32"}).start()
-        time.sleep(2.5)  # a process looks at itself once a second, and the gateway every other
-        listed = models(stack)
-        assert stack.stop() == 0
-        found.append(sum(listed[name(i)]["bytes"] for i in range(count)))
-    return Sizes(found[0], found[1], listed[name(3)]["bytes"])
+    folder = tmp_path_factory.mktemp("sizes")
+    own = Path(shutil.copytree(repository, folder / "repository"))  # where it is kept what a family took
+    stack = served(folder / "stack", own, 10**10, "--preload", name(0)).start()
+    first = models(stack)[name(0)]["bytes"]
+    for i in (1, 2):
+        embed(stack, name(i))
+    time.sleep(2.5)  # a process looks at itself once a second, and the gateway every other
+    listed = models(stack)
+    assert stack.stop() == 0
+    return Sizes(first, sum(listed[name(i)]["bytes"] for i in range(3)), listed[name(3)]["bytes"])
 
 
 @pytest.fixture(scope="module")
 def family(sizes: Sizes) -> int:
-    """A third of what a third one has room in beside two, and a fourth one has none beside three."""
-    another = (sizes.three - sizes.first) // 2
-    return (sizes.three + sizes.next - another // 2) // 3
+    """A third of the memory that three have room in, and a fourth one has none beside them."""
+    return (sizes.three + sizes.next // 2) // 3
 
 
 def name(i: int) -> str:
