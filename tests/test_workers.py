@@ -214,8 +214,9 @@ def test_sigterm_answers_what_is_under_way(tmp_path: Path, reference: Reference)
     processes = stack.tree()
     expected = stack.embed(reference.texts)
     workers = [one for one in psutil.Process(stack.process.pid).children() if one.name() != "tritonserver"]
-    stack.triton().send_signal(signal.SIGSTOP)  # or the first would be answered before the last one comes
     with ThreadPoolExecutor(32) as clients:
+        list(clients.map(stack.embed, [["that each of them knows Triton"]] * 64))
+        stack.triton().send_signal(signal.SIGSTOP)  # or the first would be answered before the last one comes
         calls = [clients.submit(stack.embed, reference.texts[i::32]) for i in range(32)]
         port = stack.ports["embed"]
         while sum(callers(worker, port) for worker in workers) < 32:
