@@ -7,19 +7,17 @@ build stops: what is served is that format.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from jinja2 import TemplateError
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from build.checkpoint import CHAT_TEMPLATE, CHAT_TEMPLATES, Checkpoint
 from build.errors import BuildError
 from build.files import is_listed, own_file
 from build.settings import Settings
+from build.steps.chat_template import sandbox
 from build.tokenization import NAMED
 
 LARGEST = 1 << 20
@@ -59,15 +57,10 @@ class _Template:
         self.place, source = _source(checkpoint, arguments.pop("chat_template", None))
         message.require("format", "flat", "structured")
         self._is_flat = message.word("format") == "flat"
-        self._given: dict[str, Any] = {**_special_tokens(checkpoint), "tools": None, "documents": None}
+        self._given: dict[str, Any] = {**checkpoint.named_tokens(NAMED), "tools": None, "documents": None}
         self._given |= {"add_generation_prompt": False, **arguments}
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-        )
-        environment.filters["tojson"] = _as_json
-        environment.globals["raise_exception"] = _refuse
         try:
-            self._template = environment.from_string(source)
+            self._template = sandbox().from_string(source)
         except TemplateError as error:
             raise BuildError(f"{self.place} is no template of Jinja that is read here: {error}") from None
 
@@ -150,11 +143,6 @@ def _source(checkpoint: Checkpoint, name: Any) -> tuple[str, str]:
     return f"chat_template in {config.path}", config.word("chat_template")
 
 
-def _special_tokens(checkpoint: Checkpoint) -> dict[str, str]:
-    named = {f"{name}_token": checkpoint.named_token(name) for name in NAMED}
-    return {name: content for name, content in named.items() if content}
-
-
 def _arguments(checkpoint: Checkpoint) -> dict[str, Any]:
     """What sentence-transformers is told to give to the template."""
     processing = checkpoint.window.inner("processing_kwargs") if checkpoint.window is not None else None
@@ -166,12 +154,3 @@ def _arguments(checkpoint: Checkpoint) -> dict[str, Any]:
         if name in TOKENIZED or isinstance(value, list | dict):
             raise BuildError(f"{chat.path} has processing_kwargs.chat_template.{name}, which is not written")
     return given
-
-
-def _as_json(value: Any, ensure_ascii: bool = False, indent: int | None = None) -> str:
-    """As transformers has it: Jinja's own escapes what HTML does not like."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
-
-
-def _refuse(message: str) -> None:
-    raise TemplateError(message)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64decode
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -245,6 +245,11 @@ class Checkpoint:
         key = f"{name}_token"
         said = self.special_tokens.find(key) or self.tokenizer_config.find(key)
         return str(said.get("content", "") if isinstance(said, dict) else said or "")
+
+    def named_tokens(self, names: Iterable[str]) -> dict[str, str]:
+        """`bos_token` and so on -> those of the special tokens that there are."""
+        found = {f"{name}_token": self.named_token(name) for name in names}
+        return {name: token for name, token in found.items() if token}
 
     @cached_property
     def special_tokens(self) -> Settings:

@@ -14,7 +14,7 @@ from typing import Any
 from build import repository
 from build.architectures import ARCHITECTURES, HARMLESS
 from build.catalog import CatalogEntry
-from build.checkpoint import Checkpoint
+from build.checkpoint import CHAT_TEMPLATE, Checkpoint
 from build.errors import BuildError
 from build.files import gguf_file, is_listed, own_file
 from build.graphs.decoder import Decoder, read_llama, read_qwen2, read_qwen3
@@ -76,7 +76,7 @@ def generator_models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target
     check_nothing_is_left(checkpoint.unread_settings(), entry.ignore)
     made = {"tokenizer.json": model.tokenizer}
     if model.template is not None:
-        made["chat_template.jinja"] = model.template
+        made[CHAT_TEMPLATE] = model.template
     config = repository.generator(entry.name, parameters)
     return [
         Model(
@@ -141,15 +141,14 @@ def _of_transformers(checkpoint: Checkpoint) -> LanguageModel:
     if not is_listed(file):
         raise BuildError(f"{checkpoint.folder} has no tokenizer.json, which a language model is read by")
     tokenizer = own_file(file, checkpoint.folder).read_text("utf-8")
-    said = checkpoint.tokenizer_config
-    named = {f"{name}_token": checkpoint.named_token(name) for name in SPECIAL}
+    said, named = checkpoint.tokenizer_config, checkpoint.named_tokens(SPECIAL)
     said.skip(said)
     return LanguageModel(
         decoder,
         weights,
         tokenizer,
         _template(checkpoint),
-        {name: token for name, token in named.items() if token},
+        named,
         _end_tokens(checkpoint),
     )
 
@@ -161,7 +160,7 @@ def _unused(patterns: tuple[str, ...], decoder: Decoder) -> tuple[str, ...]:
 
 def _template(checkpoint: Checkpoint) -> str | None:
     """In a file of its own, where transformers 5 puts it, or in the tokenizer's configuration."""
-    path = checkpoint.folder / "chat_template.jinja"
+    path = checkpoint.folder / CHAT_TEMPLATE
     if is_listed(path):
         return own_file(path, checkpoint.folder).read_text("utf-8")
     found: Any = checkpoint.tokenizer_config.find("chat_template")

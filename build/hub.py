@@ -87,17 +87,8 @@ def _describing(source: Hub) -> dict[str, Path]:
     wanted = [posixpath.join(inner, name) for name in ("config.json", *words)]
     if modules and modules[0].kind == STATIC and wanted[0] not in there:
         del wanted[0]  # which sentence-transformers does not write
-    beside = (
-        TOKENIZER_CONFIG,
-        SPECIAL_TOKENS,
-        ADDED_TOKENS,
-        *WINDOWS,
-        ADAPTER,
-        METADATA,
-        CHAT_TEMPLATE,
-        GENERATION,
-    )
-    beside += HEADS
+    beside = [TOKENIZER_CONFIG, SPECIAL_TOKENS, ADDED_TOKENS, *WINDOWS, ADAPTER, METADATA, *HEADS]
+    beside += [CHAT_TEMPLATE, GENERATION]
     optional = [posixpath.join(inner, name) for name in beside]
     optional += sorted(name for name in there if posixpath.dirname(name) == posixpath.join(inner, CHAT_TEMPLATES))
     optional += [PROMPTS, *(posixpath.join(module.path, "config.json") for module in modules)]

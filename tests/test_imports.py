@@ -32,7 +32,8 @@ ALLOWED = {
     "build.weights": "build.errors build.files build.quantised build.settings",
     "build.vocabularies": "build.errors build.files build.settings",
     "build.checkpoint": "build.errors build.files build.quantised build.settings build.vocabularies build.weights",
-    "build.chat_template": "build.checkpoint build.errors build.files build.settings build.tokenization",
+    "build.chat_template": "build.checkpoint build.errors build.files build.settings build.steps "
+    "build.tokenization",
     "build.tokenization": "build.checkpoint build.errors build.files build.settings build.vocabularies",
     # A page of mathematics loads no client of the Hub and no renderer of configurations.
     "build.graphs": "build.catalog build.checkpoint build.errors build.files build.onnx_file build.settings "

@@ -83,17 +83,7 @@ def nearest(options: argparse.Namespace, origin: Origin, question: list[float]) 
     from tools.backfill.table import Table
 
     with connected(options.source) as connection, told():
-        table = Table.find(
-            connection,
-            table=options.table,
-            id_column=options.id,
-            text=options.text,
-            vector=options.vector,
-            into=options.into,
-            where=options.where,
-            dimensions=origin.dimensions,
-            make=False,
-        )
+        table = Table.find(connection, options, origin.dimensions, make=False)
         check_origin(connection, table, origin)
         # An index gives no more rows than it looks at.
         connection.execute(f"SET hnsw.ef_search = {min(1000, max(40, options.nearest))}")

@@ -16,6 +16,14 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 
+def sandbox() -> ImmutableSandboxedEnvironment:
+    """Where templates run, with what transformers gives to each but the time, which no build may write down."""
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment.filters["tojson"] = _as_json
+    environment.globals["raise_exception"] = _refuse
+    return environment
+
+
 class TemplateFailureError(Exception):
     """A template does not take what it is given; the message says what it said."""
 
@@ -25,11 +33,7 @@ class ChatTemplate:
 
     def __init__(self, text: str, special_tokens: Mapping[str, str]) -> None:
         """Raises TemplateFailureError for a text that is no template."""
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-        )
-        environment.filters["tojson"] = _as_json
-        environment.globals["raise_exception"] = _refuse
+        environment = sandbox()
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         self._special_tokens = dict(special_tokens)
         try:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,8 @@ from build.verification.references.loading import (
     cosines,
 )
 from build.verification.served import Served
+
+T = TypeVar("T")
 
 PROMPTS = ("", "query", "document")
 WORST = 10
@@ -60,9 +62,7 @@ class Row:
 def compare_embeddings(served: Served, embed: Embedder, texts: Sequence[str]) -> list[Row]:
     """Every text, plain and with each prompt."""
     rows = []
-    for prompt in PROMPTS:
-        columns = _columns(texts, prompt)
-        answer, ids, expected = served.answer(**columns), served.token_ids(**columns), embed(texts, prompt)
+    for prompt, answer, ids, expected in _asked(served, embed, texts):
         embeddings = answer["embeddings"]
         # A family may be cut to its first dimensions, and a cosine is the same before the norm.
         values = expected.values[:, : embeddings.shape[1]]
@@ -71,31 +71,27 @@ def compare_embeddings(served: Served, embed: Embedder, texts: Sequence[str]) ->
         if np.allclose(whole, 1, atol=1e-3):  # which a cut is brought to again
             sizes[1] = whole
         agreement = _agreement(embeddings, values, sizes)
-        rows += _rows(prompt or "plain", texts, answer, agreement, sizes, ids, expected.token_ids)
+        rows += _rows(prompt, texts, answer, agreement, sizes, ids, expected.token_ids)
     return rows
 
 
 def compare_sparse(served: Served, embed: Embedder, texts: Sequence[str]) -> list[Row]:
     """Every text, plain and with each prompt; its weights are a vector of the vocabulary's size."""
     rows = []
-    for prompt in PROMPTS:
-        columns = _columns(texts, prompt)
-        answer, ids, expected = served.answer(**columns), served.token_ids(**columns), embed(texts, prompt)
+    for prompt, answer, ids, expected in _asked(served, embed, texts):
         found = np.zeros_like(expected.values)
         for row, places, values in zip(found, answer["indices"], answer["values"], strict=True):
             row[places[places >= 0]] = values[places >= 0]
         sizes = [np.linalg.norm(vectors, axis=1) for vectors in (found, expected.values)]
         agreement = _agreement(found, expected.values, sizes)
-        rows += _rows(prompt or "plain", texts, answer, agreement, sizes, ids, expected.token_ids)
+        rows += _rows(prompt, texts, answer, agreement, sizes, ids, expected.token_ids)
     return rows
 
 
 def compare_vectors(served: Served, embed: MultiEmbedder, texts: Sequence[str]) -> list[Row]:
     """Every text, plain and with each prompt: the lowest agreement of its vectors, -1 where counts differ."""
     rows = []
-    for prompt in PROMPTS:
-        columns = _columns(texts, prompt)
-        answer, ids, expected = served.answer(**columns), served.token_ids(**columns), embed(texts, prompt)
+    for prompt, answer, ids, expected in _asked(served, embed, texts):
         if ids is not None:  # of tokens that are seen by none they come raised
             ids = [[token % expected.vocabulary for token in row] for row in ids]
         counts = [answer["vector_count"][:, 0], np.array([len(vectors) for vectors in expected.values])]
@@ -105,7 +101,7 @@ def compare_vectors(served: Served, embed: MultiEmbedder, texts: Sequence[str]) 
                 own = answer["token_embeddings"][i, : len(vectors)]
                 sizes = [np.linalg.norm(one, axis=1) for one in (own, vectors)]
                 agreement[i] = _agreement(own, vectors, sizes).min(initial=1)
-        rows += _rows(prompt or "plain", texts, answer, agreement, counts, ids, expected.token_ids)
+        rows += _rows(prompt, texts, answer, agreement, counts, ids, expected.token_ids)
     return rows
 
 
@@ -136,8 +132,13 @@ def compare_scores(served: Served, score: Scorer, pairs: Sequence[Pair]) -> list
     return _rows("pairs", texts, answer, agreement, [scores, expected.values], ids, _raised(served, expected))
 
 
-def _columns(texts: Sequence[str], prompt: str) -> dict[str, Sequence[str]]:
-    return {"text": texts} | ({"prompt_name": [prompt] * len(texts)} if prompt else {})
+def _asked(
+    served: Served, embed: Callable[[Sequence[str], str], T], texts: Sequence[str]
+) -> Iterator[tuple[str, dict[str, npt.NDArray[Any]], list[list[int]] | None, T]]:
+    """What a row is headed by, the family's answer and token ids, and the reference's: plain, by each prompt."""
+    for prompt in PROMPTS:
+        columns = {"text": texts} | ({"prompt_name": [prompt] * len(texts)} if prompt else {})
+        yield prompt or "plain", served.answer(**columns), served.token_ids(**columns), embed(texts, prompt)
 
 
 def _raised(served: Served, expected: Expected) -> list[list[int]] | None:

@@ -192,17 +192,7 @@ async def table(options: argparse.Namespace, client: Client, progress: Progress)
         if options.dry_run:
             stack.enter_context(reader.transaction(force_rollback=True))  # of a table --into
         with told():
-            found = Table.find(
-                reader,
-                table=options.table,
-                id_column=options.id,
-                text=options.text,
-                vector=options.vector,
-                into=options.into,
-                where=options.where,
-                dimensions=client.origin.dimensions,
-                make=True,
-            )
+            found = Table.find(reader, options, client.origin.dimensions, make=True)
         if options.index:
             indexable(found, client.origin.dimensions)
         store = Postgres(reader, writer, found, client.origin)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 from dataclasses import dataclass, replace
 from typing import Any
@@ -90,22 +91,14 @@ class Table:
 
     @classmethod
     def find(
-        cls,
-        connection: psycopg.Connection[Any],
-        *,
-        table: str,
-        id_column: str,
-        text: str,
-        vector: str,
-        into: str | None,
-        where: str | None,
-        dimensions: int,
-        make: bool,
+        cls, connection: psycopg.Connection[Any], options: argparse.Namespace, dimensions: int, make: bool
     ) -> Table:
-        """Looks everything up, and makes the table `into` where asked to.
+        """Looks up what a command's options name, and makes the table `into` where asked to.
 
         Raises BackfillError in one sentence for what is missing or does not fit.
         """
+        table, id_column, into = options.table, options.id, options.into
+        text, vector, where = options.text, options.vector, options.where
         with connection.cursor() as cursor:
             cursor.execute("SELECT 1 FROM pg_extension WHERE extname = 'vector'")
             if cursor.fetchone() is None:

@@ -172,12 +172,17 @@ def _from_triton(error: InferenceServerException) -> GatewayError:
             return overloaded(message, float(ahead[1]))
         case "DEADLINE_EXCEEDED":
             return timed_out()
-        case "UNAVAILABLE" | "NOT_FOUND" | "CANCELLED":
+        case _ if has_gone(error):
             return not_ready(f"Triton cannot answer now: {message}")
         case "INTERNAL" if is_dead_step(error):
             return not_ready(f"Triton cannot answer until it is started again: {message}")
     unnamed = SHARED_MEMORY.sub(r"\1", message)
     return GatewayError(HTTPStatus.BAD_GATEWAY, "upstream", f"Triton failed: {unnamed}")
+
+
+def has_gone(error: InferenceServerException) -> bool:
+    """Whether a Triton went away, is about to, or says while it stops that it has no models any more."""
+    return (error.status() or "").removeprefix("StatusCode.") in ("UNAVAILABLE", "NOT_FOUND", "CANCELLED")
 
 
 def is_dead_step(error: InferenceServerException) -> bool:

@@ -34,7 +34,7 @@ from build.errors import BuildError
 from tools.direct import channel_options
 from tools.shim import tracing
 from tools.shim.control import is_missing
-from tools.shim.errors import GatewayError, is_dead_step, not_ready, quoted, unknown_model
+from tools.shim.errors import GatewayError, has_gone, is_dead_step, not_ready, quoted, unknown_model
 from tools.shim.families import DOCUMENTS, Task, space, steps_of, task_of
 from tools.shim.residency import Residency
 
@@ -287,17 +287,14 @@ class Upstream:
         self, name: str, texts: Mapping[str, Sequence[bytes]], timeout: float, outputs: Sequence[str]
     ) -> dict[str, npt.NDArray[Any]]:
         """One v2 infer, sent once."""
-        origin = tracing.current.get()
-        request = ModelInferRequest(model_name=name, id=origin.request_id)
+        request, trace = asked_of(name, timeout)
         for tensor_name, values in texts.items():
             request.inputs.add(name=tensor_name, datatype="BYTES", shape=(len(values), 1))
             request.raw_input_contents.append(packed(values))
         for output in outputs:
             request.outputs.add(name=output)
-        # For steps on this machine, which Triton does not tell that a caller has gone: see build/steps.
-        request.parameters["deadline"].string_param = f"{BOOT_ID} {time.monotonic() + timeout:.3f}"
         try:
-            answer = await self._triton.ModelInfer(request, timeout=timeout, metadata=(*origin.trace.items(),))
+            answer = await self._triton.ModelInfer(request, timeout=timeout, metadata=trace)
         except BaseException as error:  # a deadline that passed comes as CancelledError
             self._answered.pop(name, None)  # what it answered before proves nothing any more
             if isinstance(error, RpcError):
@@ -317,19 +314,17 @@ class Upstream:
 
         A call that is given up is cancelled at Triton, too.
         """
-        origin = tracing.current.get()
-        request = ModelInferRequest(model_name=name, id=origin.request_id)
+        request, trace = asked_of(name, timeout)
         for tensor_name, (datatype, array) in inputs.items():
             request.inputs.add(name=tensor_name, datatype=datatype, shape=array.shape)
             raw = packed(array.reshape(-1).tolist()) if datatype == "BYTES" else array.tobytes()
             request.raw_input_contents.append(raw)
-        request.parameters["deadline"].string_param = f"{BOOT_ID} {time.monotonic() + timeout:.3f}"
 
         async def requests() -> AsyncIterator[ModelInferRequest]:
             yield request
 
         # Without this, errors of a stream come as sentences alone.
-        metadata = (*origin.trace.items(), ("triton_grpc_error", "true"))
+        metadata = (*trace, ("triton_grpc_error", "true"))
         call = self._triton.ModelStreamInfer(requests(), timeout=timeout, metadata=metadata)
         try:
             async for response in call:
@@ -453,6 +448,15 @@ class Upstream:
             raise failure(error) from None
 
 
+def asked_of(name: str, timeout: float) -> tuple[ModelInferRequest, tuple[tuple[str, str], ...]]:
+    """A request to a model, without inputs yet, and the metadata that goes with it."""
+    origin = tracing.current.get()
+    request = ModelInferRequest(model_name=name, id=origin.request_id)
+    # For steps on this machine, which Triton does not tell that a caller has gone: see build/steps.
+    request.parameters["deadline"].string_param = f"{BOOT_ID} {time.monotonic() + timeout:.3f}"
+    return request, (*origin.trace.items(),)
+
+
 def packed(values: Sequence[bytes]) -> bytes:
     """A BYTES tensor as it travels: each value behind its length."""
     return b"".join([part for value in values for part in (len(value).to_bytes(4, "little"), value)])
@@ -472,11 +476,6 @@ def failure(error: Any) -> InferenceServerException:
     """What Triton or the way to it says, as tritonclient's own calls raise it."""
     code = StatusCode.UNAVAILABLE if BROKEN.match(error.details() or "") else error.code()
     return InferenceServerException(error.details(), str(code), error.debug_error_string())
-
-
-def has_gone(error: InferenceServerException) -> bool:
-    """Whether a Triton went away, is about to, or says while it stops that it has no models any more."""
-    return (error.status() or "").removeprefix("StatusCode.") in ("UNAVAILABLE", "NOT_FOUND", "CANCELLED")
 
 
 def _named(prompts: dict[str, str]) -> dict[str, str]:
