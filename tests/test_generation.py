@@ -228,6 +228,7 @@ REFUSED = {
     "messages is empty": {"messages": []},
     "messages[0].role must be a string": {"messages": [{"content": "a"}]},
     "a part that is no text": {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+    "must have functions": {"messages": [{"role": "user", "tool_calls": 5}]},
     "arguments in JSON": {"messages": [{"role": "user", "tool_calls": [{"function": {"arguments": "{"}}]}]},
     "temperature must be from 0 to 2": {"temperature": 3},
     "top_p must be from 0 to 1": {"top_p": -1},

@@ -258,19 +258,24 @@ def message(said: dict[str, Any], i: int) -> dict[str, Any]:
     elif not isinstance(content, str):
         raise bad_request(f"{place}.content must be a string or a list of parts of text")
     if "tool_calls" in found:
-        found["tool_calls"] = [called(one, place) for one in found["tool_calls"]]
+        found["tool_calls"] = called(found["tool_calls"], place)
     return found
 
 
-def called(call: Any, place: str) -> dict[str, Any]:
-    """One call of a tool, its arguments read."""
+def called(calls: Any, place: str) -> list[dict[str, Any]]:
+    """Calls of tools, their arguments read."""
     try:
-        function = call["function"]
-        arguments = function["arguments"]
-        given = json.loads(arguments) if isinstance(arguments, str) else arguments
-        return {**call, "function": {**function, "arguments": given}}
+        return [
+            {**call, "function": {**call["function"], "arguments": read_arguments(call["function"]["arguments"])}}
+            for call in calls
+        ]
     except (TypeError, KeyError, ValueError):
         raise bad_request(f"{place}.tool_calls must have functions with a name and arguments in JSON") from None
+
+
+def read_arguments(arguments: Any) -> Any:
+    """What a tool is given, which clients send as JSON in a string."""
+    return json.loads(arguments) if isinstance(arguments, str) else arguments
 
 
 def usage(generation: Generation) -> Usage:
