@@ -287,7 +287,8 @@ class Upstream:
         self, name: str, texts: Mapping[str, Sequence[bytes]], timeout: float, outputs: Sequence[str]
     ) -> dict[str, npt.NDArray[Any]]:
         """One v2 infer, sent once."""
-        request, trace = asked_of(name, timeout)
+        until = time.monotonic() + timeout
+        request, trace = asked_of(name, until)
         for tensor_name, values in texts.items():
             request.inputs.add(name=tensor_name, datatype="BYTES", shape=(len(values), 1))
             request.raw_input_contents.append(packed(values))
@@ -298,7 +299,7 @@ class Upstream:
         except BaseException as error:  # a deadline that passed comes as CancelledError
             self._answered.pop(name, None)  # what it answered before proves nothing any more
             if isinstance(error, RpcError):
-                raise failure(error) from None
+                raise failure(error, until) from None
             raise
         self._note(name)
         tensors = arrays(answer)
@@ -314,7 +315,8 @@ class Upstream:
 
         A call that is given up is cancelled at Triton, too.
         """
-        request, trace = asked_of(name, timeout)
+        until = time.monotonic() + timeout
+        request, trace = asked_of(name, until)
         for tensor_name, (datatype, array) in inputs.items():
             request.inputs.add(name=tensor_name, datatype=datatype, shape=array.shape)
             raw = packed(array.reshape(-1).tolist()) if datatype == "BYTES" else array.tobytes()
@@ -334,7 +336,7 @@ class Upstream:
                 yield arrays(response.infer_response)
         except RpcError as error:
             self._answered.pop(name, None)
-            raise failure(error) from None
+            raise failure(error, until) from None
         finally:
             call.cancel()
 
@@ -448,12 +450,12 @@ class Upstream:
             raise failure(error) from None
 
 
-def asked_of(name: str, timeout: float) -> tuple[ModelInferRequest, tuple[tuple[str, str], ...]]:
-    """A request to a model, without inputs yet, and the metadata that goes with it."""
+def asked_of(name: str, until: float) -> tuple[ModelInferRequest, tuple[tuple[str, str], ...]]:
+    """A request to a model, without inputs yet, and the metadata that goes with it; nobody waits after `until`."""
     origin = tracing.current.get()
     request = ModelInferRequest(model_name=name, id=origin.request_id)
     # For steps on this machine, which Triton does not tell that a caller has gone: see build/steps.
-    request.parameters["deadline"].string_param = f"{BOOT_ID} {time.monotonic() + timeout:.3f}"
+    request.parameters["deadline"].string_param = f"{BOOT_ID} {until:.3f}"
     return request, (*origin.trace.items(),)
 
 
@@ -472,9 +474,14 @@ def arrays(answer: ModelInferResponse) -> dict[str, npt.NDArray[Any]]:
     return found
 
 
-def failure(error: Any) -> InferenceServerException:
-    """What Triton or the way to it says, as tritonclient's own calls raise it."""
+def failure(error: Any, until: float = math.inf) -> InferenceServerException:
+    """What Triton or the way to it says, as tritonclient's own calls raise it.
+
+    After `until` it is that the deadline has passed, in which way ever the call ended: a step that sees it first
+    gives the call up.
+    """
     code = StatusCode.UNAVAILABLE if BROKEN.match(error.details() or "") else error.code()
+    code = StatusCode.DEADLINE_EXCEEDED if time.monotonic() >= until else code
     return InferenceServerException(error.details(), str(code), error.debug_error_string())
 
 
