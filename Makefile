@@ -23,16 +23,17 @@ help: ## Show this list
 
 # Models that read documents, where they are asked for, and what the one that reads text runs on.
 DOCUMENT_MODELS := $(if $(DOCUMENTS),docling-ocr docling-layout-cdla)
-MODELS := $(strip $(or $(MODEL),$(if $(DOCUMENTS)$(CHAT),minilm)) \
+# Not MODELS, which names those of `make deploy`: make would hand on its own.
+FAMILIES := $(strip $(or $(MODEL),$(if $(DOCUMENTS)$(CHAT),minilm)) \
 	$(filter-out $(MODEL),$(DOCUMENT_MODELS) $(if $(CHAT),$(CHAT_MODEL))))
 
-setup: .venv/$(LOCK).lock $(if $(filter docling-ocr,$(MODELS)),.venv/documents.lock) $(if $(CHAT),.venv/chat.lock) ## Install what building and serving need, into .venv
+setup: .venv/$(LOCK).lock $(if $(filter docling-ocr,$(FAMILIES)),.venv/documents.lock) $(if $(CHAT),.venv/chat.lock) ## Install what building and serving need, into .venv
 
 build: setup ## Fill model_repository/ (MODEL=name or folder, CHAT=1, DOCUMENTS=1, RUNTIME=, PRECISION=)
-	@$(VENV)/python -m build.make $(MODELS) $(RUNTIME:%=--runtime %) $(PRECISION:%=--precision %)
+	@$(VENV)/python -m build.make $(FAMILIES) $(RUNTIME:%=--runtime %) $(PRECISION:%=--precision %)
 
 serve: build ## Serve on this machine: Triton and the gateway (CHAT=1, DOCUMENTS=1; ARGS="--help" lists the options)
-	@exec $(VENV)/python -m tools.serve --preload $(or $(MODELS),minilm) $(ARGS)
+	@exec $(VENV)/python -m tools.serve --preload $(or $(FAMILIES),minilm) $(ARGS)
 
 deploy: RUNTIME := $(or $(filter-out auto,$(RUNTIME)),$(if $(filter gpu,$(TARGET)),onnxruntime,python))
 deploy: ## Serve from containers, with Docker (TARGET=gpu, RUNTIME=, WATCH=1)

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
@@ -600,8 +601,8 @@ class Job:
         self.database, self.ends = database, stack.enter_context(ExitStack())
         reader, writer = (self.ends.enter_context(store.connected(database.url)) for _ in range(2))
         self.sessions = [connection.info.backend_pid for connection in (reader, writer)]
-        columns = {"table": "chunks", "id_column": "id", "text": "content", "vector": "embedding"}
-        table = Table.find(reader, **columns, into=None, where=where, dimensions=DIMENSIONS, make=True)
+        options = Namespace(table="chunks", id="id", text="content", vector="embedding", into=None, where=where)
+        table = Table.find(reader, options, DIMENSIONS, make=True)
         self.store = store.Postgres(reader, writer, table, Origin("m", None, None, None, None, None, DIMENSIONS))
         self.store.begin(False)
 
