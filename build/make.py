@@ -11,11 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from build import catalog, family, gpu
+from build import catalog, gpu
 from build.catalog import POOLINGS, TASKS, CatalogEntry, Hub
 from build.errors import BuildError, NotPackedError
-from build.files import GRAPHS
-from build.source import describe
+from build.rendering import family
+from build.sources.files import GRAPHS
+from build.sources.obtain import describe
 from build.target import PRECISIONS, RUNTIMES, Target
 
 ROOT = Path(__file__).parent.parent

@@ -129,3 +129,13 @@ class Target:
     def feed(self) -> Runtime:
         """How the graphs are fed."""
         return RUNTIMES[self.runtime]
+
+
+def others_than_packed(with_width: bool = True) -> str:
+    """The runtimes that run a graph of rows; without those that must know shapes beforehand, if asked."""
+    others = [
+        name
+        for name, runtime in RUNTIMES.items()
+        if not runtime.packed and (with_width or not runtime.needs_width)
+    ]
+    return f"{', '.join(others[:-1])} or {others[-1]}"

@@ -18,7 +18,6 @@ from typing import Any
 
 from build.catalog import TOLERANCE as TOLERANCES
 from build.errors import BuildError
-from build.texts import docstrings
 from build.verification import comparison, quality
 from build.verification.comparison import Row
 from build.verification.references import loading
@@ -29,6 +28,7 @@ from build.verification.references.multi_vector import maxsim_scorer, multi_embe
 from build.verification.references.pairs import cosine_scorer, scorer
 from build.verification.references.sparse import sparse_embedder
 from build.verification.served import Served
+from build.verification.texts import docstrings
 from tools.command import Ports
 
 ROOT = Path(__file__).parent.parent

@@ -21,11 +21,12 @@ from safetensors.numpy import load_file, save_file
 from tiny import NAMES, task
 from tokenizers import Tokenizer
 
-from build.checkpoint import Checkpoint
 from build.errors import BuildError
-from build.models import models_of, write_model
-from build.settings import check_nothing_is_left, read_json
-from build.source import describe
+from build.rendering.model import write_model
+from build.rendering.models import models_of
+from build.sources.checkpoint import Checkpoint
+from build.sources.obtain import describe
+from build.sources.settings import check_nothing_is_left, read_json
 from build.target import Target
 
 Change = Callable[[dict[str, Any]], None]

@@ -16,12 +16,13 @@ from test_accounts import edit
 from test_graphs import COSINE
 
 from build import catalog, make
-from build.checkpoint import Checkpoint
 from build.config import read_config
 from build.errors import BuildError
-from build.models import models_of, write_model
-from build.settings import check_nothing_is_left
-from build.source import describe
+from build.rendering.model import write_model
+from build.rendering.models import models_of
+from build.sources.checkpoint import Checkpoint
+from build.sources.obtain import describe
+from build.sources.settings import check_nothing_is_left
 from build.target import PRECISIONS, Target
 
 NAME = "jina-v3-adapters"

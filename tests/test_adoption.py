@@ -19,7 +19,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from test_families import PASSAGES, QUERIES, TEXTS, expected
 
 from build import make
-from build.files import sha256
+from build.sources.files import sha256
 
 EXPORTED = REFERENCE / "onnx"
 TOKENS = ["bert-cls", "qwen3-embedding", "xlm-roberta"]

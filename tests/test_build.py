@@ -20,15 +20,17 @@ from google.protobuf import text_format
 from tiny import NAMES, PACKED, tiny_entry
 from tritonclient.grpc.model_config_pb2 import TYPE_BF16, TYPE_FP32, ModelConfig
 
-from build import catalog, family
+from build import catalog
 from build import make as command
 from build.catalog import Batching, CatalogEntry
-from build.checkpoint import Checkpoint
 from build.errors import BuildError
-from build.files import sha256
-from build.models import models_of, write_model
-from build.repository import render
-from build.source import obtain
+from build.rendering import family
+from build.rendering.model import write_model
+from build.rendering.models import models_of
+from build.rendering.repository import render
+from build.sources.checkpoint import Checkpoint
+from build.sources.files import sha256
+from build.sources.obtain import obtain
 from build.target import RUNTIMES, Target
 
 REPOSITORY = ROOT / "model_repository"

@@ -13,10 +13,10 @@ import pytest
 from conftest import REFERENCE, TINY, Stack, rows
 
 from build import make
-from build.checkpoint import Checkpoint
 from build.errors import BuildError
-from build.models import models_of
-from build.source import describe
+from build.rendering.models import models_of
+from build.sources.checkpoint import Checkpoint
+from build.sources.obtain import describe
 from build.target import Target
 
 PAIRS: list[list[str]] = json.loads((TINY / "pairs.json").read_text())

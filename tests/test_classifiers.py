@@ -26,10 +26,11 @@ from tokenizers import Tokenizer
 from tritonclient.utils import InferenceServerException
 
 from build import make
-from build.checkpoint import Checkpoint
 from build.errors import BuildError
-from build.models import models_of, write_model
-from build.source import describe
+from build.rendering.model import write_model
+from build.rendering.models import models_of
+from build.sources.checkpoint import Checkpoint
+from build.sources.obtain import describe
 from build.target import Target
 from tools.deploy.smoke import smoke
 from tools.shim.dialects import tei

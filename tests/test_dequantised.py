@@ -18,9 +18,9 @@ from safetensors.numpy import load_file, save_file
 from test_graphs import answers, graphs
 
 from build import make
-from build.checkpoint import Checkpoint
 from build.errors import BuildError
-from build.quantised import Quantised
+from build.sources.checkpoint import Checkpoint
+from build.sources.quantised import Quantised
 from build.target import Target
 
 FOLDER = REFERENCE / "dequantised"

@@ -20,7 +20,7 @@ import pytest
 from conftest import ROOT, Answer, Stack, send
 from tiny import tiny_entry
 
-from build import family
+from build.rendering import family
 from build.target import Target
 from tools.shim import keys, openapi
 from tools.shim.body import MAX_TEXTS

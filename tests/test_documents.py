@@ -26,9 +26,9 @@ from onnx import TensorProto, helper, numpy_helper
 from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from build.files import PREPROCESSOR
 from build.graphs.documents import CDLA, LABELS
 from build.make import main
+from build.sources.files import PREPROCESSOR
 
 MODELS = OCR, LAYOUT, HERON, PICTURES = "docling-ocr", "docling-layout-cdla", "heron", "pictures"
 TINY_HERON = REFERENCE / "documents" / "heron"

@@ -18,11 +18,12 @@ from conftest import ROOT, TINY
 from tiny import build_tiny
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from build import engine, make
+from build import make
 from build.config import read_config
-from build.engine import CalibrationTexts, Profile, calibration_ids, compile_graph, timing_cache, unsupported
 from build.errors import BuildError
-from build.plan import Machine, Stamp, mismatch, planned_models, problems
+from build.plans import __main__ as command
+from build.plans.engine import CalibrationTexts, Profile, calibration_ids, compile_graph, timing_cache, unsupported
+from build.plans.plan import Machine, Stamp, mismatch, planned_models, problems
 from tools import plans, tritonserver
 
 FAMILIES = ["bert-cls", "bert-cross-encoder", "gemma3", "nomic-bert", "qwen3-embedding", "qwen3-reranker"]
@@ -221,7 +222,7 @@ def test_missing_plans_are_refused(repository: Path, capsys: pytest.CaptureFixtu
     assert plans.main(["gemma3", "--repository", str(repository)]) == 1
     lines = capsys.readouterr().err.splitlines()
     paths = [repository / f"gemma3-{step}" / "1" / "model.plan" for step in ("encoder", "pooling")]
-    advice = "has not been built: run `python -m build.engine gemma3` on this machine, in this image"
+    advice = "has not been built: run `python -m build.plans gemma3` on this machine, in this image"
     assert lines == [f"error: {path} {advice}" for path in paths]
 
 
@@ -251,19 +252,19 @@ def test_families_of_other_runtimes_need_no_gpu(monkeypatch: pytest.MonkeyPatch,
 
 def test_unknown_families(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert plans.main(["none", "--repository", str(tmp_path)]) == 1
-    assert engine.main(["none", "--repository", str(tmp_path)]) == 1
+    assert command.main(["none", "--repository", str(tmp_path)]) == 1
     sentence = f"error: no model 'none' in {tmp_path}: build it with `python -m build.make`\n"
     assert capsys.readouterr().err == 2 * sentence
 
 
 def test_a_family_of_another_runtime(capsys: pytest.CaptureFixture[str]) -> None:
-    assert engine.main(["minilm", "--repository", str(ROOT / "model_repository")]) == 1
+    assert command.main(["minilm", "--repository", str(ROOT / "model_repository")]) == 1
     assert "no step of minilm runs on TensorRT" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("hopper")
 def test_without_the_tensorrt_package(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert engine.main(["gemma3", "--repository", str(repository)]) == 1
+    assert command.main(["gemma3", "--repository", str(repository)]) == 1
     assert "TensorRT's Python package cannot be imported" in capsys.readouterr().err
     assert not list(repository.rglob("model.plan*"))
 
@@ -275,7 +276,7 @@ def test_plans_that_fit_are_left_alone(repository: Path, capsys: pytest.CaptureF
         model.plan.write_bytes(b"plan")
         Stamp.of(model, HOPPER, "none").write(model.plan)
     assert list(problems(repository, ["nomic-bert"])) == []
-    assert engine.main(["nomic-bert", "--repository", str(repository)]) == 0
+    assert command.main(["nomic-bert", "--repository", str(repository)]) == 0
     names = [f"nomic-bert-{step}" for step in ("encoder", "pooling")]
     assert capsys.readouterr().out == "".join(f"{name}: up to date, nothing to do\n" for name in names)
     for model in models:
@@ -292,7 +293,7 @@ def test_a_gpu_that_cannot_quantize_keeps_the_precision(
     gpus("NVIDIA A100-SXM4-80GB, 8.0")
     monkeypatch.setenv("TRT_VERSION", "11.1.0.106")
     options = ["--quantize", "fp8", "--calibration", "none.txt", "--repository", str(repository)]
-    assert engine.main(["gemma3", *options]) == 1  # for want of TensorRT
+    assert command.main(["gemma3", *options]) == 1  # for want of TensorRT
     assert capsys.readouterr().out.splitlines()[0] == (
         "not quantized to fp8, the graph's own precision is kept: "
         "NVIDIA A100-SXM4-80GB has compute capability 8.0, fp8 needs 8.9"
@@ -301,13 +302,13 @@ def test_a_gpu_that_cannot_quantize_keeps_the_precision(
 
 def test_only_encoders_are_quantized(repository: Path) -> None:
     encoder, pooling = planned_models(repository, "gemma3")
-    assert [engine.wanted(model, "fp8") for model in (encoder, pooling)] == ["fp8", "none"]
-    assert engine.wanted(encoder, None) == "none"
+    assert [command.wanted(model, "fp8") for model in (encoder, pooling)] == ["fp8", "none"]
+    assert command.wanted(encoder, None) == "none"
 
 
 def test_quantizing_needs_texts(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        engine.main(["gemma3", "--quantize", "fp8"])
+        command.main(["gemma3", "--quantize", "fp8"])
     assert "--quantize and --calibration go together" in capsys.readouterr().err
 
 

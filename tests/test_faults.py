@@ -26,7 +26,8 @@ from load import GONE, Load, Proxy, Split, reset, until
 from tokenizers import Tokenizer
 from tritonclient.utils import InferenceServerException
 
-from build import family, make
+from build import make
+from build.rendering import family
 from build.target import Target
 
 LONG = "seven " * 250

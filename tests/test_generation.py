@@ -22,10 +22,10 @@ from tritonclient.grpc import InferenceServerClient, InferInput
 
 from build import make
 from build.catalog import load
-from build.checkpoint import Checkpoint
 from build.errors import BuildError
-from build.generation import generator_models
-from build.source import describe
+from build.rendering.generation import generator_models
+from build.sources.checkpoint import Checkpoint
+from build.sources.obtain import describe
 from build.steps.chat_template import ChatTemplate, TemplateFailureError
 from build.steps.text_stream import TextStream
 from build.target import Target

@@ -16,9 +16,10 @@ from test_gpu import H200, write_smi
 from test_graphs import COSINE
 
 from build import catalog
-from build.checkpoint import Checkpoint
+from build.sources.checkpoint import Checkpoint
 from tools.bench.gpu.checkpoint import PUBLISHED, SIZES, dimensions, flops, shards, write_random
-from tools.bench.gpu.report import NOTHING, Proof, Speed, proofs, table, with_proofs
+from tools.bench.gpu.proof import Proof, Speed
+from tools.bench.gpu.report import NOTHING, proofs, table, with_proofs
 
 PYTHON = ROOT / ".venv-torch" / "bin" / "python"
 ENGINES = ["encoder alone", "v2 gRPC", "`/embed`", "sentence-transformers", "vLLM"]

@@ -17,12 +17,13 @@ from engines import Array, Engine, OnnxRuntime, OpenVino, feeds, requests, state
 from safetensors.numpy import load_file, save_file
 from tiny import EMBEDDERS, RERANKERS, STATIC, tiny_entry
 
-from build.architectures import ARCHITECTURES
-from build.checkpoint import Checkpoint
+from build.graphs.architectures import ARCHITECTURES
 from build.graphs.decoder import Decoder
 from build.graphs.onnx_graph import DTYPES
-from build.models import models_of, write_model
-from build.settings import Settings
+from build.rendering.model import write_model
+from build.rendering.models import models_of
+from build.sources.checkpoint import Checkpoint
+from build.sources.settings import Settings
 from build.target import PRECISIONS, RUNTIMES, Target
 
 COSINE = {"fp32": 0.99999, "fp16": 0.9999, "bf16": 0.999}

@@ -17,10 +17,11 @@ from safetensors.numpy import load_file, save_file
 from test_accounts import Change, edit, graphs
 from test_graphs import needs_opset_24
 
-from build.checkpoint import Checkpoint
 from build.errors import BuildError
-from build.models import models_of, write_model
-from build.source import describe
+from build.rendering.model import write_model
+from build.rendering.models import models_of
+from build.sources.checkpoint import Checkpoint
+from build.sources.obtain import describe
 from build.target import Target
 
 BASE = "bert-cls"

@@ -20,7 +20,7 @@ from containers import until
 from safetensors.numpy import load_file, save_file
 from test_accounts import copied
 
-from build.files import sha256
+from build.sources.files import sha256
 
 
 def link(name: str, to: str) -> Callable[[Path], None]:

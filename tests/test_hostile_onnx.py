@@ -16,7 +16,7 @@ from test_adoption import build, checkpoint, edit_onnx, graph_of
 from test_exported import refused
 
 from build.errors import BuildError
-from build.onnx_file import parse_onnx
+from build.sources.onnx_file import parse_onnx
 
 NAME = "xlm-roberta"
 """Its weights lie in two files beside the graph."""

@@ -16,54 +16,26 @@ from conftest import ROOT
 ALLOWED = {
     "build.errors": "",
     "build.gpu": "",
-    "build.files": "build.errors",
-    "build.templates": "",
-    "build.texts": "",
+    "build.memory": "",
+    "build.inspect": "",
+    "build.config": "build.errors",
+    "build.target": "build.errors",
+    "build.catalog": "build.errors",
     # Copied beside the models, where nothing of ours is installed.
     "build.steps": "",
-    "build.inspect": "",
-    "build.onnx_file": "build.errors build.files",
-    "build.memory": "",
-    "build.target": "build.errors",
-    "build.config": "build.errors",
-    "build.catalog": "build.errors",
-    "build.settings": "build.errors",
-    "build.quantised": "build.errors build.settings",
-    "build.weights": "build.errors build.files build.quantised build.settings",
-    "build.vocabularies": "build.errors build.files build.settings",
-    "build.checkpoint": "build.errors build.files build.quantised build.settings build.vocabularies build.weights",
-    "build.chat_template": "build.checkpoint build.errors build.files build.settings build.steps "
-    "build.tokenization",
-    "build.tokenization": "build.checkpoint build.errors build.files build.settings build.vocabularies",
-    # A page of mathematics loads no client of the Hub and no renderer of configurations.
-    "build.graphs": "build.catalog build.checkpoint build.errors build.files build.onnx_file build.settings "
-    "build.target build.weights",
-    "build.architectures": "build.checkpoint build.graphs build.settings build.templates build.weights",
-    "build.hub": "build.catalog build.checkpoint build.errors build.files build.onnx_file build.settings "
-    "build.vocabularies",
-    "build.source": "build.catalog build.checkpoint build.errors build.files build.graphs build.hub "
-    "build.vocabularies",
-    "build.repository": "build.graphs build.target",
+    "build.sources": "build.catalog build.errors build.steps",
+    # The texts around a query are for the reference, too, which has no onnx.
+    "build.graphs.templates": "",
+    "build.graphs": "build.catalog build.errors build.graphs.templates build.sources build.target",
     "build.check": "build.config build.errors build.memory build.steps",
-    "build.plan": "build.config build.errors build.files",
-    "build.engine": "build.config build.errors build.graphs build.plan build.target",
-    "build.models": "build.architectures build.catalog build.chat_template build.checkpoint build.errors "
-    "build.files build.graphs build.quantised build.repository build.settings build.target build.tokenization "
-    "build.weights",
-    "build.documents": "build.catalog build.checkpoint build.errors build.files build.graphs build.models "
-    "build.repository build.target",
-    "build.gguf_file": "build.errors build.settings",
-    "build.generation": "build.architectures build.catalog build.checkpoint build.errors build.files "
-    "build.gguf_file build.graphs build.models build.repository build.settings build.target",
-    "build.family": "build.catalog build.check build.checkpoint build.documents build.errors build.files "
-    "build.generation "
-    "build.graphs build.hub build.models build.onnx_file build.settings build.source build.target",
-    "build.make": "build.catalog build.errors build.family build.files build.gpu build.source build.target",
+    "build.rendering": "build.catalog build.check build.errors build.graphs build.sources build.target",
+    # Plans are compiled and checked where nothing is built.
+    "build.plans": "build.config build.errors build.graphs build.sources build.target",
+    "build.make": "build.catalog build.errors build.gpu build.rendering build.sources build.target",
     # What is verified is served: the one place of the builder that knows where a stack listens.
-    "build.verification.references": "build.errors build.templates",
+    "build.verification.references": "build.errors build.graphs.templates",
     "build.verification": "build.errors build.verification.references tools.direct",
-    "build.verify": "build.catalog build.errors build.texts build.verification build.verification.references "
-    "tools.command",
+    "build.verify": "build.catalog build.errors build.verification build.verification.references tools.command",
     "tools.access": "",
     "tools.direct": "",
     "tools.command": "tools.access",
@@ -71,16 +43,16 @@ ALLOWED = {
     "tools.stubs": "",
     "tools.stub_numpy2": "",
     "tools.alive": "tools.access tools.command tools.direct",
-    "tools.plans": "build.errors build.plan",
+    "tools.plans": "build.errors build.plans",
     "tools.tritonserver": "tools.access tools.command tools.plans",
     # The gateway is an image of its own, with what reads a model's configuration of the builder.
     "tools.shim": "build.config build.errors build.gpu build.memory tools.access tools.command tools.direct",
     "tools.triton": "build.config build.errors build.gpu tools.access tools.command tools.preflight tools.stubs",
     "tools.serve": "build.catalog tools.access tools.command tools.shim tools.triton",
     "tools.deploy": "build.gpu tools.command tools.direct",
-    "tools.bench.gpu": "build.checkpoint build.errors build.gpu build.graphs build.repository build.steps "
-    "build.texts build.verification.references tools.bench tools.command tools.direct",
-    "tools.bench": "build.catalog build.graphs build.repository build.source build.texts tools.command "
+    "tools.bench.gpu": "build.errors build.gpu build.graphs build.rendering build.sources build.steps "
+    "build.verification build.verification.references tools.bench tools.command tools.direct",
+    "tools.bench": "build.catalog build.graphs build.rendering build.sources build.verification tools.command "
     "tools.direct tools.triton",
     # Where it runs, nothing of the server's is installed.
     "tools.backfill": "tools.command tools.direct",
@@ -124,6 +96,15 @@ def test_a_file_imports_what_the_table_allows(path: Path) -> None:
 
 def test_the_table_has_one_direction() -> None:
     TopologicalSorter({own: names.split() for own, names in ALLOWED.items()}).prepare()  # CycleError
+
+
+def test_no_files_import_each_other() -> None:
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in SOURCES}
+    of_name = {
+        name: {found for whole in imports(path) for found in (whole, whole.rpartition(".")[0])} & modules.keys()
+        for name, path in modules.items()
+    }
+    TopologicalSorter(of_name).prepare()  # CycleError
 
 
 @pytest.mark.parametrize("page", sorted(path.stem for path in (ROOT / "build" / "graphs").glob("*.py")))

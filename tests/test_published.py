@@ -13,14 +13,16 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, normalizers, processors
 
 from build import catalog
-from build.architectures import ARCHITECTURES
 from build.catalog import Hub
-from build.checkpoint import Checkpoint
 from build.errors import BuildError
-from build.graphs.dimensions import any_dimensions, labels
-from build.models import models_of, write_model
-from build.settings import Settings
-from build.source import describe
+from build.graphs.architectures import ARCHITECTURES
+from build.graphs.dimensions import any_dimensions
+from build.rendering.model import write_model
+from build.rendering.models import models_of
+from build.sources.checkpoint import Checkpoint
+from build.sources.labels import labels
+from build.sources.obtain import describe
+from build.sources.settings import Settings
 from build.target import Target
 
 MODELS: dict[str, dict[str, Any]] = json.loads((ROOT / "tests" / "reference" / "published.json").read_text())[

@@ -29,12 +29,13 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from build import catalog
 from build.catalog import __main__ as page_of_catalog
-from build.checkpoint import Checkpoint
 from build.errors import BuildError
-from build.files import sha256
-from build.hub import data_files, pointer_hash
-from build.models import models_of, write_model
-from build.source import describe, obtain
+from build.rendering.model import write_model
+from build.rendering.models import models_of
+from build.sources.checkpoint import Checkpoint
+from build.sources.files import sha256
+from build.sources.hub import data_files, pointer_hash
+from build.sources.obtain import describe, obtain
 from build.target import PRECISIONS, Target
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

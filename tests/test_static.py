@@ -14,10 +14,10 @@ from test_accounts import copied, edit, graphs
 from tokenizers import Tokenizer, processors
 
 from build import make
-from build.checkpoint import Checkpoint
 from build.errors import BuildError
-from build.models import models_of
-from build.source import describe
+from build.rendering.models import models_of
+from build.sources.checkpoint import Checkpoint
+from build.sources.obtain import describe
 from build.target import Target
 
 

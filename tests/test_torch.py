@@ -39,10 +39,11 @@ from tritonclient.utils import InferenceServerException
 
 from build import make
 from build.catalog import CatalogEntry
-from build.checkpoint import Checkpoint
 from build.config import read_config, runtime_of
-from build.models import models_of, write_model
-from build.source import describe
+from build.rendering.model import write_model
+from build.rendering.models import models_of
+from build.sources.checkpoint import Checkpoint
+from build.sources.obtain import describe
 from build.target import PRECISIONS, Target
 
 PYTHON = ROOT / ".venv-torch" / "bin" / "python"

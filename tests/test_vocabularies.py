@@ -16,9 +16,9 @@ from test_accounts import copied, edit, graphs
 from tokenizers import Tokenizer
 
 from build import make
-from build.checkpoint import Checkpoint
 from build.errors import BuildError
-from build.tokenization import check_tokenizer
+from build.sources.checkpoint import Checkpoint
+from build.sources.tokenization import check_tokenizer
 
 FOLDER = REFERENCE / "vocabularies"
 CASES: dict[str, Any] = json.loads((FOLDER / "cases.json").read_text())["cases"]

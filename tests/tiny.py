@@ -11,10 +11,10 @@ from typing import Any
 from conftest import REFERENCE, TINY
 
 from build import make
-from build.architectures import ARCHITECTURES
 from build.catalog import CatalogEntry
-from build.checkpoint import Checkpoint
-from build.source import describe
+from build.graphs.architectures import ARCHITECTURES
+from build.sources.checkpoint import Checkpoint
+from build.sources.obtain import describe
 
 NAMES = sorted(name for one in ARCHITECTURES.values() for name in one.fixtures)
 

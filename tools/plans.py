@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from build.errors import BuildError
-from build.plan import problems
+from build.plans.plan import problems
 
 ROOT = Path(__file__).parent.parent
 

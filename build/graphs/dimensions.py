@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from build.errors import BuildError
-from build.settings import Settings
+from build.sources.settings import Settings
 
 COUNTED_FROM_PADDING = ("camembert", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl")
 """Model types without a page that count positions as RoBERTa does."""
@@ -69,24 +69,6 @@ def any_dimensions(config: Settings) -> Dimensions:
         first_position=first,
         padding=max(0, config.integer("pad_token_id", default=0, least=-1)),
     )
-
-
-def labels(config: Settings) -> int:
-    """How many a classifier gives; without a word on it transformers makes two."""
-    named = config.find("id2label")
-    count = config.integer("num_labels", "_num_labels", default=2)
-    return len(named) if isinstance(named, dict) else count
-
-
-def label_names(config: Settings) -> list[str]:
-    """What a classifier's labels are called, LABEL_0 and so on where nothing is said."""
-    count, named = labels(config), config.find("id2label")
-    if named is None:
-        return [f"LABEL_{i}" for i in range(count)]
-    names = [named.get(str(i)) if isinstance(named, dict) else None for i in range(count)]
-    if not all(isinstance(name, str) for name in names):
-        raise BuildError(f"{config.path} has an id2label that does not name the labels 0 to {count - 1}")
-    return [str(name) for name in names]
 
 
 def layer_types(config: Settings, usual: list[str]) -> tuple[str, ...]:

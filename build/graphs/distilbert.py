@@ -5,8 +5,8 @@ from __future__ import annotations
 from build.graphs.bert import Bert, Names, write_bert
 from build.graphs.dimensions import split_evenly
 from build.graphs.onnx_graph import OnnxGraph
-from build.settings import Settings
-from build.weights import Weights
+from build.sources.settings import Settings
+from build.sources.weights import Weights
 
 NAMES = Names(
     layer="transformer.layer",

@@ -28,7 +28,7 @@ from build.errors import BuildError
 from build.graphs.exported import check_numbers, check_operators, converted, operators, shape_of
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.surgery import graft
-from build.onnx_file import read_onnx, tensors
+from build.sources.onnx_file import read_onnx, tensors
 
 SIDE = 640
 """Pixels that docling scales a page's sides to."""

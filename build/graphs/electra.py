@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from build.graphs.bert import Bert
-from build.settings import Settings
+from build.sources.settings import Settings
 
 
 def read_electra(config: Settings) -> Bert:

@@ -15,7 +15,7 @@ import onnx.version_converter
 from onnx import TensorProto, helper, numpy_helper
 
 from build.errors import BuildError
-from build.onnx_file import nodes, tensors
+from build.sources.onnx_file import nodes, tensors
 
 OPSETS = range(13, 24)
 """What the nodes written here mean the same in, up to the newest that ONNX Runtime and OpenVINO both run."""

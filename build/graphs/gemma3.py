@@ -12,22 +12,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from build.errors import BuildError
-from build.graphs.blocks import (
-    attention,
-    gelu_tanh,
-    key_mask,
-    rotary_angles,
-    rotate,
-    split_heads,
-    window_mask,
-)
+from build.graphs.blocks import attention, gelu_tanh, key_mask, rotary_angles, rotate, split_heads, window_mask
 from build.graphs.dimensions import FULL, SLIDING, Dimensions, layer_types, shared_evenly
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.parameters import Parameters
 from build.graphs.ragged import last_hidden_state, ragged, ragged_inputs
 from build.graphs.rope import Rotation, rope_theta, thetas_by_type
-from build.settings import Settings
-from build.weights import Weights
+from build.sources.settings import Settings
+from build.sources.weights import Weights
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,8 @@ from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.parameters import Parameters
 from build.graphs.ragged import last_hidden_state, ragged, ragged_inputs
 from build.graphs.rope import KINDS, Rotation, rotation
-from build.settings import Settings
-from build.weights import Weights
+from build.sources.settings import Settings
+from build.sources.weights import Weights
 
 
 @dataclass(frozen=True, kw_only=True)

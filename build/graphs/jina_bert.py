@@ -23,8 +23,8 @@ from build.graphs.blocks import attention, gelu, halves, relative_mask
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.parameters import Parameters
 from build.graphs.ragged import last_hidden_state, ragged, ragged_inputs
-from build.settings import Settings
-from build.weights import Weights
+from build.sources.settings import Settings
+from build.sources.weights import Weights
 
 GATES: dict[str, Callable[[OnnxGraph, str], str]] = {"geglu": gelu, "reglu": lambda g, x: g.op("Relu", x)}
 """`feed_forward_type` -> what its gate does."""

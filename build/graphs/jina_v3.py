@@ -25,8 +25,8 @@ from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.parameters import Parameters
 from build.graphs.ragged import last_hidden_state, ragged, ragged_inputs, with_unseen
 from build.graphs.rope import Rotation, rope_theta
-from build.settings import Settings
-from build.weights import Weights
+from build.sources.settings import Settings
+from build.sources.weights import Weights
 
 SAID = (
     *("hidden_size", "vocab_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),

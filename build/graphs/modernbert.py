@@ -11,23 +11,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from build.graphs.blocks import (
-    attention,
-    gelu,
-    halves,
-    key_mask,
-    rotary_angles,
-    rotate,
-    split_merged,
-    window_mask,
-)
+from build.graphs.blocks import attention, gelu, halves, key_mask, rotary_angles, rotate, split_merged, window_mask
 from build.graphs.dimensions import FULL, SLIDING, Dimensions, layer_types, split_evenly
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.parameters import Parameters
 from build.graphs.ragged import last_hidden_state, ragged, ragged_inputs, with_unseen
 from build.graphs.rope import Rotation, thetas_by_type
-from build.settings import Settings
-from build.weights import Weights
+from build.sources.settings import Settings
+from build.sources.weights import Weights
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,13 +12,13 @@ from typing import Protocol
 
 import numpy as np
 
-from build.checkpoint import Checkpoint
 from build.errors import BuildError
-from build.files import is_listed
 from build.graphs.blocks import gelu, layer_norm, silu
 from build.graphs.onnx_graph import OnnxGraph
-from build.settings import Settings
-from build.weights import Weights
+from build.sources.checkpoint import Checkpoint
+from build.sources.files import is_listed
+from build.sources.settings import Settings
+from build.sources.weights import Weights
 
 VECTOR = "sentence_embedding"
 """What these modules read and write."""

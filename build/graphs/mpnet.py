@@ -15,8 +15,8 @@ from build.graphs.bert import Bert, Names, write_bert
 from build.graphs.blocks import Mask, relative_mask
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.ragged import Packed
-from build.settings import Settings
-from build.weights import Weights
+from build.sources.settings import Settings
+from build.sources.weights import Weights
 
 NAMES = Names(
     query="attention.attn.q",

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import TensorProto
 
-from build.checkpoint import MASK, Checkpoint
 from build.errors import BuildError
 from build.graphs.modules import Dense, Module, Normalize
 from build.graphs.onnx_graph import PACKED, OnnxGraph
 from build.graphs.pooling import LOWEST, token_rows
 from build.graphs.ragged import state_inputs
 from build.graphs.sparse import compacted
-from build.settings import Settings
+from build.sources.checkpoint import MASK, Checkpoint
+from build.sources.settings import Settings
 
 NOTHING_TO_SCORE = -1e9
 """sentence-transformers' score of a passage of whose tokens none counts: below that of any other."""

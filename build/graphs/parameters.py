@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from build.graphs.blocks import layer_norm, rms_norm
 from build.graphs.onnx_graph import OnnxGraph
-from build.weights import Weights
+from build.sources.weights import Weights
 
 
 @dataclass(frozen=True)

@@ -19,20 +19,11 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import TensorProto
 
-from build.checkpoint import STATIC, Checkpoint
 from build.errors import BuildError
-from build.graphs.modules import (
-    MODULES,
-    VECTOR,
-    Cut,
-    Module,
-    Normalize,
-    check_vector,
-    normalise,
-    optional_config,
-)
+from build.graphs.modules import MODULES, VECTOR, Cut, Module, Normalize, check_vector, normalise, optional_config
 from build.graphs.onnx_graph import PACKED, OnnxGraph
 from build.graphs.ragged import item_rows, state_inputs
+from build.sources.checkpoint import STATIC, Checkpoint
 
 FLAGS = {
     "pooling_mode_cls_token": "cls",

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from build.errors import BuildError
-from build.settings import Settings
+from build.sources.settings import Settings
 
 
 @dataclass(frozen=True)

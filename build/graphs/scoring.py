@@ -10,7 +10,6 @@ import numpy as np
 from onnx import TensorProto
 from tokenizers import Tokenizer
 
-from build.checkpoint import Checkpoint
 from build.errors import BuildError
 from build.graphs.blocks import gelu
 from build.graphs.dimensions import Dimensions
@@ -19,7 +18,8 @@ from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.parameters import Parameters
 from build.graphs.pooling import POOL, first_token, last_but, last_token
 from build.graphs.ragged import state_inputs
-from build.weights import Weights
+from build.sources.checkpoint import Checkpoint
+from build.sources.weights import Weights
 
 
 @dataclass(frozen=True)

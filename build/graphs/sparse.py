@@ -16,17 +16,17 @@ import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto
 
-from build.checkpoint import SPLADE, Checkpoint
 from build.errors import BuildError
-from build.files import is_listed
 from build.graphs.blocks import gelu
 from build.graphs.dimensions import Dimensions
 from build.graphs.onnx_graph import PACKED, OnnxGraph
 from build.graphs.parameters import Parameters
 from build.graphs.pooling import token_rows
 from build.graphs.ragged import state_inputs
-from build.settings import Settings
-from build.weights import Weights
+from build.sources.checkpoint import SPLADE, Checkpoint
+from build.sources.files import is_listed
+from build.sources.settings import Settings
+from build.sources.weights import Weights
 
 LINEAR = "sparse_linear"
 """The file of bge-m3's layer that weighs words, but for what follows its dot."""

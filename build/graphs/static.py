@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from build.checkpoint import MODEL2VEC, Checkpoint
 from build.errors import BuildError
 from build.graphs.dimensions import Dimensions
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.ragged import last_hidden_state, ragged, ragged_inputs
-from build.settings import Settings
-from build.weights import BYTES, Weights
+from build.sources.checkpoint import MODEL2VEC, Checkpoint
+from build.sources.settings import Settings
+from build.sources.weights import BYTES, Weights
 
 TABLE, SHARED_TABLE = "embedding.weight", "embeddings"
 """The table as sentence-transformers names it, and as model2vec does."""

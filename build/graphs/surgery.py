@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from build.graphs.exported import INLINE
 from build.graphs.onnx_graph import OnnxGraph
-from build.onnx_file import data_files, external_tensors, nodes, subgraphs
+from build.sources.onnx_file import data_files, external_tensors, nodes, subgraphs
 
 PREFIX = "adopted/"
 """Put before every name of the old graph, so that it meets none of ours."""

@@ -25,8 +25,8 @@ from build.graphs.dimensions import Dimensions
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.parameters import Parameters
 from build.graphs.ragged import last_hidden_state, ragged, ragged_inputs
-from build.settings import Settings
-from build.weights import Weights
+from build.sources.settings import Settings
+from build.sources.weights import Weights
 
 WINDOW = 8192
 """Tokens of a text at most where no file has a window: attention's biases are as many times as many."""

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import count, islice
 from pathlib import Path
 
-from build.texts import docstrings
+from build.verification.texts import docstrings
 from tools.bench import machine
 from tools.bench.measure import FAMILY
 from tools.bench.results import RESULTS

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import TYPE_CHECKING
 
-from build.texts import docstrings, shuffled
+from build.verification.texts import docstrings, shuffled
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

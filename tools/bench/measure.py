@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import mean
 
-from build.texts import docstrings
+from build.verification.texts import docstrings
 from tools.bench import corpus
 from tools.bench.checkpoint import CROSS_ENCODER
 from tools.bench.padding import padding

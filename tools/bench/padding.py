@@ -10,7 +10,7 @@ import sys
 from types import ModuleType
 
 from build.graphs.ragged import STEP
-from build.repository import TOKEN_BUDGET
+from build.rendering.repository import TOKEN_BUDGET
 
 
 def padding(lengths: list[int], batch: int) -> dict[str, float]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from build.catalog import Wheel
-from build.source import download_wheel
+from build.sources.obtain import download_wheel
 from tools.triton import wheel_libraries
 
 WHEEL = Wheel(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
-from build.texts import docstrings
+from build.verification.texts import docstrings
 from tools.bench import machine
 from tools.bench.checkpoint import CACHE, SHELL
 from tools.bench.measure import FAMILY

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from build.errors import BuildError
-from build.templates import MXBAI_RERANKER, QWEN3_RERANKER
+from build.graphs.templates import MXBAI_RERANKER, QWEN3_RERANKER
 from build.verification.references.embeddings import embedder
 from build.verification.references.loading import (
     BATCH,

@@ -24,7 +24,7 @@ from tools.bench.gpu import engines, report
 from tools.bench.gpu.checkpoint import SIZES, dimensions, flops, write_random
 from tools.bench.gpu.engines import Engine, EngineError, Vectors, Worker
 from tools.bench.gpu.loads import Load, Texts
-from tools.bench.gpu.report import Proof, Speed
+from tools.bench.gpu.proof import Proof, Speed
 from tools.bench.peers.processes import environment
 from tools.command import ROOT
 

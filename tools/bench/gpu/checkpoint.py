@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import TensorSpec, serialize_file
 
-from build.checkpoint import Checkpoint
 from build.errors import BuildError
 from build.graphs.decoder import Decoder, read_qwen3
+from build.sources.checkpoint import Checkpoint
 from tools.command import ROOT
 
 PUBLISHED = ROOT / "tests" / "reference" / "published.json"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from build.repository import PACKED_BUDGET
+from build.rendering.repository import PACKED_BUDGET
 from build.steps.packed_encoder import PackedEncoder
 from tools.bench.gpu.worker import answer, take_stdout
 

@@ -23,7 +23,7 @@ import psutil
 from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
 
-from build.repository import PACKED_BUDGET
+from build.rendering.repository import PACKED_BUDGET
 from tools.bench import server
 from tools.bench.gpu.checkpoint import WINDOW
 from tools.bench.gpu.loads import Load

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from build.repository import PACKED_BUDGET
-from build.texts import docstrings
+from build.rendering.repository import PACKED_BUDGET
+from build.verification.texts import docstrings
 from tools.bench import corpus
 from tools.bench.gpu.checkpoint import WINDOW
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 
-from tools.bench.gpu.report import Proof
+from tools.bench.gpu.proof import Proof
 from tools.bench.plots import STYLE, save
 
 

@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from build import catalog
-from build.source import obtain
-from build.texts import docstrings
+from build.sources.obtain import obtain
+from build.verification.texts import docstrings
 from tools.bench import machine, plots
 from tools.bench.measure import FAMILY
 from tools.bench.peers.processes import CACHE, HERE, OFFLINE, environment, listening

@@ -18,20 +18,23 @@ import onnx
 import tokenizers
 from google import protobuf
 
-from build import hub
 from build.catalog import DOCUMENT_TASKS, QUANTISED_TOLERANCE, TOLERANCE, CatalogEntry, Hub
 from build.check import check_apart
-from build.checkpoint import Checkpoint
-from build.documents import document_models
 from build.errors import BuildError
-from build.files import GRAPHS, sha256
-from build.generation import generator_models
 from build.graphs.colbert import pickled_head
-from build.models import SOURCES, Model, files_of, graph_to_adopt, models_of, source_name, write_model
-from build.onnx_file import data_files, read_onnx
-from build.settings import check_nothing_is_left
-from build.source import obtain
+from build.rendering.documents import document_models
+from build.rendering.generation import generator_models
+from build.rendering.model import Model, write_model
+from build.rendering.models import graph_to_adopt, models_of
+from build.sources import hub
+from build.sources.checkpoint import Checkpoint
+from build.sources.files import GRAPHS, files_of, sha256
+from build.sources.obtain import obtain
+from build.sources.onnx_file import data_files, read_onnx
+from build.sources.settings import check_nothing_is_left
 from build.target import Target
+
+BUILDER = Path(__file__).parents[1]
 
 ANOTHER_EXPORT = "take another graph of the model, exported with dynamic axes for batch and sequence"
 
@@ -166,7 +169,7 @@ def _inputs(entry: CatalogEntry, target: Target) -> dict[str, Any]:
     """Everything the outputs follow from."""
     return {
         "model": entry.title,
-        "source": source_name(entry.source),
+        "source": entry.source_name,
         "runtime": target.runtime,
         "precision": target.precision,
         "dimensions": entry.dimensions,
@@ -182,7 +185,7 @@ def _inputs(entry: CatalogEntry, target: Target) -> dict[str, Any]:
         "ignore": list(entry.ignore),
         "batching": asdict(entry.batching),
         "checkpoint": entry.files | _adopted_files(entry),
-        "builder": _hashes(SOURCES, "**/*.py"),
+        "builder": _hashes(BUILDER, "**/*.py"),
         "versions": {
             "numpy": numpy.__version__,
             "onnx": onnx.__version__,

@@ -13,12 +13,12 @@ from typing import Any
 from tokenizers import Tokenizer
 from tokenizers.models import BPE, WordPiece
 
-from build.checkpoint import MASK, Checkpoint
 from build.errors import BuildError
-from build.files import is_listed
-from build.settings import Settings
-from build.vocabularies import BERT as BERT_CLASS
-from build.vocabularies import LLAMA, QWEN2, ROBERTA, difference, of_class, of_pairs
+from build.sources.checkpoint import MASK, Checkpoint
+from build.sources.files import is_listed
+from build.sources.settings import Settings
+from build.sources.vocabularies import BERT as BERT_CLASS
+from build.sources.vocabularies import LLAMA, QWEN2, ROBERTA, difference, of_class, of_pairs
 
 HARMLESS = (
     # What the class of the tokenizer is told of files, of decoding, of padding and of how a call is made.

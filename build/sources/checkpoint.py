@@ -15,10 +15,10 @@ from tokenizers.models import Unigram
 from tokenizers.processors import TemplateProcessing
 
 from build.errors import BuildError
-from build.files import WEIGHTS, is_listed, own_file
-from build.quantised import Quantised
-from build.settings import Settings, read_json
-from build.vocabularies import (
+from build.sources.files import WEIGHTS, is_listed, own_file
+from build.sources.quantised import Quantised
+from build.sources.settings import Settings, read_json
+from build.sources.vocabularies import (
     ADDED_TOKENS,
     CAMEMBERT,
     CLASSES,
@@ -33,7 +33,7 @@ from build.vocabularies import (
     of_class,
     token,
 )
-from build.weights import Weights
+from build.sources.weights import Weights
 
 MODULES = "modules.json"
 PROMPTS = "config_sentence_transformers.json"

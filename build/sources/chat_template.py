@@ -13,12 +13,12 @@ from typing import Any
 from jinja2 import TemplateError
 from tokenizers import Tokenizer
 
-from build.checkpoint import CHAT_TEMPLATE, CHAT_TEMPLATES, Checkpoint
 from build.errors import BuildError
-from build.files import is_listed, own_file
-from build.settings import Settings
+from build.sources.checkpoint import CHAT_TEMPLATE, CHAT_TEMPLATES, Checkpoint
+from build.sources.files import is_listed, own_file
+from build.sources.settings import Settings
+from build.sources.tokenization import NAMED
 from build.steps.chat_template import sandbox
-from build.tokenization import NAMED
 
 LARGEST = 1 << 20
 """Bytes of a template."""

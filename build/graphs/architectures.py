@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from build.checkpoint import JINA_BERT, JINA_FLASH, JINA_V3, JINAS_FLASH_CODE, MODEL2VEC, STATIC
 from build.graphs.bert import Bert, write_bert
 from build.graphs.deberta_v2 import DebertaV2, write_deberta_v2
 from build.graphs.decoder import (
@@ -45,9 +44,10 @@ from build.graphs.scoring import (
 from build.graphs.sparse import ROBERTAS, MaskedHead
 from build.graphs.static import read_static, write_static
 from build.graphs.t5 import T5, write_t5
-from build.settings import Settings
-from build.templates import MXBAI_RERANKER, NEMOTRON_RERANKER, QWEN3_RERANKER
-from build.weights import Weights
+from build.graphs.templates import MXBAI_RERANKER, NEMOTRON_RERANKER, QWEN3_RERANKER
+from build.sources.checkpoint import JINA_BERT, JINA_FLASH, JINA_V3, JINAS_FLASH_CODE, MODEL2VEC, STATIC
+from build.sources.settings import Settings
+from build.sources.weights import Weights
 
 HARMLESS = (
     # Where it came from, how it is stored, and what only training does.

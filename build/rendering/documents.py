@@ -31,17 +31,18 @@ from tritonclient.grpc.model_config_pb2 import (
 )
 
 from build.catalog import CatalogEntry
-from build.checkpoint import Checkpoint
 from build.errors import BuildError, NotPackedError
-from build.files import PREPROCESSOR, is_listed, own_file
-from build.graphs.dimensions import label_names
 from build.graphs.documents import LABELS, SIDE, picture_shape, write_cdla, write_layout, write_picture_classes
 from build.graphs.onnx_graph import OnnxGraph
-from build.models import DEADLINE, MEMORY, SOURCES, Model, facts_of, files_of, graph, graph_to_adopt
-from build.repository import Tensor
+from build.rendering.model import DEADLINE, MEMORY, STEPS, Model, graph
+from build.rendering.models import graph_to_adopt
+from build.rendering.repository import Tensor
+from build.sources.checkpoint import Checkpoint
+from build.sources.files import PREPROCESSOR, files_of, is_listed, own_file
+from build.sources.labels import label_names
 from build.target import Target
 
-OCR_STEP = SOURCES / "steps" / "ocr.py"
+OCR_STEP = STEPS / "ocr.py"
 
 IMAGE = Tensor("image", TYPE_UINT8, (1, -1, -1, 3))
 LANG_TYPE = Tensor("lang_type", TYPE_STRING, (1, 1), optional=True)
@@ -212,7 +213,7 @@ def ensemble(entry: CatalogEntry, step: ModelConfig) -> ModelConfig:
         input=step.input,
         output=step.output,
     )
-    for key, value in facts_of(entry).items():
+    for key, value in entry.facts.items():
         config.parameters[key].string_value = value
     inputs, outputs = ({tensor.name: tensor.name for tensor in tensors} for tensors in (step.input, step.output))
     config.ensemble_scheduling.step.append(

@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError, Message
 from onnx import TensorProto, helper
 
 from build.errors import BuildError
-from build.files import homes
+from build.sources.files import homes
 
 LARGEST = 2 << 30
 """Bytes of a protobuf message."""

@@ -21,7 +21,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from build.config import read_config
 from build.errors import BuildError
-from build.files import sha256
+from build.sources.files import sha256
 
 PLAN = "model.plan"
 GRAPH = "model.onnx"
@@ -135,7 +135,7 @@ def problems(repository: Path, ensembles: Sequence[str]) -> Iterator[str]:
             machine = Machine.here()
             for model in models:
                 if reason := mismatch(model.version, machine):
-                    yield f"{reason}: run `python -m build.engine {ensemble}` on this machine, in this image"
+                    yield f"{reason}: run `python -m build.plans {ensemble}` on this machine, in this image"
 
 
 def mismatch(version: Path, machine: Machine) -> str | None:

@@ -11,20 +11,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from build import repository
-from build.architectures import ARCHITECTURES, HARMLESS
 from build.catalog import CatalogEntry
-from build.checkpoint import CHAT_TEMPLATE, Checkpoint
 from build.errors import BuildError
-from build.files import gguf_file, is_listed, own_file
+from build.graphs.architectures import ARCHITECTURES, HARMLESS
 from build.graphs.decoder import Decoder, read_llama, read_qwen2, read_qwen3
 from build.graphs.generator import MODEL, Tensors, write_generator
-from build.models import DEADLINE, MEMORY, SOURCES, Model, check_weights_are_plain, facts_of
-from build.settings import Settings, check_nothing_is_left, read_json
+from build.rendering import repository
+from build.rendering.model import DEADLINE, MEMORY, STEPS, Model
+from build.rendering.models import check_weights_are_plain
+from build.sources.checkpoint import CHAT_TEMPLATE, Checkpoint
+from build.sources.files import gguf_file, is_listed, own_file
+from build.sources.settings import Settings, check_nothing_is_left, read_json
 from build.target import Target
 
-STEP = SOURCES / "steps" / "generator.py"
-BESIDE = tuple(SOURCES / "steps" / name for name in ("chat_template.py", "text_stream.py"))
+STEP = STEPS / "generator.py"
+BESIDE = tuple(STEPS / name for name in ("chat_template.py", "text_stream.py"))
 READERS = {"llama": read_llama, "qwen2": read_qwen2, "qwen3": read_qwen3}
 """Architectures that are written with a cache."""
 
@@ -63,7 +64,7 @@ def generator_models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target
     window = min(entry.max_tokens or model.decoder.positions, model.decoder.positions)
     cache = max(CACHE_TOKENS, window)
     parameters = {
-        **facts_of(entry),
+        **entry.facts,
         "precision": target.precision,
         "max_tokens": str(window),
         "cache_tokens": str(cache),
@@ -110,7 +111,7 @@ def _decoder(config: Settings) -> Decoder:
 
 def _of_gguf(checkpoint: Checkpoint, path: Path) -> LanguageModel:
     try:
-        from build.gguf_file import Gguf
+        from build.sources.gguf_file import Gguf
     except ImportError:
         raise BuildError("a GGUF file is read by a package that is not installed: run make with CHAT=1") from None
     file = Gguf(path)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from build.errors import BuildError
-from build.settings import MOST, Settings
+from build.sources.settings import MOST, Settings
 
 KEY = "quantization_config"
 FP8, INT8 = "F8_E4M3", "I8"

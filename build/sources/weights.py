@@ -16,9 +16,9 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from build.errors import BuildError
-from build.files import SHARDS, WEIGHTS, is_listed, own_file
-from build.quantised import FP8, INT8, KEY, Quantised
-from build.settings import Settings, read_json
+from build.sources.files import SHARDS, WEIGHTS, is_listed, own_file
+from build.sources.quantised import FP8, INT8, KEY, Quantised
+from build.sources.settings import Settings, read_json
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 INTEGERS = ("I64", "I32")

@@ -41,12 +41,21 @@ from huggingface_hub.file_download import http_get, repo_folder_name
 from huggingface_hub.utils import build_hf_headers
 
 from build.catalog import Hub
-from build.checkpoint import CHAT_TEMPLATE, CHAT_TEMPLATES, METADATA, MODULES, PROMPTS, STATIC, WINDOWS, Checkpoint
 from build.errors import BuildError
-from build.files import PREPROCESSOR, SHARDS, WEIGHTS, git_digest, git_hash, sha256
-from build.onnx_file import data_files, parse_onnx
-from build.settings import Settings, read_json
-from build.vocabularies import ADDED_TOKENS, OTHERS, SPECIAL_TOKENS, TOKENIZER_CONFIG, VOCABULARIES
+from build.sources.checkpoint import (
+    CHAT_TEMPLATE,
+    CHAT_TEMPLATES,
+    METADATA,
+    MODULES,
+    PROMPTS,
+    STATIC,
+    WINDOWS,
+    Checkpoint,
+)
+from build.sources.files import PREPROCESSOR, SHARDS, WEIGHTS, git_digest, git_hash, sha256
+from build.sources.onnx_file import data_files, parse_onnx
+from build.sources.settings import Settings, read_json
+from build.sources.vocabularies import ADDED_TOKENS, OTHERS, SPECIAL_TOKENS, TOKENIZER_CONFIG, VOCABULARIES
 
 ADAPTER = "adapter_config.json"
 GENERATION = "generation_config.json"

@@ -17,8 +17,8 @@ from google.protobuf.message_factory import GetMessageClass
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from build.errors import BuildError
-from build.files import is_listed, own_file
-from build.settings import LARGEST, Settings, read_json
+from build.sources.files import is_listed, own_file
+from build.sources.settings import LARGEST, Settings, read_json
 
 BERT, XLM_ROBERTA = "BertTokenizer", "XLMRobertaTokenizer"
 CAMEMBERT, DEBERTA, ROBERTA = "CamembertTokenizer", "DebertaV2Tokenizer", "RobertaTokenizer"

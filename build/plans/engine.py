@@ -1,9 +1,9 @@
-"""Compiles the graphs of a family built for TensorRT: `python -m build.engine ENSEMBLE ...`.
+"""Compiles a graph into a TensorRT plan: `python -m build.plans ENSEMBLE ...`.
 
 Runs where the plans are going to be served: in NVIDIA's tritonserver image, on the GPU. Every `model.onnx`
 becomes `model.plan` beside it, strongly typed (the precision is the graph's own), with optimisation profiles for
-small batches up to the largest that Triton may make, and a stamp (see `build.plan`). A plan whose stamp still fits
-is left alone.
+small batches up to the largest that Triton may make, and a stamp (see `build.plans.plan`). A plan whose stamp
+still fits is left alone.
 
 `--quantize` first quantises the encoder's linear layers with NVIDIA ModelOpt, calibrated on texts of your own.
 Where the GPU or ModelOpt cannot, the plan is built in the graph's own precision, and a printed line says so.
@@ -14,9 +14,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import shutil
-import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,14 +26,12 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from build.config import read_config
 from build.errors import BuildError
 from build.graphs.ragged import WIDEST
-from build.plan import GRAPH, Machine, PlannedModel, Stamp, mismatch, planned_models, tensorrt_module
+from build.plans.plan import GRAPH, Machine, PlannedModel, Stamp, tensorrt_module
 from build.target import token_limits
 
-ROOT = Path(__file__).parent.parent
-CACHE = ROOT / ".cache"
+CACHE = Path(__file__).parents[2] / ".cache"
 
 QUANTIZATIONS = {"fp8": (8, 9), "nvfp4": (10, 0)}
 """Quantisation -> the lowest compute capability that multiplies in it."""
@@ -326,63 +322,3 @@ def build_plan(
     aside.replace(model.plan)
     Stamp.of(model, machine, quantization).write(model.plan)
     return quantization
-
-
-def wanted(model: PlannedModel, asked: str | None) -> str:
-    """The quantisation that a model should have: only encoders are quantised."""
-    return asked if asked is not None and model.config.name.endswith("-encoder") else "none"
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Builds the plans of the ensembles named on the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m build.engine", description=str(__doc__).splitlines()[0])
-    parser.add_argument("ensembles", nargs="+", metavar="ENSEMBLE", help="ensembles whose steps are compiled")
-    parser.add_argument("--repository", type=Path, default=ROOT / "model_repository", help="the model repository")
-    parser.add_argument("--quantize", choices=QUANTIZATIONS, help="what the encoder's linear layers compute in")
-    parser.add_argument(
-        "--calibration", type=Path, metavar="FILE", help="texts that calibrate it, one on each line"
-    )
-    parser.add_argument("--workspace", type=int, default=4, metavar="GIB", help="scratch memory of one kernel (4)")
-    options = parser.parse_args(arguments)
-    if (options.quantize is None) != (options.calibration is None):
-        parser.error("--quantize and --calibration go together")
-    try:
-        build_all(options)
-    except BuildError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def build_all(options: argparse.Namespace) -> None:
-    """Builds every plan that is asked for and does not fit yet, saying what came of it."""
-    models: dict[str, tuple[PlannedModel, ModelConfig]] = {}
-    for ensemble in options.ensembles:
-        found = planned_models(options.repository, ensemble)
-        if not found:
-            raise BuildError(
-                f"no step of {ensemble} runs on TensorRT: build it with `python -m build.make --runtime tensorrt`"
-            )
-        steps = read_config(options.repository, ensemble).ensemble_scheduling.step
-        name = next(step.model_name for step in steps if step.model_name.endswith("-tokenizer"))
-        tokenizer = read_config(options.repository, name)
-        models |= {model.config.name: (model, tokenizer) for model in found}
-    machine, asked = Machine.here(), options.quantize
-    if asked and (reason := unsupported(asked, machine)):
-        print(f"not quantized to {asked}, the graph's own precision is kept: {reason}", flush=True)
-        asked = None
-    for name, (model, tokenizer) in models.items():
-        quantization = wanted(model, asked)
-        stamp = Stamp.read(model.plan)
-        if stamp and stamp.quantization == quantization and mismatch(model.version, machine) is None:
-            print(f"{name}: up to date, nothing to do", flush=True)
-            continue
-        started = time.monotonic()
-        print(f"{name}: compiling for {machine.gpu}, TensorRT {machine.tensorrt}", flush=True)
-        quantization = build_plan(model, tokenizer, machine, options, quantization)
-        seconds, size = time.monotonic() - started, model.plan.stat().st_size / 1e6
-        print(f"{name}: {size:.1f} MB in {seconds:.0f} s, quantization {quantization}", flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from build.errors import BuildError
-from build.settings import Settings
+from build.sources.settings import Settings
 
 KEYS = {
     "block_count": "num_hidden_layers",

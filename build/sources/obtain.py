@@ -12,14 +12,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from build import hub
 from build.catalog import CatalogEntry, Hub, Wheel
-from build.checkpoint import METADATA, SPLADE, Checkpoint
 from build.errors import BuildError
-from build.files import gguf_file, is_listed, own_file, sha256
-from build.graphs.colbert import LINEAR
-from build.graphs.dimensions import labels
-from build.vocabularies import VOCABULARIES
+from build.sources import hub
+from build.sources.checkpoint import METADATA, SPLADE, Checkpoint
+from build.sources.files import COLBERT_LINEAR, gguf_file, is_listed, own_file, sha256
+from build.sources.labels import labels
+from build.sources.vocabularies import VOCABULARIES
 
 
 def obtain(entry: CatalogEntry, cache: Path, exported: str | None = None) -> Checkpoint:
@@ -60,7 +59,7 @@ def describe(source: Path | Hub, name: str, task: str | None = None) -> CatalogE
 
 def tasks_of(checkpoint: Checkpoint, task: str | None = None) -> tuple[str, ...]:
     """All that a checkpoint is for, by its own files or as asked; raises BuildError where they do not say."""
-    has_head = is_listed(checkpoint.transformer / f"{LINEAR}.safetensors")
+    has_head = is_listed(checkpoint.transformer / f"{COLBERT_LINEAR}.safetensors")
     if task is None and gguf_file(checkpoint.folder):
         return ("generate",)
     if checkpoint.gives_vectors if task is None else task == "rerank" and (checkpoint.gives_vectors or has_head):

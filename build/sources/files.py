@@ -17,6 +17,10 @@ PREPROCESSOR = "preprocessor_config.json"
 """How a checkpoint of pictures has them made."""
 
 
+COLBERT_LINEAR = "colbert_linear"
+"""The file of bge-m3's layer behind each token, but for what follows its dot."""
+
+
 def sha256(path: Path) -> str:
     """The sha256 of a file, in hex."""
     return _digest(path, hashlib.sha256())
@@ -42,6 +46,11 @@ def _digest(path: Path, digest: hashlib._Hash) -> str:
 def is_listed(path: Path) -> bool:
     """Whether there is such a name, if only of a link that leads nowhere; `own_file` says so of it."""
     return os.path.lexists(path)
+
+
+def files_of(folder: Path) -> set[str]:
+    """Every file in a folder, by its path there."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
 def homes(folder: Path) -> list[Path]:

@@ -1,0 +1,1 @@
+"""TensorRT plans: what compiles them, and what says where they may be loaded."""
