@@ -12,8 +12,8 @@ from build.errors import BuildError
 
 
 @dataclass(frozen=True)
-class Runtime:
-    """One of Triton's backends, and how it hands a batch over."""
+class Traits:
+    """What a runtime is like: which of Triton's backends it is, and how that hands a batch over."""
 
     backend: str
     """The name that config.pbtxt knows it by."""
@@ -46,9 +46,9 @@ class Runtime:
 
 
 RUNTIMES = {
-    "python": Runtime("python", "model.onnx", ModelInstanceGroup.KIND_CPU),
+    "python": Traits("python", "model.onnx", ModelInstanceGroup.KIND_CPU),
     # On a CPU it has no bf16 arithmetic; on a GPU a mask rules its flash attention out.
-    "onnxruntime": Runtime(
+    "onnxruntime": Traits(
         "onnxruntime",
         "model.onnx",
         ModelInstanceGroup.KIND_AUTO,
@@ -58,10 +58,10 @@ RUNTIMES = {
         masks="counts",
     ),
     # Its backend knows no batch_input.
-    "openvino": Runtime("openvino", "model.onnx", ModelInstanceGroup.KIND_CPU, ragged=False),
+    "openvino": Traits("openvino", "model.onnx", ModelInstanceGroup.KIND_CPU, ragged=False),
     # Its attention has no kernel for fp32 and takes no word on the softmax; TensorRT-RTX 1.7 cannot compile every
     # boolean mask.
-    "tensorrt": Runtime(
+    "tensorrt": Traits(
         "tensorrt",
         "model.plan",
         ModelInstanceGroup.KIND_GPU,
@@ -71,7 +71,7 @@ RUNTIMES = {
         masks="additive",
         softmax_precision=None,
     ),
-    "torch": Runtime(
+    "torch": Traits(
         "python", "model.onnx", ModelInstanceGroup.KIND_AUTO, packed=True, narrow_states=True, masks="counts"
     ),
 }
@@ -103,11 +103,11 @@ class Target:
     @classmethod
     def of(cls, runtime: str, precision: str | None, allowed: Sequence[str], name: str) -> Target:
         """The runtime with `precision`, or the first `allowed` one that it has; BuildError where it cannot."""
-        feed = RUNTIMES[runtime]
-        both = [one for one in allowed if one in (*feed.precisions, *feed.gpu_precisions)]
+        traits = RUNTIMES[runtime]
+        both = [one for one in allowed if one in (*traits.precisions, *traits.gpu_precisions)]
         if precision is not None and precision not in both:
             raise BuildError(f"{name} cannot be built for {runtime} in {precision}: choose {' or '.join(both)}")
-        return cls(runtime, precision or next(one for one in both if one in feed.precisions))
+        return cls(runtime, precision or next(one for one in both if one in traits.precisions))
 
     @property
     def head(self) -> Target:
@@ -117,17 +117,17 @@ class Target:
     @property
     def states(self) -> str:
         """The precision in which hidden states pass from encoder to head."""
-        return (self.encoder or self.precision) if self.feed.narrow_states else "fp32"
+        return (self.encoder or self.precision) if self.traits.narrow_states else "fp32"
 
     @property
     def kind(self) -> int:
         """Where its instances run, a `ModelInstanceGroup.Kind`."""
-        on_gpu = (self.encoder or self.precision) in self.feed.gpu_precisions
-        return int(ModelInstanceGroup.KIND_GPU) if on_gpu else self.feed.kind
+        on_gpu = (self.encoder or self.precision) in self.traits.gpu_precisions
+        return int(ModelInstanceGroup.KIND_GPU) if on_gpu else self.traits.kind
 
     @property
-    def feed(self) -> Runtime:
-        """How the graphs are fed."""
+    def traits(self) -> Traits:
+        """What the runtime is like."""
         return RUNTIMES[self.runtime]
 
 

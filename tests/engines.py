@@ -98,8 +98,8 @@ def feeds(runtime: str, batch: list[Array]) -> list[dict[str, Array]]:
 
 def states_fed(runtime: str, states: Array) -> Array:
     """Hidden states as a head gets them: flat where Triton merges requests end to end."""
-    feed = RUNTIMES[runtime]
-    return states.reshape(-1) if feed.ragged and not feed.one_step else states
+    traits = RUNTIMES[runtime]
+    return states.reshape(-1) if traits.ragged and not traits.one_step else states
 
 
 def steps(repository: Path, family: str) -> tuple[Path, Path]:

@@ -64,8 +64,8 @@ def test_committed_configurations_are_what_the_builder_renders(entry: CatalogEnt
 @pytest.mark.parametrize("name", NAMES)
 def test_configurations_are_strict(name: str, runtime: str) -> None:
     """Parsed back they are what was meant, and they leave Triton nothing to guess."""
-    feed = RUNTIMES[runtime]
-    if feed.packed and name not in PACKED:
+    traits = RUNTIMES[runtime]
+    if traits.packed and name not in PACKED:
         with pytest.raises(
             BuildError, match="not written for torch: build it for python, onnxruntime, openvino or"
         ):
@@ -81,12 +81,12 @@ def test_configurations_are_strict(name: str, runtime: str) -> None:
         assert config.instance_group
         assert config.HasField("dynamic_batching")
         is_graph = model.write_graph is not None
-        assert config.backend == (feed.backend if is_graph else "python")
+        assert config.backend == (traits.backend if is_graph else "python")
         if is_graph:
             ragged = {tensor.name for tensor in config.input if tensor.allow_ragged_batch}
-            assert ragged == ({tensor.name for tensor in config.input} if feed.ragged else set())
+            assert ragged == ({tensor.name for tensor in config.input} if traits.ragged else set())
             targets = [name for extra in config.batch_input for name in extra.target_name]
-            assert targets == ["lengths"] * feed.ragged + ["widest"] * feed.needs_width
+            assert targets == ["lengths"] * traits.ragged + ["widest"] * traits.needs_width
             assert [sample.batch_size for sample in config.model_warmup] == [1, 1, 8]
             assert all(set(s.inputs) == {t.name for t in config.input} for s in config.model_warmup)
 

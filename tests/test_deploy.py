@@ -23,7 +23,8 @@ import yaml
 from conftest import ROOT, Answer, Reference, Stack, free_ports, send
 from load import Load
 
-from tools.deploy import engine, images, smoke
+from tools.deploy import images, smoke
+from tools.deploy.docker import DeployError
 
 FOLDER = ROOT / "tools" / "deploy"
 COMPOSE = yaml.safe_load((FOLDER / "compose.yaml").read_text())
@@ -178,7 +179,7 @@ def test_ngc_is_asked_for_when_it_is_needed(monkeypatch: pytest.MonkeyPatch, ima
         return subprocess.CompletedProcess(arguments, 1, "", "unauthorized")
 
     monkeypatch.setattr(images, "docker", docker)
-    with pytest.raises(engine.DeployError, match="unauthorized") as error:
+    with pytest.raises(DeployError, match="unauthorized") as error:
         images.bring(image)
     assert ("NGC_API_KEY" in str(error.value)) == asked
 
@@ -201,7 +202,7 @@ def test_smoke_of_a_gateway_with_keys(stack: Stack, tmp_path: Path, monkeypatch:
     with subprocess.Popen(command, cwd=ROOT, env=os.environ | keys, stdout=subprocess.DEVNULL) as gateway:
         try:
             containers.until(lambda: containers.listens(embed), 30)
-            with pytest.raises(engine.DeployError, match="answers 401"):
+            with pytest.raises(DeployError, match="answers 401"):
                 smoke.smoke(*urls)
             monkeypatch.setenv("GATEWAY_API_KEYS_FILE", keys["GATEWAY_API_KEYS_FILE"])
             assert len(smoke.smoke(*urls)) == 2
@@ -511,5 +512,5 @@ def test_pin(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
             "image", "inspect", "--format", "{{.Id}}", base
         )
         docker("rmi", pinned["PYTHON_IMAGE"])
-        with pytest.raises(engine.DeployError, match="cannot get"):
+        with pytest.raises(DeployError, match="cannot get"):
             images.resolve(f"127.0.0.1:{port}/library/nothing:1")

@@ -42,8 +42,8 @@ needs_opset_24 = pytest.mark.skipif(sys.version_info < (3, 11), reason="ONNX Run
 # OpenVINO reads every graph but for packed tokens; ONNX Runtime its own, without bf16 arithmetic on a CPU.
 RUNS = [
     (OpenVino, runtime, precision)
-    for runtime, feed in RUNTIMES.items()
-    if not feed.packed
+    for runtime, traits in RUNTIMES.items()
+    if not traits.packed
     for precision in PRECISIONS
 ]
 RUNS += [

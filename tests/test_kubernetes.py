@@ -19,7 +19,7 @@ from conftest import ROOT, Stack
 
 from tools.access import secret_file
 from tools.command import (
-    DRAIN_SECONDS,
+    TRITON_DRAIN_SECONDS,
     Ports,
     add_gateway_options,
     add_residency_options,
@@ -252,7 +252,7 @@ def test_pods_get_the_time_to_end(rendered: dict[str, list[Manifest]], overlay: 
         (container,) = pod["containers"]
         program, seconds = container["lifecycle"]["preStop"]["exec"]["command"]
         assert program == "sleep"
-        drain = server.DRAIN_SECONDS if "shim" in container["image"] else DRAIN_SECONDS
+        drain = server.DRAIN_SECONDS if "shim" in container["image"] else TRITON_DRAIN_SECONDS
         assert pod["terminationGracePeriodSeconds"] >= int(seconds) + drain + 10
         if "--connection-seconds" in container["args"]:
             age = int(container["args"][container["args"].index("--connection-seconds") + 1])

@@ -21,7 +21,7 @@ from tools.access import restrictions
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT_SECONDS = 120.0
-DRAIN_SECONDS = 10
+TRITON_DRAIN_SECONDS = 10
 """How long Triton may finish its direct callers' requests when it is told to stop; the gateway has drained."""
 
 
@@ -316,7 +316,7 @@ def server_arguments(
         # A model that cannot be loaded takes no other along, and a server that has any is ready.
         "--exit-on-error=false",
         "--strict-readiness=false",
-        f"--exit-timeout-secs={DRAIN_SECONDS}",
+        f"--exit-timeout-secs={TRITON_DRAIN_SECONDS}",
         f"--http-address={host}",
         f"--http-port={ports.http}",
         f"--grpc-address={host}",

@@ -27,7 +27,7 @@ from build.config import read_config, runtime_of
 from build.errors import BuildError
 from tools import access, preflight
 from tools.command import (
-    DRAIN_SECONDS,
+    TRITON_DRAIN_SECONDS,
     Ports,
     ServerError,
     add_triton_options,
@@ -207,7 +207,7 @@ class EmbeddedTriton:
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(process.wait(), DRAIN_SECONDS + 10)
+                await asyncio.wait_for(process.wait(), TRITON_DRAIN_SECONDS + 10)
         # The stubs are in Triton's own process group: whatever is left of it goes now.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

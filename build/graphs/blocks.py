@@ -64,7 +64,7 @@ def attention(
         **counts,
         scale=scale,
         is_causal=mask.is_causal,
-        softmax_precision=g.feed.softmax_precision,
+        softmax_precision=g.traits.softmax_precision,
     )
     # [B, S, heads * d] -> [B * S, heads * d]
     return g.op("Gather", g.op("Flatten", context, axis=2), r.cell_of_token)
@@ -74,14 +74,14 @@ def key_mask(g: OnnxGraph, r: Packed) -> Mask:
     """Every token sees every token of its own text."""
     if not isinstance(r, Ragged):
         return Mask()
-    if g.feed.masks != "counts":
+    if g.traits.masks != "counts":
         return _mask(g, _keys(g, r))
     return Mask(("", "", "", _counts(g, r)))
 
 
 def causal_mask(g: OnnxGraph, r: Packed) -> Mask:
     """Every token sees itself and those before it; empty cells come after the tokens of a row."""
-    if isinstance(r, Ragged) and g.feed.masks == "boolean":
+    if isinstance(r, Ragged) and g.traits.masks == "boolean":
         return _mask(g, g.op("LessOrEqual", *_cell_pairs(g, r)))
     return Mask(is_causal=1)
 
@@ -120,14 +120,14 @@ def relative_mask(g: OnnxGraph, r: Packed, biases: str, reach: int) -> Mask:
 
 def biased_mask(g: OnnxGraph, r: Ragged, bias: str) -> Mask:
     """Every token sees every token of its own text, with a `bias` [B or 1, heads, S, S] on their scores."""
-    if g.feed.masks == "counts":
+    if g.traits.masks == "counts":
         return Mask((bias, "", "", _counts(g, r)))
     return Mask((g.op("Add", bias, _summand(g, _keys(g, r))),))
 
 
 def _mask(g: OnnxGraph, seen: str) -> Mask:
     """From BOOL [B or 1, 1, S or 1, S]."""
-    if g.feed.masks == "additive":
+    if g.traits.masks == "additive":
         seen = _summand(g, seen)
     return Mask((seen,))
 

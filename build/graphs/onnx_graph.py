@@ -46,13 +46,13 @@ class OnnxGraph:
     Values are plain strings, the names ONNX knows them by. Use it as a context manager: the model file is
     written on a clean exit and nothing is written after an error. Equal calls give equal bytes.
 
-    `feed` says how the target's runtime hands batches over. The precision is in the graph, by type: weights and
+    `traits` says how the target's runtime hands batches over. The precision is in the graph, by type: weights and
     arithmetic are of `dtype`, but for what is summed over many values (norms, softmax), which is of FP32 between
     `widen` and `narrow`. Hidden states pass between graphs as `states`, a `TensorProto` data type.
     """
 
     def __init__(self, name: str, path: Path, target: Target) -> None:
-        self.feed = target.feed
+        self.traits = target.traits
         self.dtype = DTYPES[target.precision]
         self.states = helper.np_dtype_to_tensor_dtype(DTYPES[target.states])
         self._name = name
@@ -117,7 +117,7 @@ class OnnxGraph:
     def raise_opset(self, version: int) -> None:
         """Writes the graph in this opset, and in its IR version, so that older runtimes load it."""
         standard = helper.make_opsetid("", version)
-        self._opsets = [standard, *([helper.make_opsetid(PACKED, 1)] if self.feed.packed else [])]
+        self._opsets = [standard, *([helper.make_opsetid(PACKED, 1)] if self.traits.packed else [])]
         self._ir_version = helper.find_min_ir_version_for([standard])
 
     def widen(self, x: str) -> str:

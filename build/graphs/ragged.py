@@ -72,10 +72,10 @@ class Ragged(Packed):
 
 def ragged_inputs(g: OnnxGraph) -> tuple[str, str]:
     """Declares what the runtime feeds and returns it as (input_ids INT32 [T], lengths INT32 [B])."""
-    if g.feed.ragged:
-        input_ids = g.input("input_ids", TensorProto.INT32, ["tokens" if g.feed.packed else "slots"])
+    if g.traits.ragged:
+        input_ids = g.input("input_ids", TensorProto.INT32, ["tokens" if g.traits.packed else "slots"])
         lengths = g.input("lengths", TensorProto.INT32, ["batch"])
-        if g.feed.needs_width:
+        if g.traits.needs_width:
             g.input(WIDEST, TensorProto.INT32, ["widest"])
         return input_ids, lengths
     rows = g.input("input_ids", TensorProto.INT32, ["batch", "width"])
@@ -91,8 +91,8 @@ def state_inputs(g: OnnxGraph, hidden_size: int) -> tuple[str, str, str]:
     Triton hands every ragged input over flat, so `last_hidden_state` arrives as [T * H] and is reshaped here.
     Where one step runs both graphs, they come as their encoder gives them.
     """
-    shape: list[int | str] = ["slots * hidden"] if g.feed.ragged else ["batch", "width", hidden_size]
-    if g.feed.one_step:
+    shape: list[int | str] = ["slots * hidden"] if g.traits.ragged else ["batch", "width", hidden_size]
+    if g.traits.one_step:
         shape = ["slots", hidden_size]
     states = g.input("last_hidden_state", g.states, shape)
     if g.states != TensorProto.FLOAT:
@@ -110,7 +110,7 @@ def item_rows(g: OnnxGraph, lengths: str) -> tuple[str, str]:
     step, round_up = g.constant(STEP, np.int64), g.constant(STEP - 1, np.int64)
     lengths = g.op("Cast", lengths, to=TensorProto.INT64)
     longest = g.op("ReduceMax", lengths, keepdims=0)
-    if g.feed.needs_width:
+    if g.traits.needs_width:
         longest = g.op("Gather", g.op("Shape", WIDEST), zero)
     width = g.op("Mul", g.op("Div", g.op("Add", longest, round_up), step), step)
     column = g.op("Range", zero, width, one)
@@ -125,7 +125,7 @@ def item_rows(g: OnnxGraph, lengths: str) -> tuple[str, str]:
 
 def ragged(g: OnnxGraph, input_ids: str, lengths: str) -> Packed:
     """The tokens of one batch of `input_ids` [T] and `lengths` [B]."""
-    if g.feed.packed:
+    if g.traits.packed:
         return Packed(input_ids, g.input("positions", TensorProto.INT32, ["tokens"]), lengths)
     return opened(g, input_ids, lengths)
 
@@ -140,7 +140,7 @@ def opened(g: OnnxGraph, input_ids: str, lengths: str) -> Ragged:
     real_slots = g.op("GreaterOrEqual", input_ids, no_token)
 
     width = g.op("Gather", g.op("Shape", slot), one)
-    if g.feed.needs_width:
+    if g.traits.needs_width:
         item, column = _places(g, input_ids, lengths)
         return Ragged(
             token_ids=g.op("Max", input_ids, no_token),
@@ -216,7 +216,7 @@ def last_hidden_state(g: OnnxGraph, packed: str, r: Packed, hidden_size: int) ->
     if g.states == TensorProto.FLOAT:
         states = g.widen(states)
     shape: list[int | str] = ["slots", hidden_size]
-    if not g.feed.ragged:
+    if not g.traits.ragged:
         rows = g.op("Concat", g.op("Shape", "input_ids"), g.constant([hidden_size], np.int64), axis=0)
         states, shape = g.op("Reshape", states, rows), ["batch", "width", hidden_size]
     g.output("last_hidden_state", states, g.states, shape)

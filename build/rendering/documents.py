@@ -86,7 +86,7 @@ LAYOUT_PREPROCESSOR = {
 
 def document_models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> list[Model]:
     """The family's ensemble and its step; raises BuildError for what cannot be built."""
-    if target.feed.packed:
+    if target.traits.packed:
         raise NotPackedError(f"{entry.name} reads documents, for which there is no torch: build it for python")
     if target.runtime not in ("python", "onnxruntime"):
         raise BuildError(f"{entry.name} reads documents: build it for python or onnxruntime, not {target.runtime}")
@@ -173,7 +173,7 @@ def graph_step(
     """The model of a graph; in Python its step runs `at_once` items together."""
     step = ModelConfig(
         name=f"{entry.name}-graph",
-        backend=target.feed.backend,
+        backend=target.traits.backend,
         max_batch_size=MOST,
         input=[tensor.as_input() for tensor in inputs],
         output=[tensor.as_output() for tensor in outputs],
@@ -181,13 +181,13 @@ def graph_step(
     )
     step.dynamic_batching.preferred_batch_size.append(AT_ONCE)
     step.dynamic_batching.max_queue_delay_microseconds = DELAY
-    if target.feed.backend == "python":
+    if target.traits.backend == "python":
         # In bf16, finds near the least score come and go.
         parameters = {"precision": "fp32", "threads": "auto", "token_budget": str(at_once)}
         for key, value in parameters.items():
             step.parameters[key].string_value = value
     else:
-        step.default_model_filename = target.feed.file
+        step.default_model_filename = target.traits.file
     return step
 
 

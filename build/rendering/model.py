@@ -48,7 +48,7 @@ class Model:
 
 def with_head(encoder: Model, head: Model, sided: bool = False) -> list[Model]:
     """Encoder and head as the models that they are, or as one; `sided`, where the head reads ids of its own."""
-    if not encoder.target.feed.one_step:
+    if not encoder.target.traits.one_step:
         return [encoder, head]
     return [replace(encoder, config=repository.with_head(encoder.config, head.config, sided), head=head)]
 
@@ -64,8 +64,8 @@ def tokenizer(config: ModelConfig, checkpoint: Checkpoint) -> Model:
 def graph(config: ModelConfig, target: Target, write_graph: Callable[[OnnxGraph], None]) -> Model:
     """A model of `model.onnx`, with the step that runs it where no backend of Triton's does."""
     step, files = None, tuple[Path, ...]()
-    if target.feed.backend == "python":
-        step, files = (TORCH_RUNNER_STEP, TORCH) if target.feed.packed else (ONNX_RUNNER_STEP, ())
+    if target.traits.backend == "python":
+        step, files = (TORCH_RUNNER_STEP, TORCH) if target.traits.packed else (ONNX_RUNNER_STEP, ())
         files = (REQUESTS, DEADLINE, MEMORY, *files)
     return Model(config, step, files=files, write_graph=write_graph, target=target)
 

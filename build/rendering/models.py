@@ -75,7 +75,7 @@ def models_of(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> li
 def written_models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> list[Model]:
     """The family of a graph that is written from the weights."""
     architecture = ARCHITECTURES[checkpoint.model_type]
-    if target.feed.packed and not architecture.packed:
+    if target.traits.packed and not architecture.packed:
         raise NotPackedError(
             f"{entry.name} is of {architecture.model_type!r}, whose biases in attention are not written for "
             f"{target.runtime}: build it for {others_than_packed()}"
@@ -156,7 +156,7 @@ def adopted_models(
     entry: CatalogEntry, checkpoint: Checkpoint, target: Target, path: Path, name: str
 ) -> list[Model]:
     """The family of a graph that somebody else exported, which is all that says how it computes."""
-    if target.feed.packed:
+    if target.traits.packed:
         raise NotPackedError(
             f"{entry.name} would be adopted from {name}, and {target.runtime} runs only graphs that are written "
             f"here from the weights: build it for {others_than_packed()}"
@@ -194,10 +194,10 @@ def family_of(
     check_tokenizer(checkpoint)
     max_tokens = checkpoint.max_tokens(encoder.positions, entry.max_tokens, longest)
     texts = entry.batching.texts
-    if target.feed.backend != "python":
+    if target.traits.backend != "python":
         # Triton counts texts, and all of them may be as long as the longest or take its width in attention.
         texts = min(texts, max(1, entry.batching.tokens // max_tokens))
-    elif target.feed.packed:
+    elif target.traits.packed:
         texts = max(texts, PACKED_TEXTS)
     if entry.ignore:
         facts = {**facts, "ignored": ", ".join(entry.ignore)}

@@ -181,7 +181,7 @@ def generator(name: str, parameters: Mapping[str, str]) -> ModelConfig:
 def encoder(family: Family) -> ModelConfig:
     """`<family>-encoder`: ragged input_ids -> last_hidden_state [-1, H]."""
     config = _graph_model(family, "encoder", [INPUT_IDS], [_states(family)], "auto", "auto")
-    if family.target.feed.ragged:
+    if family.target.traits.ragged:
         config.batch_output.add(
             kind=BatchOutput.BATCH_SCATTER_WITH_INPUT_SHAPE,
             target_name=["last_hidden_state"],
@@ -312,13 +312,13 @@ def _vector_steps(
     """Tokenizer, encoder and vectors over the ensemble tensor `text`, the tokenizer's input `source`."""
     tokenizer, *others = _pooling_steps(family, text, ["token_embeddings", "vector_count"], prefix, prompt_name)
     head = others[-1]
-    if not family.target.feed.one_step:
+    if not family.target.traits.one_step:
         head.model_name = f"{family.name}-vectors"
     if sided:
         tokenizer.input_map[source] = text
         if source != "text":
             del tokenizer.input_map["text"]
-        kept = "kept_ids" if family.target.feed.one_step else "input_ids"
+        kept = "kept_ids" if family.target.traits.one_step else "input_ids"
         tokenizer.output_map["kept_ids"] = head.input_map[kept] = f"{prefix}kept_ids"
     return [tokenizer, *others]
 
@@ -359,7 +359,7 @@ def _scoring_ensemble(family: Family, inputs: Sequence[Tensor], results: Sequenc
 
     steps = config.ensemble_scheduling.step
     steps.append(_step(f"{family.name}-tokenizer", same(inputs), same([INPUT_IDS, TOKEN_COUNT, TRUNCATED])))
-    if family.target.feed.one_step:
+    if family.target.traits.one_step:
         steps.append(_step(f"{family.name}-encoder", same([INPUT_IDS]), same(results)))
         return config
     states = {"last_hidden_state": "last_hidden_state"}
@@ -408,7 +408,7 @@ def _pooling_steps(
     tokenized = {"input_ids": ids} | {n: f"{prefix}{n}" for n in ("token_count", "truncated")}
     prompt = {"prompt_name": prompt_name} if prompt_name else {}
     tokenizer = _step(f"{family.name}-tokenizer", {"text": text} | prompt, tokenized)
-    if family.target.feed.one_step:
+    if family.target.traits.one_step:
         return [tokenizer, _step(f"{family.name}-encoder", {"input_ids": ids}, given)]
     return [
         tokenizer,
@@ -434,7 +434,7 @@ def _graph_model(
     threads: str = "1",
 ) -> ModelConfig:
     """A model of `model.onnx`; precision and threads are what `onnx_runner.py` computes it with."""
-    runtime = family.target.feed
+    runtime = family.target.traits
     config = _model(family, step, runtime.backend, inputs, outputs, family.target.kind)
     if runtime.backend == "python":
         if runtime.packed:
@@ -523,7 +523,7 @@ def _ensemble(family: Family, name: str, inputs: Sequence[Tensor], outputs: Sequ
         name=name,
         platform="ensemble",
         # BATCH_MAX_ELEMENT_COUNT_AS_SHAPE counts all rows of a request as one, so each text comes in its own.
-        max_batch_size=1 if family.target.feed.needs_width else family.max_batch_size,
+        max_batch_size=1 if family.target.traits.needs_width else family.max_batch_size,
         input=[tensor.as_input() for tensor in inputs],
         output=[tensor.as_output() for tensor in outputs],
     )

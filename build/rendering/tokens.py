@@ -28,7 +28,7 @@ def check_ragged_results(entry: CatalogEntry, target: Target, exported: str | No
             f"{entry.name} would be adopted from {exported}, and {entry.tasks[0]} is written from weights only: "
             "take a checkpoint that has model.safetensors"
         )
-    if target.feed.needs_width:
+    if target.traits.needs_width:
         raise NotPackedError(
             f"{entry.name} gives as many values as a text happens to have, which is not written for "
             f"{target.runtime}: build it for {others_than_packed(with_width=False)}"
@@ -72,7 +72,7 @@ def multi_vector_models(
     words = repository.sided_tokenizer(
         family, prompts, {name: one.parameter(window) for name, one in sides.items()}
     )
-    if vectors.unseen and family.target.feed.packed:
+    if vectors.unseen and family.target.traits.packed:
         states = replace(states, config=repository.with_unseen(states.config, vocabulary))
     head = family.target.head
     ensembles = [Model(repository.vectors_ensemble(family, vectors.width, bool(sides)))]

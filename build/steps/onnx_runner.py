@@ -48,7 +48,7 @@ Array = npt.NDArray[Any]
 
 CGROUPS = "/sys/fs/cgroup"
 
-WIDEST = 1.5
+WIDTH_RATIO = 1.5
 """The widest item of a micro-batch over its narrowest."""
 
 SMALL = 512 << 20
@@ -272,7 +272,7 @@ def _micro_batches(items: list[Item], budget: int) -> Iterator[list[Item]]:
     batch: list[Item] = []
     tokens = 0
     for item in sorted(items, key=lambda item: item.length):
-        if batch and (tokens + item.length > budget or _width(item) > WIDEST * _width(batch[0])):
+        if batch and (tokens + item.length > budget or _width(item) > WIDTH_RATIO * _width(batch[0])):
             yield batch
             batch, tokens = [], 0
         batch.append(item)

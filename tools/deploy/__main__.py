@@ -17,7 +17,7 @@ from pathlib import Path
 
 from build import gpu
 from tools.command import EMBED_PORT, RERANK_PORT, Ports
-from tools.deploy.engine import DeployError, Engine, docker
+from tools.deploy.docker import DeployError, Docker, docker
 from tools.deploy.images import NEEDED, bring, check_pinned, digest, pin, read_lock
 from tools.deploy.smoke import ask, smoke, watched
 
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         target = os.environ.get("TARGET") or "cpu"
         if target not in TARGETS:
             raise DeployError(f"TARGET is {target!r}: choose {' or '.join(TARGETS)}")
-        commands[options.command](Engine.find(), target)
+        commands[options.command](Docker.find(), target)
     except DeployError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def check(_: Engine, target: str) -> None:
+def check(_: Docker, target: str) -> None:
     """What can be said before anything is built or pulled."""
     if os.environ.get("RUNTIME") == "torch":
         raise DeployError("the images have no torch: choose RUNTIME=onnxruntime or tensorrt, or `make serve`")
@@ -69,7 +69,7 @@ def check_keys() -> None:
         raise DeployError(f"GATEWAY_API_KEYS_FILE is {file}: name a file that is there, by its absolute path")
 
 
-def up(engine: Engine, target: str) -> None:
+def up(compose: Docker, target: str) -> None:
     """Builds the images, starts the stack, waits until it answers, tries it and says where it is."""
     images = read_lock()
     check_pinned(images, profiles(target))
@@ -77,32 +77,32 @@ def up(engine: Engine, target: str) -> None:
         for name in NEEDED[profile]:
             bring(images[name])
     environment = settings(images)
-    engine.run([target], environment, "build")
+    compose.run([target], environment, "build")
     if target == "gpu" and os.environ.get("RUNTIME") == "tensorrt":
         # As whoever owns the model repository, since plans are written into it.
         environment |= {"PLANS_USER": f"{os.getuid()}:{os.getgid()}"}
-        engine.run(["plans"], environment, "run", "--rm", "plans")
+        compose.run(["plans"], environment, "run", "--rm", "plans")
     started = time.monotonic()
-    start(engine, target, environment)
+    start(compose, target, environment)
     print(f"answers after {time.monotonic() - started:.0f} s", flush=True)
-    converse(engine, target)
+    converse(compose, target)
 
 
-def start(engine: Engine, target: str, environment: Mapping[str, str]) -> None:
+def start(compose: Docker, target: str, environment: Mapping[str, str]) -> None:
     """Starts the containers and waits for the gateway; raises DeployError where one cannot run, all removed."""
-    before = {container: restarts(container) for container in containers(engine)}
+    before = {container: restarts(container) for container in containers(compose)}
     scale = ["--scale", f"triton-replica={os.environ.get('REPLICAS') or 2}"] if target == "replicas" else []
-    command = engine.command(profiles(target), "up", "-d", *scale)
+    command = compose.command(profiles(target), "up", "-d", *scale)
     starting = subprocess.Popen(command, env={**os.environ, **environment})
     try:
         deadline = time.monotonic() + START_SECONDS
-        while not (starting.poll() == 0 and answers(engine, target)):
-            crashing = any(restarts(one) - before.get(one, 0) >= RESTARTS for one in containers(engine))
+        while not (starting.poll() == 0 and answers(compose, target)):
+            crashing = any(restarts(one) - before.get(one, 0) >= RESTARTS for one in containers(compose))
             if crashing or starting.returncode or time.monotonic() > deadline:
                 starting.terminate()
                 starting.wait()
-                said = engine.output(profiles(target), environment, "logs", "--no-color", "--tail=20")
-                down(engine, target)
+                said = compose.output(profiles(target), environment, "logs", "--no-color", "--tail=20")
+                down(compose, target)
                 raise DeployError(f"the stack does not start and is taken down; it said\n{said}")
             time.sleep(0.5)
     finally:
@@ -110,35 +110,35 @@ def start(engine: Engine, target: str, environment: Mapping[str, str]) -> None:
         starting.wait()
 
 
-def down(engine: Engine, _: str) -> None:
+def down(compose: Docker, _: str) -> None:
     """Stops whatever of the stack runs and removes its containers and network; images stay for the next time."""
-    engine.run([*NEEDED, "plans"], settings(read_lock()), "down", "--volumes", "--remove-orphans")
+    compose.run([*NEEDED, "plans"], settings(read_lock()), "down", "--volumes", "--remove-orphans")
 
 
-def logs(engine: Engine, target: str) -> None:
+def logs(compose: Docker, target: str) -> None:
     """Follows what the containers write."""
-    engine.run(profiles(target), settings(read_lock()), "logs", "--follow", "--tail=200")
+    compose.run(profiles(target), settings(read_lock()), "logs", "--follow", "--tail=200")
 
 
-def converse(engine: Engine, target: str) -> None:
+def converse(compose: Docker, target: str) -> None:
     """Tries the running stack and prints its URLs."""
-    embed, rerank = url(engine, target, "shim", EMBED_PORT), url(engine, target, "shim", RERANK_PORT)
+    embed, rerank = url(compose, target, "shim", EMBED_PORT), url(compose, target, "shim", RERANK_PORT)
     for line in smoke(embed, rerank):
         print(f"  {line}")
     print(f"gateway   {embed}/embed  {rerank}/rerank  (also /health, /models and /metrics)")
-    grpc = url(engine, target, "triton", Ports.grpc).removeprefix("http://")
+    grpc = url(compose, target, "triton", Ports.grpc).removeprefix("http://")
     if target == "replicas":
         print(f"HAProxy   gRPC {grpc}", flush=True)
     else:
-        http, metrics = (url(engine, target, "triton", port) for port in (Ports.http, Ports.metrics))
+        http, metrics = (url(compose, target, "triton", port) for port in (Ports.http, Ports.metrics))
         print(f"Triton    HTTP {http}  gRPC {grpc}  metrics {metrics}/metrics", flush=True)
     if is_watched():
-        prometheus, grafana = url(engine, target, "prometheus", 9090), url(engine, target, "grafana", 3000)
+        prometheus, grafana = url(compose, target, "prometheus", 9090), url(compose, target, "grafana", 3000)
         print(f"  {watched(prometheus, grafana)}")
         print(f"Prometheus {prometheus}  Grafana {grafana}", flush=True)
 
 
-def pin_images(_: Engine, __: str) -> None:
+def pin_images(_: Docker, __: str) -> None:
     """Records the digests that the tags of the lock have now."""
     pin()
 
@@ -154,18 +154,18 @@ def settings(images: Mapping[str, str]) -> dict[str, str]:
     return {**images, **digests, "TRITON_MEMORY": most, "MODEL_MEMORY": models}
 
 
-def answers(engine: Engine, target: str) -> bool:
+def answers(compose: Docker, target: str) -> bool:
     """Whether the gateway says that a model has answered; what is said of the others, `smoke` shows."""
     try:
-        return bool(ask(f"{url(engine, target, 'shim', EMBED_PORT)}/health?partial=1"))
+        return bool(ask(f"{url(compose, target, 'shim', EMBED_PORT)}/health?partial=1"))
     except DeployError:
         return False
 
 
-def url(engine: Engine, target: str, service: str, port: int) -> str:
+def url(compose: Docker, target: str, service: str, port: int) -> str:
     """Where a container's port is on this machine."""
     service = f"{service}-{target}" if target != "cpu" and service in ("triton", "shim") else service
-    address = engine.output(profiles(target), settings(read_lock()), "port", service, str(port))
+    address = compose.output(profiles(target), settings(read_lock()), "port", service, str(port))
     if not address or address.endswith(":0"):
         raise DeployError(f"{service} is not running: `make deploy` starts it, `make logs` says what happened")
     return f"http://{re.sub(r'^(0[.]0[.]0[.]0|127[.]0[.]0[.]1):', 'localhost:', address)}"
@@ -181,9 +181,9 @@ def profiles(target: str) -> list[str]:
     return [target, *(profile for profile in ("watch", f"watch-{target}") if is_watched() and profile in NEEDED)]
 
 
-def containers(engine: Engine) -> list[str]:
+def containers(compose: Docker) -> list[str]:
     """The stack's containers."""
-    return engine.output([*NEEDED, "plans"], settings(read_lock()), "ps", "--quiet").split()
+    return compose.output([*NEEDED, "plans"], settings(read_lock()), "ps", "--quiet").split()
 
 
 def restarts(container: str) -> int:

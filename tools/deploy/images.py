@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from tools.deploy.engine import DeployError, docker, engine_api
+from tools.deploy.docker import DeployError, docker, docker_api
 
 LOCK = Path(__file__).with_name("images.lock")
 NEEDED = {
@@ -81,7 +81,7 @@ def resolve(image: str) -> str:
     key = ngc_key() if image.startswith(NGC) else None
     login = json.dumps({"username": NGC_USER, "password": key} if key else {})
     headers = {"X-Registry-Auth": base64.urlsafe_b64encode(login.encode()).decode()}
-    status, answer = engine_api(f"/distribution/{quote(image)}/json", headers)
+    status, answer = docker_api(f"/distribution/{quote(image)}/json", headers)
     if status != 200:
         raise DeployError(_unreachable(image, str(answer.get("message", answer))))
     return str(answer["Descriptor"]["digest"])

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tools.deploy.engine import DeployError
+from tools.deploy.docker import DeployError
 from tools.direct import open_url
 
 TEXTS = ("Photosynthesis turns light into sugar.", "Ein Satz auf Deutsch.", "The bank raised its rates.")

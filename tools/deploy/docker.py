@@ -26,14 +26,14 @@ class DeployError(Exception):
 
 
 @dataclass(frozen=True)
-class Engine:
+class Docker:
     """A Docker engine that answers, and a Compose that can drive it."""
 
     compose: tuple[str, ...]
     """`docker compose`, or `docker-compose` of 1.29 or newer."""
 
     @classmethod
-    def find(cls) -> Engine:
+    def find(cls) -> Docker:
         """What this machine has; raises DeployError with what is missing."""
         if not shutil.which("docker"):
             raise DeployError(f"docker is not installed ({INSTALL}); {WITHOUT}")
@@ -75,7 +75,7 @@ def docker(*arguments: str, feed: str | None = None) -> subprocess.CompletedProc
     return subprocess.run(["docker", *arguments], input=feed, capture_output=True, text=True)
 
 
-def engine_api(path: str, headers: Mapping[str, str]) -> tuple[int, Any]:
+def docker_api(path: str, headers: Mapping[str, str]) -> tuple[int, Any]:
     """GET on the engine's own API: what the command line of every Docker version can do is less than that."""
     host = (
         os.environ.get("DOCKER_HOST")
