@@ -24,8 +24,8 @@ from build.sources.files import gguf_file, is_listed, own_file
 from build.sources.settings import Settings, check_nothing_is_left, read_json
 from build.target import Target
 
-STEP = STEPS / "generator.py"
-BESIDE = tuple(STEPS / name for name in ("chat_template.py", "text_stream.py"))
+STEP = STEPS / "openvino_generator.py"
+BESIDE = tuple(STEPS / name for name in ("generator.py", "chat_template.py", "text_stream.py"))
 READERS = {"llama": read_llama, "qwen2": read_qwen2, "qwen3": read_qwen3}
 """Architectures that are written with a cache."""
 

@@ -1,5 +1,7 @@
 """Writes answers: a decoupled model that runs one language model for many requests at once (continuous batching).
 
+An `Engine` computes the tokens: openvino-genai's in `openvino_generator.py`. All else is here.
+
 Every request joins the batch when there is room for it in the cache, and leaves when its answer ends: no request
 waits for another one's end. Tensors have the names that NVIDIA's OpenAI frontend sends to a TensorRT-LLM model;
 shapes are without the batch dimension, which is 1.
@@ -31,14 +33,12 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
-import openvino as ov
-import openvino_genai as genai
 import triton_python_backend_utils as pb_utils
 from tokenizers import Tokenizer
 
@@ -49,12 +49,6 @@ from .text_stream import TextStream
 
 DEFAULT_TOKENS = 1024
 """Of an answer where nothing is said."""
-
-BLOCK = 32
-"""Tokens of a block of the cache on a CPU."""
-
-AT_ONCE = 256
-"""Tokens of prompts that are read in one step, between which others go on writing."""
 
 MOST_STOPS = 16
 
@@ -67,14 +61,60 @@ MEASURED_SECONDS = (0.5, 30.0)
 LOOK = 0.1
 """Seconds between two looks at whether a caller is there: each asks Triton."""
 
-FP32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
-"""Without these an answer depends on what is computed beside it."""
-
-BF16 = {"INFERENCE_PRECISION_HINT": "bf16", "KV_CACHE_PRECISION": "bf16"}
-
 
 class RefusedError(Exception):
     """A request is not what the contract says; the message is for its caller."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an engine chooses the tokens of an answer."""
+
+    max_tokens: int
+    end_tokens: frozenset[int]
+    """Each of which ends the answer."""
+    temperature: float
+    """0 for the likeliest token always."""
+    top_p: float
+    seed: int
+    frequency_penalty: float
+    presence_penalty: float
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a step has added to an answer."""
+
+    key: int
+    """Of the request."""
+    ids: Sequence[int]
+    reason: str
+    """stop or length for the last piece, else ""."""
+
+
+class Engine(Protocol):
+    """One language model in memory, which computes every answer under way one step further at a time."""
+
+    block: int
+    """Tokens of a block of its cache."""
+    blocks: int
+    """That the cache has."""
+
+    def __init__(self, folder: Path, parameters: Mapping[str, str], cache: int) -> None:
+        """Loads a version folder, by the model's parameters, with room for so many tokens in the `cache`."""
+        ...
+
+    def add(self, key: int, prompt: Sequence[int], sampling: Sampling) -> None:
+        """Takes a request; raises any Exception where it cannot."""
+        ...
+
+    def step(self) -> Iterable[Piece]:
+        """One token for each answer, or a piece of a prompt; an Exception means that the engine is lost."""
+        ...
+
+    def drop(self, key: int) -> None:
+        """Leaves an answer where it is; nothing, where it has ended."""
+        ...
 
 
 @dataclass
@@ -83,12 +123,11 @@ class Answer:
 
     sender: Any
     prompt: list[int]
-    config: Any
+    sampling: Sampling
     text: TextStream
     is_stream: bool
     until: float
     """When nobody waits any more, of the monotonic clock."""
-    handle: Any = None
     told: int = 0
     """Tokens that responses have counted."""
     tokens: int = 0
@@ -96,14 +135,16 @@ class Answer:
     next_look: float = field(default_factory=time.monotonic)
 
     @property
-    def blocks(self) -> int:
-        """Of the cache that it may come to take."""
-        return -(-self.size // BLOCK) + 1
-
-    @property
     def size(self) -> int:
         """Tokens of prompt and answer at most."""
-        return len(self.prompt) + int(self.config.max_new_tokens)
+        return len(self.prompt) + self.sampling.max_tokens
+
+    def take(self, piece: Piece) -> str:
+        """Adds what was written; returns why the answer has ended, or ""."""
+        self.tokens += self.text.take(piece.ids)
+        if piece.reason and not self.text.stopped:
+            self.text.end()
+        return "stop" if self.text.stopped else piece.reason
 
     def is_given_up(self, now: float) -> bool:
         """Whether nobody waits for it."""
@@ -135,8 +176,10 @@ class Answer:
         self.sender.send(response, pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if is_last else 0)
 
 
-class TritonPythonModel:
-    """Triton's interface: one process, one pipeline, one thread that steps it."""
+class Generator:
+    """Triton's interface: one process, one engine, one thread that steps it."""
+
+    engine: ClassVar[type[Engine]]
 
     def initialize(self, args: dict[str, str]) -> None:
         """Loads the model."""
@@ -145,24 +188,17 @@ class TritonPythonModel:
         folder = Path(args["model_repository"], args["model_version"])
         self._name = args["model_name"]
         self._window = int(parameters["max_tokens"])
-        self._ends = {int(token) for token in json.loads(parameters["end_tokens"])}
+        self._ends = frozenset(int(token) for token in json.loads(parameters["end_tokens"]))
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.encode_special_tokens = False
         template = folder / "chat_template.jinja"
         tokens = json.loads(parameters["special_tokens"])
         self._template = ChatTemplate(template.read_text("utf-8"), tokens) if template.exists() else None
         cache = int(os.environ.get("GENERATOR_CACHE_TOKENS") or parameters["cache_tokens"])
-        # A request takes one block more than its tokens fill.
-        self._blocks = math.ceil(max(cache, self._window) / BLOCK) + 1
-        scheduler = genai.SchedulerConfig()
-        scheduler.num_kv_blocks = self._blocks
-        scheduler.max_num_batched_tokens = AT_ONCE
-        scheduler.enable_prefix_caching = False
-        settings = FP32 if parameters["precision"] == "fp32" else BF16
-        self._pipeline = genai.ContinuousBatchingPipeline(folder, scheduler, "CPU", settings)
-        self._numbers = itertools.count()
+        self._engine = self.engine(folder, parameters, max(cache, self._window))
+        self._keys = itertools.count()
         self._waiting: deque[Answer] = deque()
-        self._running: list[Answer] = []
+        self._running: dict[int, Answer] = {}
         self._busy = self._done = 0.0
         """Seconds of work, and the tokens of prompts and answers that were finished in them."""
         self._changed = threading.Condition()
@@ -185,7 +221,7 @@ class TritonPythonModel:
                 continue
             with self._changed:
                 ahead = sum(one.size for one in self._waiting)
-                is_full = ahead + answer.size > WAITING * self._blocks * BLOCK
+                is_full = ahead + answer.size > WAITING * self._engine.blocks * self._engine.block
                 if not is_full:
                     self._waiting.append(answer)
                     self._changed.notify()
@@ -221,28 +257,28 @@ class TritonPythonModel:
             raise RefusedError(
                 f"the prompt has {len(prompt)} tokens, and {self._name} reads and writes {self._window}"
             )
-        config = genai.GenerationConfig()
-        config.max_new_tokens = int(_number(inputs, "max_tokens", min(left, DEFAULT_TOKENS), 1, math.inf))
-        if config.max_new_tokens > left:
+        max_tokens = int(_number(inputs, "max_tokens", min(left, DEFAULT_TOKENS), 1, math.inf))
+        if max_tokens > left:
             raise RefusedError(
-                f"the prompt has {len(prompt)} tokens and max_tokens is {config.max_new_tokens}, together over "
+                f"the prompt has {len(prompt)} tokens and max_tokens is {max_tokens}, together over "
                 f"the {self._window} that {self._name} reads and writes"
             )
-        # The pipeline takes an end token for one of the others, and has -1 where none is said.
-        config.stop_token_ids, config.eos_token_id = self._ends, min(self._ends)
-        temperature = _number(inputs, "temperature", 0, 0, 100)
         top_p = _number(inputs, "top_p", 1, 0, 1)
-        if temperature > 0 and top_p > 0:
-            config.do_sample, config.temperature, config.top_p = True, temperature, top_p
-            config.rng_seed = int(_number(inputs, "seed", int.from_bytes(os.urandom(7), "little"), 0, 2**64 - 1))
-        for name in ("frequency_penalty", "presence_penalty"):
-            setattr(config, name, _number(inputs, name, 0, -2, 2))
+        temperature = _number(inputs, "temperature", 0, 0, 100)
+        sampling = Sampling(
+            max_tokens,
+            self._ends,
+            temperature if top_p > 0 else 0,
+            top_p,
+            int(_number(inputs, "seed", int.from_bytes(os.urandom(7), "little"), 0, 2**64 - 1)),
+            *(_number(inputs, f"{name}_penalty", 0, -2, 2) for name in ("frequency", "presence")),
+        )
         stops = [word.decode("utf-8", "replace") for word in inputs.get("stop_words", [])]
         if len(stops) > MOST_STOPS:
             raise RefusedError(f"stop_words has {len(stops)} strings, over the {MOST_STOPS} that there may be")
         is_stream = bool(inputs.get("stream", [False])[0])
         text = TextStream(self._tokenizer, stops)
-        return Answer(sender, prompt, config, text, is_stream, deadline.of(request))
+        return Answer(sender, prompt, sampling, text, is_stream, deadline.of(request))
 
     def _prompt(self, inputs: Mapping[str, list[Any]]) -> str:
         name = "chat" if "chat" in inputs else "text_input"
@@ -272,7 +308,7 @@ class TritonPythonModel:
             elif self._waiting:
                 time.sleep(LOOK)
             self._memory.measure()
-        for answer in (*self._running, *self._waiting):
+        for answer in (*self._running.values(), *self._waiting):
             answer.fail("the model is being unloaded: try again", pb_utils.TritonError.UNAVAILABLE)
 
     def _let_in(self, now: float) -> None:
@@ -280,56 +316,50 @@ class TritonPythonModel:
         for answer in [one for one in self._waiting if one.is_given_up(now)]:
             self._waiting.remove(answer)
             answer.fail("nobody waits for the answer", pb_utils.TritonError.CANCELLED)
-        taken = sum(answer.blocks for answer in self._running)
-        while self._waiting and taken + self._waiting[0].blocks <= self._blocks:
-            answer = self._waiting.popleft()
-            taken += answer.blocks
-            ids = ov.Tensor(np.array([answer.prompt], np.int64))
+        taken = sum(self._blocks(answer) for answer in self._running.values())
+        while self._waiting and taken + self._blocks(self._waiting[0]) <= self._engine.blocks:
+            answer, key = self._waiting.popleft(), next(self._keys)
             try:
-                answer.handle = self._pipeline.add_request(next(self._numbers), ids, answer.config)
-            except Exception as error:  # what the pipeline does not take
+                self._engine.add(key, answer.prompt, answer.sampling)
+            except Exception as error:  # what the engine does not take
                 answer.fail(f"the engine does not take this request: {error}", pb_utils.TritonError.INVALID_ARG)
                 continue
-            self._running.append(answer)
+            taken += self._blocks(answer)
+            self._running[key] = answer
+
+    def _blocks(self, answer: Answer) -> int:
+        """Of the cache that an answer may come to take: engines ask for one more than its tokens fill."""
+        return -(-answer.size // self._engine.block) + 1
 
     def _step(self) -> None:
-        """One token for each, or a piece of a prompt."""
+        """Has the engine go on, and tells what it has written."""
         started = time.monotonic()
         try:
-            self._pipeline.step()
-        except Exception as error:  # the pipeline is lost, and Triton starts nothing again by itself
-            for answer in self._running:
+            pieces = self._engine.step()
+        except Exception as error:  # the engine is lost, and Triton starts nothing again by itself
+            for answer in self._running.values():
                 answer.fail(f"the engine failed: {error}", pb_utils.TritonError.INTERNAL)
             os._exit(1)
         now = time.monotonic()
         self._busy += now - started
-        for answer in list(self._running):
-            reason = self._taken(answer)
-            if not reason and answer.is_given_up(now):
-                answer.handle.cancel()
-                self._running.remove(answer)
-                answer.fail("nobody waits for the answer", pb_utils.TritonError.CANCELLED)
+        ended: dict[int, str] = {}
+        for piece in pieces:
+            if piece.key in self._running and not ended.get(piece.key):
+                ended[piece.key] = self._running[piece.key].take(piece)
+        for key, answer in list(self._running.items()):
+            reason = ended.get(key, "")
+            if not reason and not answer.is_given_up(now):
+                answer.respond()
                 continue
+            del self._running[key]
+            self._engine.drop(key)
             if reason:
-                self._running.remove(answer)
                 self._done += len(answer.prompt) + answer.tokens
-            answer.respond(reason)
+                answer.respond(reason)
+            else:
+                answer.fail("nobody waits for the answer", pb_utils.TritonError.CANCELLED)
         if self._busy > MEASURED_SECONDS[1]:
             self._busy, self._done = self._busy / 2, self._done / 2
-
-    def _taken(self, answer: Answer) -> str:
-        """Takes what the pipeline has written for an answer; returns why it has ended, or ""."""
-        while answer.handle.can_read():
-            for output in answer.handle.read().values():
-                answer.tokens += answer.text.take(output.generated_ids)
-                if answer.text.stopped:
-                    answer.handle.stop()
-                    return "stop"
-                if output.finish_reason != genai.GenerationFinishReason.NONE:
-                    answer.text.end()
-                    ended = output.finish_reason == genai.GenerationFinishReason.LENGTH
-                    return "length" if ended and not answer.text.stopped else "stop"
-        return ""
 
 
 def _inputs(request: Any) -> dict[str, list[Any]]:
