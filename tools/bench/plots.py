@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.lines import Line2D
 from matplotlib.ticker import ScalarFormatter
@@ -57,6 +59,7 @@ def main() -> int:
     """Draws them from the results that are there."""
     draw(Results.read(RESULTS / "bench.json"), RESULTS)
     draw_peers(Results.read(RESULTS / "peers.json"), RESULTS)
+    draw_residency(json.loads((RESULTS / "residency.json").read_text()), RESULTS)
     return 0
 
 
@@ -88,6 +91,24 @@ def draw_peers(results: Results, folder: Path) -> None:
                 [one.percentiles_ms[99] if one else None for one in alike],
             )
         save(figure, folder / "peers.svg")
+
+
+def draw_residency(content: dict[str, Any], folder: Path) -> None:
+    """Writes residency.svg: what each family takes, second by second, under what there is for all."""
+    mpl.use("agg")
+    seconds = [one["seconds"] for one in content["samples"]]
+    names = sorted({name for one in content["samples"] for name in one["resident"]})
+    taken = [[one["resident"].get(name, 0) / 1e6 for one in content["samples"]] for name in names]
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(8, 3), layout="constrained")
+        shades = mpl.colormaps["viridis"](np.linspace(0, 0.9, len(names)))
+        axes.stackplot(seconds, taken, labels=names, colors=shades, step="post")
+        axes.axhline(
+            content["budget_bytes"] / 1e6, color=INK, linestyle="--", marker="", label="memory for models"
+        )
+        axes.set(xlabel="seconds", ylabel="MB of loaded models", xlim=(0, seconds[-1]))
+        figure.legend(loc="outside right")
+        save(figure, folder / "residency.svg")
 
 
 def _bars(axes: Any, label: str, ways: list[str], sizes: list[float | None]) -> None:

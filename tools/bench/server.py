@@ -134,14 +134,15 @@ def stack(
     precision: str | None = None,
     python: str = sys.executable,
     checkout: Path = ROOT,
+    options: Sequence[str] = (),
 ) -> Iterator[Stack]:
     """Serves `models` with the code of `checkout` while the block runs."""
     ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
-    options = [word for name in PORTS for word in (f"--{name}-port", str(ports[name]))]
+    words = [word for name in PORTS for word in (f"--{name}-port", str(ports[name]))]
     work_folder = WORK / f"serve-{ports['http']}"
-    options += ["--repository", str(repository), "--models", *models, "--work-folder", str(work_folder)]
+    words += [*options, "--repository", str(repository), "--models", *models, "--work-folder", str(work_folder)]
     environment = {"ENCODER_PRECISION": precision} if precision else {}
-    with command([python, "-m", "tools.serve", *options], "Ctrl-C", environment, checkout) as process:
+    with command([python, "-m", "tools.serve", *words], "Ctrl-C", environment, checkout) as process:
         yield Stack(process.root, ports, work_folder)
     shutil.rmtree(work_folder)
 
