@@ -36,6 +36,8 @@ Array: TypeAlias = npt.NDArray[Any]
 Batch: TypeAlias = "list[Array]"
 """The ids of each text."""
 
+REPOSITORY = Path(__file__).parents[1] / "model_repository"
+
 SECONDS = 900
 """That a family may take; one that takes longer hangs."""
 
@@ -182,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Prints what was not tried; returns 1 with the cause when a graph cannot be served."""
     parser = argparse.ArgumentParser(prog="python -m build.check", description=str(__doc__).splitlines()[0])
     parser.add_argument("families", nargs="+", metavar="FAMILY", help="ensembles to check")
-    parser.add_argument("--repository", type=Path, default=Path(__file__).parent.parent / "model_repository")
+    parser.add_argument("--repository", type=Path, default=REPOSITORY, help="the model repository")
     options = parser.parse_args(arguments)
     done: set[str] = set()
     # Whatever a graph asks for, no other process is to go for it.
@@ -202,7 +204,7 @@ def check_apart(repository: Path, families: Sequence[str]) -> None:
     command = [sys.executable, "-m", "build.check", *families, "--repository", str(repository.resolve())]
     try:
         done = subprocess.run(
-            command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=SECONDS, check=False
+            command, cwd=REPOSITORY.parent, capture_output=True, text=True, timeout=SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
         raise BuildError(f"the graphs of {families[0]} were still running after {SECONDS} s") from None

@@ -117,8 +117,8 @@ def add_gateway_options(parser: argparse.ArgumentParser) -> None:
         "--chat-port",
         type=int,
         metavar="PORT",
-        help=f"gateway, by convention for /v1/chat/completions. By default {CHAT_PORT} where a model that writes "
-        "is loaded at the start, else none",
+        help=f"gateway, by convention for /v1/chat/completions (default: {CHAT_PORT} where a model that writes "
+        "is loaded at the start, else none)",
     )
     parser.add_argument(
         "--timeout", type=float, metavar="SECONDS", default=TIMEOUT_SECONDS, help="how long a call may take"
