@@ -1,4 +1,4 @@
-"""The catalog: one TOML page per model, saying where its checkpoint comes from and how it is served."""
+"""The catalog: one TOML file per model, saying where its checkpoint comes from and how it is served."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ POOLINGS = {"mean": "mean", "cls": "cls", "last": "lasttoken"}
 """How the vectors of a text's tokens become one -> sentence-transformers' name for it."""
 
 TOLERANCE = {"fp32": 0.9999, "bf16": 0.99, "fp16": 0.999}
-"""Where a model has no page of its own."""
+"""Where a model has no entry of its own."""
 
-PAGE_TOLERANCE = {
+ENTRY_TOLERANCE = {
     "embed": {"fp32": 0.99999, "bf16": 0.999, "fp16": 0.9999},
     # Of a text's vectors the one that is furthest off.
     "embed_all": {"fp32": 0.9999, "bf16": 0.99, "fp16": 0.999},
@@ -38,7 +38,7 @@ PAGE_TOLERANCE = {
     # Its tokens are those of the reference, or they are not.
     "generate": {"fp32": 1.0, "bf16": 0.0, "fp16": 0.0},
 }
-"""First task -> what a page has that says no other."""
+"""First task -> what an entry has that says no other."""
 
 QUANTISED_TOLERANCE = 0.97
 """Of an adopted graph that rounds to INT8, against the model that it was made from."""
@@ -89,11 +89,11 @@ class CatalogEntry:
     files: dict[str, str] = field(default_factory=dict)
     """File of the checkpoint -> its sha256; those of the Hub follow from the commit."""
     languages: str | None = None
-    """What its texts may be written in; None where there is no page to say so."""
+    """What its texts may be written in; None where there is no entry to say so."""
     licence: str | None = None
-    """As the Hub names it; None where there is no page to say so."""
+    """As the Hub names it; None where there is no entry to say so."""
     width: int | None = None
-    """Of the vectors that the checkpoint gives; None for a reranker, or where there is no page to say so."""
+    """Of the vectors that the checkpoint gives; None for a reranker, or where there is no entry to say so."""
     dimensions: int | None = None
     """Cut embeddings to their first dimensions; None for all that the checkpoint gives."""
     minimum_dimensions: int | None = None
@@ -117,7 +117,7 @@ class CatalogEntry:
     precisions: tuple[str, ...] = tuple(TOLERANCE)
     """What the encoder may compute in, the default first."""
     parameters: int | None = None
-    """Millions of weights; None where there is no page to say so."""
+    """Millions of weights; None where there is no entry to say so."""
     batching: Batching = Batching()
     tolerance: dict[str, float] = field(default_factory=lambda: dict(TOLERANCE))
     """Precision -> the least agreement with the reference: a cosine, or 1 less the difference of two scores."""
@@ -150,20 +150,20 @@ def names() -> list[str]:
 
 
 def load(name: str) -> CatalogEntry:
-    """Reads one catalog page; raises BuildError with names like it when there is none."""
+    """Reads one entry; raises BuildError with names like it when there is none."""
     if name not in names():
         close = difflib.get_close_matches(name, names())
         meant = f"did you mean {' or '.join(close)}? " if close else ""
         raise BuildError(f"no model {name!r} in the catalog: {meant}build/catalog/README.md lists them")
-    page = tomllib.loads((FOLDER / f"{name}.toml").read_text())
-    page["tasks"] = tuple(page["tasks"])
-    page["source"] = (Hub if "repository" in page["source"] else Wheel)(**page["source"])
-    page["precisions"] = tuple(page.get("precisions", TOLERANCE))
-    usual = PAGE_TOLERANCE.get(page["tasks"][0], TOLERANCE)
-    page["tolerance"] = page.get("tolerance", {precision: usual[precision] for precision in page["precisions"]})
-    widest = min(Batching.tokens, Batching.texts * page.get("max_tokens", Batching.tokens))
-    page["batching"] = Batching(**page.get("batching", {"tokens": widest}))
-    return CatalogEntry(name, **page)
+    said = tomllib.loads((FOLDER / f"{name}.toml").read_text())
+    said["tasks"] = tuple(said["tasks"])
+    said["source"] = (Hub if "repository" in said["source"] else Wheel)(**said["source"])
+    said["precisions"] = tuple(said.get("precisions", TOLERANCE))
+    usual = ENTRY_TOLERANCE.get(said["tasks"][0], TOLERANCE)
+    said["tolerance"] = said.get("tolerance", {precision: usual[precision] for precision in said["precisions"]})
+    widest = min(Batching.tokens, Batching.texts * said.get("max_tokens", Batching.tokens))
+    said["batching"] = Batching(**said.get("batching", {"tokens": widest}))
+    return CatalogEntry(name, **said)
 
 
 def served_name(model: str) -> str:
@@ -178,9 +178,9 @@ def served_name(model: str) -> str:
 
 
 def find(repository: str, revision: str) -> CatalogEntry | None:
-    """The page of a repository of the Hub, if it has one, for another revision than its own if one is given."""
+    """The entry of a repository of the Hub, if it has one, for another revision than its own if one is given."""
     for entry in map(load, names()):
-        # Of a page with an adapter there may be more: its own name alone says that one.
+        # Of an entry with an adapter there may be more: its own name alone says that one.
         if entry.adapter is None and isinstance(entry.source, Hub) and entry.source.repository == repository:
             return replace(entry, source=replace(entry.source, revision=revision or entry.source.revision))
     return None

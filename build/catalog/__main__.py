@@ -1,4 +1,4 @@
-"""Writes the catalog's README, the table of its pages: `python -m build.catalog`."""
+"""Writes the catalog's README, the table of its entries: `python -m build.catalog`."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ PATH = catalog.FOLDER / "README.md"
 HEAD = """\
 # The catalog
 
-<!-- Written by `python -m build.catalog` from the pages beside it. -->
+<!-- Written by `python -m build.catalog` from the files beside it. -->
 
-Models that are built by their name: `make serve MODEL=bge-small-en-v1.5`. A page says where a checkpoint lies,
+Models that are built by their name: `make serve MODEL=bge-small-en-v1.5`. An entry says where a checkpoint lies,
 at which commit, and what its own files leave open, as prompts; pooling, norms and tokenizer are read from those
 files. Precisions have the default first, each with the gigabytes of the weights. The trial of a build takes three
 times those of its precision; [what a server takes](../../docs/memory.md) is measured where it runs.
@@ -75,12 +75,12 @@ def row(entry: CatalogEntry) -> str:
 
 def gigabytes(entry: CatalogEntry, precision: str) -> float:
     """Of the weights alone."""
-    assert entry.parameters is not None, "every page says it"
+    assert entry.parameters is not None, "every entry says it"
     return entry.parameters * BYTES[precision] / 1000
 
 
 def table() -> str:
-    """The whole page."""
+    """The whole file."""
     return HEAD + "".join(row(catalog.load(name)) for name in catalog.names())
 
 

@@ -1,1 +1,1 @@
-"""ONNX graphs written directly from a checkpoint's weights, one page per architecture or head."""
+"""ONNX graphs written directly from a checkpoint's weights, one file per architecture or head."""

@@ -156,7 +156,7 @@ class Architecture:
     masked: dict[str, MaskedHead] = field(default_factory=dict)
     """Class in `architectures` -> the head of a masked language model, which gives sparse vectors."""
     unseen: bool = False
-    """Whether its page is written for tokens that are seen by none."""
+    """Whether its graph is written for tokens that are seen by none."""
     lexical: bool = False
     """Whether words are weighed by `sparse.LINEAR` where no head of a language model does it."""
     weighs: str = ""
@@ -166,9 +166,9 @@ class Architecture:
     static: bool = False
     """Whether tensors say its sizes, and a token's vector does not depend on other tokens."""
     packed: bool = True
-    """Whether its page is written for packed tokens, too."""
+    """Whether its graph is written for packed tokens, too."""
     own_code: frozenset[str] = frozenset()
-    """Modules of published checkpoints' own code that compute what its page writes."""
+    """Modules of published checkpoints' own code that compute what its graph computes."""
 
 
 BERTS_OWN = (

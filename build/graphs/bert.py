@@ -55,7 +55,7 @@ class Bert(Dimensions):
         inner: int = 3072,
         positions: str = "absolute",
     ) -> B:
-        """Reads the configuration; raises BuildError on what this page does not write, naming the key.
+        """Reads the configuration; raises BuildError on what this graph does not compute, naming the key.
 
         The sizes are the defaults; `positions` is what they must be called.
         """

@@ -6,7 +6,7 @@ Output  last_hidden_state FP32 [T, H], zeros in slots without a token
 BERT without positions in what the first layer reads. Attention is disentangled instead: to the score of a query
 and a key is added that of the query with the key's distance, and that of the key with the query's. Distances are
 in buckets, wider the farther they are, and have vectors of their own. Both summands need the scores' own tensor
-[B, heads, S, S], so this page is not written for attention on packed tokens.
+[B, heads, S, S], so this graph is not written for attention on packed tokens.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class DebertaV2(Bert):
 
     @classmethod
     def of_deberta(cls, config: Settings) -> DebertaV2:
-        """Reads the configuration; raises BuildError on what this page does not write, naming the key."""
+        """Reads the configuration; raises BuildError on what this graph does not compute, naming the key."""
         config.require("hidden_act", "gelu")
         config.require("pooler_hidden_act", "gelu")
         config.require("conv_kernel_size", 0)

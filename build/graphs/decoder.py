@@ -74,7 +74,7 @@ POOLINGS = {"avg": "mean", "cls": "cls", "last": "lasttoken"}
 
 
 def read_llama(config: Settings) -> Decoder:
-    """Llama's configuration; BuildError on what this page does not write, naming the key."""
+    """Llama's configuration; BuildError on what this graph does not compute, naming the key."""
     config.require("mlp_bias", False)
     config.require("attention_bias", False)
     return _read(config, vocab_size=32000, positions=2048, inner=11008)

@@ -8,7 +8,7 @@ from build.errors import BuildError
 from build.sources.settings import Settings
 
 COUNTED_FROM_PADDING = ("camembert", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl")
-"""Model types without a page that count positions as RoBERTa does."""
+"""Model types without a graph that count positions as RoBERTa does."""
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 """What a layer is called in `layer_types`: each token sees a window around it, or the whole text."""

@@ -43,7 +43,7 @@ class Gemma3(Dimensions):
 
     @classmethod
     def of(cls, config: Settings) -> Gemma3:
-        """Reads the configuration; raises BuildError on what this page does not write, naming the key."""
+        """Reads the configuration; raises BuildError on what this graph does not compute, naming the key."""
         config.require("hidden_activation", "gelu_pytorch_tanh")
         config.require("attention_bias", False)
         config.require("attn_logit_softcapping", None)

@@ -7,7 +7,7 @@ BERT without positions: a score is lowered by its tokens' distance, by so much f
 2021, arXiv:2108.12409). The feed-forward part has a gate. Names are those of the published checkpoints, by two
 codes of their own: jinaai/jina-bert-implementation, and jinaai/jina-bert-v2-qk-post-norm with norms of queries and
 keys.
-The biases are a tensor of the attention, so this page is not written for packed tokens.
+The biases are a tensor of the attention, so this graph is not written for packed tokens.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class JinaBert(Bert):
 
 
 def read_jina_bert(config: Settings) -> JinaBert:
-    """Reads the configuration; raises BuildError on what this page does not write, naming the key."""
+    """Reads the configuration; raises BuildError on what this graph does not compute, naming the key."""
     read = JinaBert.of(config, positions="alibi")
     config.require("feed_forward_type", *GATES, default="original")
     return replace(read, gate=config.word("feed_forward_type"))

@@ -56,7 +56,7 @@ class JinaV3(Dimensions):
 
     @classmethod
     def of(cls, config: Settings) -> JinaV3:
-        """Reads the configuration; raises BuildError on what this page does not write, naming the key."""
+        """Reads the configuration; raises BuildError on what this graph does not compute, naming the key."""
         return cls._read(config, "rotary", theta=20_000.0)
 
     @classmethod

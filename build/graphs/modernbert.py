@@ -37,7 +37,7 @@ class ModernBert(Dimensions):
 
     @classmethod
     def of(cls, config: Settings) -> ModernBert:
-        """Reads the configuration; raises BuildError on what this page does not write, naming the key."""
+        """Reads the configuration; raises BuildError on what this graph does not compute, naming the key."""
         config.require("hidden_activation", "gelu")
         config.require("classifier_activation", "gelu")
         for name in ("attention_bias", "mlp_bias", "norm_bias", "classifier_bias"):

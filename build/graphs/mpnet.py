@@ -1,7 +1,7 @@
 """MPNet (Song et al., 2020, arXiv:2004.09297): BERT without segments, with biases by distance in every attention.
 
 The biases are T5's (Raffel et al., 2019, arXiv:1910.10683): one for each head and bucket of distances, the same in
-all layers. They are added to the scores, so this page is not written for attention on packed tokens.
+all layers. They are added to the scores, so this graph is not written for attention on packed tokens.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class NomicBert(Dimensions):
 
     @classmethod
     def of(cls, config: Settings) -> NomicBert:
-        """Reads the configuration; raises BuildError on what this page does not write, naming the key."""
+        """Reads the configuration; raises BuildError on what this graph does not compute, naming the key."""
         config.require("activation_function", "swiglu", "gelu")
         config.require("hidden_act", "silu")
         for name in ("prenorm", "causal", "use_rms_norm", "parallel_block", "parallel_block_tied_norm"):

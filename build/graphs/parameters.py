@@ -14,7 +14,7 @@ from build.sources.weights import Weights
 
 @dataclass(frozen=True)
 class Parameters:
-    """What a page calls its layers by. Shapes are torch's: a linear layer's weight is [outputs, inputs]."""
+    """What a graph calls its layers by. Shapes are torch's: a linear layer's weight is [outputs, inputs]."""
 
     g: OnnxGraph
     weights: Weights

@@ -5,7 +5,7 @@ Output  last_hidden_state FP32 [T, H] after the final norm, zeros in slots witho
 
 No positions, and no other biases than those that attention has by distance, one for each head and bucket of
 distances, which the first layer holds for all. Scores are not scaled; RMSNorm before each block; ReLU, or GeGLU
-from version 1.1 on. The biases are added to the scores, so this page is not written for packed tokens.
+from version 1.1 on. The biases are added to the scores, so this graph is not written for packed tokens.
 
 Hidden states grow past FP16. There they, and the layer that makes the largest of them, stay FP32: transformers
 keeps the same layer so.
@@ -52,7 +52,7 @@ class T5(Dimensions):
 
     @classmethod
     def of(cls, config: Settings) -> T5:
-        """Reads the configuration; raises BuildError on what this page does not write, naming the key."""
+        """Reads the configuration; raises BuildError on what this graph does not compute, naming the key."""
         config.require("is_decoder", False)
         config.require("feed_forward_proj", *KINDS)
         activation, is_gated = KINDS[config.word("feed_forward_proj", default="relu")]

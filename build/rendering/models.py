@@ -236,7 +236,7 @@ def known_ids(checkpoint: Checkpoint, rows: int) -> int:
 
 
 def check_weights_are_plain(checkpoint: Checkpoint, architecture: Architecture) -> None:
-    """Raises BuildError where the tensors are not the whole model, or are not what the page computes with."""
+    """Raises BuildError where the tensors are not the whole model, or are not what the graph computes with."""
     config, folder = checkpoint.config, checkpoint.transformer
     if not own_code(config) <= architecture.own_code:
         raise BuildError(
