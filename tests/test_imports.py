@@ -28,7 +28,8 @@ ALLOWED = {
     "build.graphs.templates": "",
     "build.graphs": "build.catalog build.errors build.graphs.templates build.sources build.target",
     "build.check": "build.config build.errors build.memory build.steps",
-    "build.rendering": "build.catalog build.check build.errors build.graphs build.sources build.target",
+    "build.rendering": "build.catalog build.check build.errors build.graphs build.sources build.steps "
+    "build.target",
     # Plans are compiled and checked where nothing is built.
     "build.plans": "build.config build.errors build.graphs build.sources build.target",
     "build.make": "build.catalog build.errors build.gpu build.rendering build.sources build.target",

@@ -1,7 +1,7 @@
 """A language model with a cache of keys and values, as OpenVINO IR that openvino-genai batches continuously.
 
 Input   input_ids, attention_mask, position_ids INT64 [B, S], beam_idx INT32 [B]
-Output  logits FP32 [B, S, vocabulary]
+Output  logits FP32 [B, S, vocabulary], moved so that the lowest is MOST_PENALTY
 State   keys and values of each layer, FP32 [B, groups, tokens so far, width]
 
 The decoder is that of `build.graphs.decoder`: Llama (arXiv:2302.13971), Qwen2 (arXiv:2407.10671) and Qwen3
@@ -12,6 +12,7 @@ and attention, which it knows by their nodes: so these are written as it expects
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -30,6 +31,9 @@ Node: TypeAlias = Any
 MODEL = "openvino_model.xml"
 """How openvino-genai finds the graph; its weights lie beside it."""
 
+MOST_PENALTY = 2.0
+"""Of presence, in OpenAI's API; that of frequency comes behind it."""
+
 LAST = np.iinfo(np.int64).max
 
 
@@ -38,9 +42,34 @@ class Tensors(Protocol):
 
     def __contains__(self, name: str) -> bool: ...
 
-    def tensor(self, name: str, *shape: int) -> npt.NDArray[np.float32]:
+    def tensor(self, name: str, /, *shape: int) -> npt.NDArray[np.float32]:
         """One tensor; BuildError when there is none of that shape."""
         ...
+
+
+def write_least(decoder: Decoder, vocabulary: int, path: Path) -> None:
+    """Writes a graph that answers nothing, for a vocabulary of that size: grammars are tried on it."""
+    least = replace(
+        decoder,
+        vocab_size=vocabulary,
+        hidden_size=1,
+        inner=1,
+        heads=1,
+        key_value_heads=1,
+        windows=decoder.windows[:1],
+        tied=True,
+    )
+    ov.save_model(_Writer(least, _Zeros(), "fp32").model(), path, compress_to_fp16=False)
+
+
+class _Zeros:
+    """Tensors of any name."""
+
+    def __contains__(self, name: str) -> bool:
+        return True
+
+    def tensor(self, _: str, *shape: int) -> npt.NDArray[np.float32]:
+        return np.zeros(shape, np.float32)
 
 
 def write_generator(decoder: Decoder, weights: Tensors, longest: int, precision: str, path: Path) -> None:
@@ -76,6 +105,9 @@ class _Writer:
             x = self._layer(x, f"layers.{i}", i, visible, angles)
         head = table if d.tied else self._weight("lm_head.weight", d.vocab_size, d.hidden_size)
         logits = op.matmul(self._norm(x, "norm", d.hidden_size), head, False, True)
+        # openvino-genai takes a penalty from logits of 0 and more, and adds it to others: so all are made such.
+        least = op.reduce_min(logits, _whole([-1]), True)
+        logits = op.add(logits, op.subtract(_real(MOST_PENALTY), least))
         logits.output(0).set_names({"logits"})
         return ov.Model(
             [op.result(logits)], self.sinks, [self.ids, self.mask, self.places, self.beams], "generator"

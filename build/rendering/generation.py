@@ -15,17 +15,22 @@ from build.catalog import CatalogEntry
 from build.errors import BuildError
 from build.graphs.architectures import ARCHITECTURES, HARMLESS
 from build.graphs.decoder import Decoder, read_llama, read_qwen2, read_qwen3
-from build.graphs.generator import MODEL, Tensors, write_generator
+from build.graphs.generator import MODEL, Tensors, write_generator, write_least
+from build.graphs.vocabulary import DETOKENIZER, write_vocabulary
 from build.rendering import repository
 from build.rendering.model import DEADLINE, MEMORY, STEPS, Model
 from build.rendering.models import check_weights_are_plain
 from build.sources.checkpoint import CHAT_TEMPLATE, Checkpoint
 from build.sources.files import gguf_file, is_listed, own_file
 from build.sources.settings import Settings, check_nothing_is_left, read_json
+from build.steps.vocabulary import token_texts
 from build.target import Target
 
 STEP = STEPS / "openvino_generator.py"
-BESIDE = tuple(STEPS / name for name in ("generator.py", "chat_template.py", "text_stream.py"))
+BESIDE = tuple(
+    STEPS / f"{name}.py"
+    for name in ("generator", "engine", "chat_template", "text_stream", "vocabulary", "guided_decoding")
+)
 READERS = {"llama": read_llama, "qwen2": read_qwen2, "qwen3": read_qwen3}
 """Architectures that are written with a cache."""
 
@@ -98,6 +103,10 @@ def cache_bytes(decoder: Decoder, precision: str) -> int:
 
 def _write(model: LanguageModel, window: int, precision: str, version: Path) -> None:
     write_generator(model.decoder, model.weights, window, precision, version / MODEL)
+    if (texts := token_texts(json.loads(model.tokenizer))) is not None:
+        write_vocabulary(texts, version / DETOKENIZER)
+        (version / "grammar").mkdir()
+        write_least(model.decoder, model.decoder.vocab_size, version / "grammar" / MODEL)
 
 
 def _decoder(config: Settings) -> Decoder:

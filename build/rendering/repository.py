@@ -160,10 +160,14 @@ def generator(name: str, parameters: Mapping[str, str]) -> ModelConfig:
         *(Tensor(one, TYPE_FP32, optional=True) for one in ("temperature", "top_p")),
         Tensor("seed", TYPE_UINT64, optional=True),
         *(Tensor(one, TYPE_FP32, optional=True) for one in ("frequency_penalty", "presence_penalty")),
+        *(Tensor(f"guided_decoding_guide{one}", TYPE_STRING, optional=True) for one in ("_type", "")),
+        Tensor("return_log_probs", TYPE_BOOL, optional=True),
     ]
     outputs = [
         *(Tensor(one, TYPE_STRING) for one in ("text_output", "finish_reason")),
         *(Tensor(one, TYPE_UINT32) for one in ("num_input_tokens", "num_output_tokens")),
+        Tensor("output_tokens", TYPE_STRING, (-1,)),
+        Tensor("output_log_probs", TYPE_FP32, (-1,)),
     ]
     config = ModelConfig(
         name=name,

@@ -14,14 +14,20 @@ Input   text_input         BYTES [1]  the prompt, template and all; or
         temperature        FP32 [1]   0, which is the default, takes the likeliest token always
         top_p              FP32 [1]   of sampling: the least number of likeliest tokens that have this probability
         seed               UINT64 [1] of sampling
-        frequency_penalty, presence_penalty  FP32 [1]
+        frequency_penalty, presence_penalty  FP32 [1]  taken from logits, as OpenAI's API has it
+        guided_decoding_guide_type  BYTES [1]  json_schema or structural_tag
+        guided_decoding_guide  BYTES [1]  the JSON Schema, or xgrammar's structural tag, that the answer follows
+        return_log_probs   BOOL [1]   whether probabilities of tokens are told
 
 Output  text_output        BYTES [1]  the text since the last response
         finish_reason      BYTES [1]  "" until the last one: stop or length
         num_input_tokens, num_output_tokens  UINT32 [1]  of the prompt, and of the text since the last response
+        output_tokens      BYTES [-1] what each token since the last response writes, if return_log_probs
+        output_log_probs   FP32 [-1]  of each: the model's own, before penalties, temperature and guide
 
-Errors: a prompt that is too long, or a value out of its range, is INVALID_ARG; one more request than may wait is
-UNAVAILABLE; one whose caller has gone or whose deadline has passed is CANCELLED, and its place is free at once.
+Errors: a prompt that is too long, a value out of its range, or a guide that nothing can follow, is INVALID_ARG;
+one more request than may wait is UNAVAILABLE; one whose caller has gone or whose deadline has passed is CANCELLED,
+and its place is free at once.
 """
 
 from __future__ import annotations
@@ -33,10 +39,11 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -44,13 +51,16 @@ from tokenizers import Tokenizer
 
 from . import deadline
 from .chat_template import ChatTemplate, TemplateFailureError
+from .engine import GUIDES, Engine, Guide, Piece, Sampling
 from .memory import Memory
 from .text_stream import TextStream
+from .vocabulary import token_texts
 
 DEFAULT_TOKENS = 1024
 """Of an answer where nothing is said."""
 
 MOST_STOPS = 16
+MOST_GUIDE_BYTES = 65536
 
 WAITING = 8
 """Times the cache that may wait for a place in it, in tokens; what is more is refused."""
@@ -64,57 +74,6 @@ LOOK = 0.1
 
 class RefusedError(Exception):
     """A request is not what the contract says; the message is for its caller."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How an engine chooses the tokens of an answer."""
-
-    max_tokens: int
-    end_tokens: frozenset[int]
-    """Each of which ends the answer."""
-    temperature: float
-    """0 for the likeliest token always."""
-    top_p: float
-    seed: int
-    frequency_penalty: float
-    presence_penalty: float
-
-
-@dataclass(frozen=True)
-class Piece:
-    """What a step has added to an answer."""
-
-    key: int
-    """Of the request."""
-    ids: Sequence[int]
-    reason: str
-    """stop or length for the last piece, else ""."""
-
-
-class Engine(Protocol):
-    """One language model in memory, which computes every answer under way one step further at a time."""
-
-    block: int
-    """Tokens of a block of its cache."""
-    blocks: int
-    """That the cache has."""
-
-    def __init__(self, folder: Path, parameters: Mapping[str, str], cache: int) -> None:
-        """Loads a version folder, by the model's parameters, with room for so many tokens in the `cache`."""
-        ...
-
-    def add(self, key: int, prompt: Sequence[int], sampling: Sampling) -> None:
-        """Takes a request; raises any Exception where it cannot."""
-        ...
-
-    def step(self) -> Iterable[Piece]:
-        """One token for each answer, or a piece of a prompt; an Exception means that the engine is lost."""
-        ...
-
-    def drop(self, key: int) -> None:
-        """Leaves an answer where it is; nothing, where it has ended."""
-        ...
 
 
 @dataclass
@@ -132,6 +91,10 @@ class Answer:
     """Tokens that responses have counted."""
     tokens: int = 0
     """Written so far."""
+    texts: Sequence[bytes] = ()
+    """Of all tokens, where probabilities are wanted."""
+    log_probs: list[tuple[bytes, float]] = field(default_factory=list)
+    """Of what no response has told yet."""
     next_look: float = field(default_factory=time.monotonic)
 
     @property
@@ -141,7 +104,11 @@ class Answer:
 
     def take(self, piece: Piece) -> str:
         """Adds what was written; returns why the answer has ended, or ""."""
-        self.tokens += self.text.take(piece.ids)
+        count = self.text.take(piece.ids)
+        self.tokens += count
+        if self.texts:
+            told = zip(piece.ids[:count], piece.log_probs[:count], strict=True)
+            self.log_probs += [(self.texts[token], value) for token, value in told if self.texts[token]]
         if piece.reason and not self.text.stopped:
             self.text.end()
         return "stop" if self.text.stopped else piece.reason
@@ -166,6 +133,11 @@ class Answer:
         self.told = self.tokens
         tensors = [_string("text_output", piece), _string("finish_reason", reason)]
         tensors += [pb_utils.Tensor(name, np.array([[count]], np.uint32)) for name, count in counts.items()]
+        if self.log_probs:
+            texts, values = zip(*self.log_probs, strict=True)
+            tensors.append(pb_utils.Tensor("output_tokens", np.array([texts], np.object_)))
+            tensors.append(pb_utils.Tensor("output_log_probs", np.array([values], np.float32)))
+            self.log_probs.clear()
         self._send(pb_utils.InferenceResponse(tensors), bool(reason))
 
     def fail(self, sentence: str, code: int) -> None:
@@ -189,7 +161,9 @@ class Generator:
         self._name = args["model_name"]
         self._window = int(parameters["max_tokens"])
         self._ends = frozenset(int(token) for token in json.loads(parameters["end_tokens"]))
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer = (folder / "tokenizer.json").read_text("utf-8")
+        self._texts = token_texts(json.loads(tokenizer))
+        self._tokenizer = Tokenizer.from_str(tokenizer)
         self._tokenizer.encode_special_tokens = False
         template = folder / "chat_template.jinja"
         tokens = json.loads(parameters["special_tokens"])
@@ -197,6 +171,9 @@ class Generator:
         cache = int(os.environ.get("GENERATOR_CACHE_TOKENS") or parameters["cache_tokens"])
         self._engine = self.engine(folder, parameters, max(cache, self._window))
         self._keys = itertools.count()
+        self._checks = ThreadPoolExecutor(1)
+        self._checked: list[Answer] = []
+        """Whose guides are being tried."""
         self._waiting: deque[Answer] = deque()
         self._running: dict[int, Answer] = {}
         self._busy = self._done = 0.0
@@ -219,25 +196,44 @@ class Generator:
                 )
                 sender.send(response, pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
                 continue
-            with self._changed:
-                ahead = sum(one.size for one in self._waiting)
-                is_full = ahead + answer.size > WAITING * self._engine.blocks * self._engine.block
-                if not is_full:
-                    self._waiting.append(answer)
-                    self._changed.notify()
-            if is_full:
-                rate = self._rate
-                seconds = max(1, math.ceil(ahead / rate)) if rate else 1
-                answer.fail(
-                    f"{ahead} tokens are ahead of this call: try again in {seconds} s",
-                    pb_utils.TritonError.UNAVAILABLE,
-                )
+            self._admit(answer)
+
+    def _admit(self, answer: Answer) -> None:
+        """Lets an answer wait for its turn, and for a trial of its guide before; or refuses it."""
+        with self._changed:
+            ahead = sum(one.size for one in (*self._waiting, *self._checked))
+            is_full = ahead + answer.size > WAITING * self._engine.blocks * self._engine.block
+            if not is_full and (guide := answer.sampling.guide):
+                self._checked.append(answer)
+                self._checks.submit(self._check, answer, guide)
+            elif not is_full:
+                self._waiting.append(answer)
+                self._changed.notify()
+        if is_full:
+            rate = self._rate
+            seconds = max(1, math.ceil(ahead / rate)) if rate else 1
+            answer.fail(
+                f"{ahead} tokens are ahead of this call: try again in {seconds} s",
+                pb_utils.TritonError.UNAVAILABLE,
+            )
+
+    def _check(self, answer: Answer, guide: Guide) -> None:
+        why = "" if self._ended else self._engine.refusal(guide)
+        with self._changed:
+            self._checked.remove(answer)
+            if not why:
+                self._waiting.append(answer)
+                self._changed.notify()
+        if why:
+            sentence = f"no answer can follow this {guide.kind}: {why}"
+            answer.fail(sentence, pb_utils.TritonError.INVALID_ARG)
 
     def finalize(self) -> None:
         """Ends the thread; answers under way end here."""
         with self._changed:
             self._ended = True
             self._changed.notify()
+        self._checks.shutdown()
         self._thread.join()
 
     @property
@@ -271,14 +267,20 @@ class Generator:
             temperature if top_p > 0 else 0,
             top_p,
             int(_number(inputs, "seed", int.from_bytes(os.urandom(7), "little"), 0, 2**64 - 1)),
-            *(_number(inputs, f"{name}_penalty", 0, -2, 2) for name in ("frequency", "presence")),
+            _number(inputs, "frequency_penalty", 0, -2, 2),
+            _number(inputs, "presence_penalty", 0, -2, 2),
+            _guide(inputs),
+            bool(inputs.get("return_log_probs", [False])[0]),
         )
+        if sampling.log_probs and self._texts is None:
+            raise RefusedError(f"the tokenizer of {self._name} does not say which bytes a token writes")
         stops = [word.decode("utf-8", "replace") for word in inputs.get("stop_words", [])]
         if len(stops) > MOST_STOPS:
             raise RefusedError(f"stop_words has {len(stops)} strings, over the {MOST_STOPS} that there may be")
         is_stream = bool(inputs.get("stream", [False])[0])
         text = TextStream(self._tokenizer, stops)
-        return Answer(sender, prompt, sampling, text, is_stream, deadline.of(request))
+        texts = self._texts or () if sampling.log_probs else ()
+        return Answer(sender, prompt, sampling, text, is_stream, deadline.of(request), texts=texts)
 
     def _prompt(self, inputs: Mapping[str, list[Any]]) -> str:
         name = "chat" if "chat" in inputs else "text_input"
@@ -365,6 +367,18 @@ class Generator:
 def _inputs(request: Any) -> dict[str, list[Any]]:
     """The values of the inputs that a request has."""
     return {tensor.name(): tensor.as_numpy().reshape(-1).tolist() for tensor in request.inputs()}
+
+
+def _guide(inputs: Mapping[str, list[Any]]) -> Guide | None:
+    """The guide of a request; raises RefusedError for one of another kind, or too long a one."""
+    kind, text = (inputs.get(f"guided_decoding_guide{end}", [b""])[0] for end in ("_type", ""))
+    if not kind and not text:
+        return None
+    if kind.decode("utf-8", "replace") not in GUIDES:
+        raise RefusedError(f"guided_decoding_guide_type must be one of {', '.join(GUIDES)}")
+    if len(text) > MOST_GUIDE_BYTES:
+        raise RefusedError(f"guided_decoding_guide has {len(text)} bytes, over {MOST_GUIDE_BYTES}")
+    return Guide(kind.decode(), text.decode("utf-8", "replace"))
 
 
 def _number(inputs: Mapping[str, list[Any]], name: str, default: float, least: float, most: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import numpy as np
 import openvino as ov
 import openvino_genai as genai
 
-from .generator import Generator, Piece, Sampling
+from .engine import Guide, Piece, Sampling
+from .generator import Generator
+from .guided_decoding import refusal, structured_output
 
 AT_ONCE = 256
 """Tokens of prompts that are read in one step, between which others go on writing."""
@@ -43,6 +46,14 @@ class OpenVinoEngine:
         settings = FP32 if parameters["precision"] == "fp32" else BF16
         self._pipeline = genai.ContinuousBatchingPipeline(folder, scheduler, "CPU", settings)
         self._handles: dict[int, Any] = {}
+        self._has_texts = (folder / "grammar").exists()
+        self._refusal = lru_cache(1024)(partial(refusal, folder))
+
+    def refusal(self, guide: Guide) -> str:
+        """As `Engine` has it."""
+        if not self._has_texts:
+            return "the bytes that tokens write are not known"
+        return self._refusal(guide.kind, guide.text)
 
     def add(self, key: int, prompt: Sequence[int], sampling: Sampling) -> None:
         """As `Engine` has it."""
@@ -54,6 +65,9 @@ class OpenVinoEngine:
             config.do_sample, config.temperature, config.top_p = True, sampling.temperature, sampling.top_p
             config.rng_seed = sampling.seed
         config.frequency_penalty, config.presence_penalty = sampling.frequency_penalty, sampling.presence_penalty
+        config.logprobs = int(sampling.log_probs)
+        if sampling.guide:
+            config.structured_output_config = structured_output(sampling.guide.kind, sampling.guide.text)
         ids = ov.Tensor(np.array([prompt], np.int64))
         self._handles[key] = self._pipeline.add_request(key, ids, config)
 
@@ -64,7 +78,8 @@ class OpenVinoEngine:
         for key, handle in self._handles.items():
             while handle.can_read():
                 pieces += [
-                    Piece(key, one.generated_ids, REASONS[one.finish_reason]) for one in handle.read().values()
+                    Piece(key, one.generated_ids, REASONS[one.finish_reason], one.generated_log_probs)
+                    for one in handle.read().values()
                 ]
         return pieces
 
