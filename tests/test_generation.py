@@ -30,7 +30,7 @@ from build.steps.chat_template import ChatTemplate, TemplateFailureError
 from build.steps.text_stream import TextStream
 from build.target import Target
 from tools.bench.server import free_ports
-from tools.shim.plan import Plan
+from tools.shim.residency.plan import Plan
 
 FOLDER = REFERENCE / "generation"
 EXPECTED: dict[str, list[dict[str, Any]]] = json.loads((FOLDER / "expected.json").read_text("utf-8"))

@@ -30,8 +30,8 @@ from tiny import EMBEDDERS, build_tiny
 from build import make
 from tools import stubs
 from tools.access import secret_file
-from tools.shim.families import HINT, families, fingerprint, hint, keep_hint
-from tools.shim.rules import RESIDENCE
+from tools.shim.residency.families import HINT, families, fingerprint, hint, keep_hint
+from tools.shim.residency.rules import RESIDENCE
 from tools.triton import WATCH_SECONDS
 
 SECONDS = float(os.environ.get("RESIDENCY_SECONDS", "40"))

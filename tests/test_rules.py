@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tools.shim.families import Family
-from tools.shim.rules import (
+from tools.shim.residency.families import Family
+from tools.shim.residency.rules import (
     LOW,
     RESIDENCE,
     Drain,

@@ -26,9 +26,9 @@ from tools.command import (
     switches,
 )
 from tools.shim import keys
-from tools.shim.control import Control
-from tools.shim.families import DOCUMENTS
-from tools.shim.plan import Plan, task_in
+from tools.shim.residency.control import Control
+from tools.shim.residency.families import DOCUMENTS
+from tools.shim.residency.plan import Plan, task_in
 from tools.shim.server import Front
 from tools.shim.upstream import Absent
 from tools.shim.workers import serving

@@ -21,8 +21,8 @@ from tools.command import (
     run,
 )
 from tools.shim import keys
-from tools.shim.control import Control
-from tools.shim.plan import Plan
+from tools.shim.residency.control import Control
+from tools.shim.residency.plan import Plan
 from tools.shim.server import Front
 from tools.shim.workers import serving
 

@@ -30,8 +30,8 @@ from prometheus_client.registry import Collector
 
 from tools.shim.gateway import Result
 from tools.shim.generation import Generation
-from tools.shim.residency import Residency
-from tools.shim.rules import Reason
+from tools.shim.residency.loader import Residency
+from tools.shim.residency.rules import Reason
 from tools.shim.upstream import Upstream
 
 SECONDS = (

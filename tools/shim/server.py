@@ -15,7 +15,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from tools.shim.app import make_app
 from tools.shim.connections import BACKLOG, Doors, Seldom, open_ports
-from tools.shim.residency import Residency
+from tools.shim.residency.loader import Residency
 from tools.shim.upstream import Absent, Upstream
 
 IDLE_SECONDS = 75

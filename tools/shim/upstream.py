@@ -33,10 +33,10 @@ from build.config import read_config
 from build.errors import BuildError
 from tools.direct import channel_options
 from tools.shim import tracing
-from tools.shim.control import is_missing
 from tools.shim.errors import GatewayError, has_gone, is_dead_step, not_ready, quoted, unknown_model
-from tools.shim.families import DOCUMENTS, Task, space, steps_of, task_of
-from tools.shim.residency import Residency
+from tools.shim.residency.control import is_missing
+from tools.shim.residency.families import DOCUMENTS, Task, space, steps_of, task_of
+from tools.shim.residency.loader import Residency
 
 CONFIG_SECONDS = 5.0
 """How long Triton may take to say what a model is."""

@@ -25,7 +25,7 @@ from prometheus_client.multiprocess import mark_process_dead
 from tools.command import ServerError, die_with_parent, run
 from tools.shim.connections import open_ports
 from tools.shim.metrics import FOLDER
-from tools.shim.residency import Residency
+from tools.shim.residency.loader import Residency
 from tools.shim.server import DRAIN_SECONDS, Front, answering, listening
 from tools.shim.upstream import Absent
 

@@ -9,9 +9,9 @@ from tools.shim.body import Positive, Text, Vector
 from tools.shim.dialects.encodings import Encoding, encoded
 from tools.shim.dialects.lengths import check_tokens, normalised
 from tools.shim.errors import GatewayError, bad_request
-from tools.shim.families import Task
 from tools.shim.gateway import Gateway
-from tools.shim.residency import Residence, Residency
+from tools.shim.residency.families import Task
+from tools.shim.residency.loader import Residence, Residency
 from tools.shim.routes import Get, Post, Reply
 from tools.shim.upstream import ServedModel
 

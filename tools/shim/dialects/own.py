@@ -11,7 +11,7 @@ from tools.shim.body import Query, Text, Vector
 from tools.shim.dialects import cohere, openai
 from tools.shim.errors import bad_request, not_ready
 from tools.shim.gateway import Gateway
-from tools.shim.residency import Residency
+from tools.shim.residency.loader import Residency
 from tools.shim.routes import Action, Get, Post, Reply
 from tools.shim.upstream import ServedModel
 

@@ -20,8 +20,8 @@ from tools.shim.body import MAX_TEXTS, Lenient, Positive, Query, Text, Vector
 from tools.shim.dialects.lengths import normalised
 from tools.shim.dialects.openai import refuse_token_ids
 from tools.shim.errors import GatewayError, bad_request
-from tools.shim.families import Task
 from tools.shim.gateway import Gateway
+from tools.shim.residency.families import Task
 from tools.shim.routes import Get, Post, Reply
 
 Side = Literal["Left", "left", "Right", "right"]

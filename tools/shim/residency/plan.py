@@ -15,9 +15,9 @@ from build.config import read_config
 from build.errors import BuildError
 from build.memory import free_memory
 from tools.command import ServerError, check_models
-from tools.shim.control import Control
-from tools.shim.families import DOCUMENTS, Family, Task, ensembles, families, hint, task_of
-from tools.shim.residency import Residency
+from tools.shim.residency.control import Control
+from tools.shim.residency.families import DOCUMENTS, Family, Task, ensembles, families, hint, task_of
+from tools.shim.residency.loader import Residency
 
 SHARE = 0.9
 """Of the memory that is free at the start, for models."""

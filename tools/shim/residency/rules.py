@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypeVar
 
-from tools.shim.families import Family
+from tools.shim.residency.families import Family
 
 RESIDENCE = 2.0
 """Seconds."""

@@ -16,10 +16,23 @@ from typing import Literal, TypedDict
 
 from tritonclient.utils import InferenceServerException
 
-from tools.shim.control import Control, states_of
 from tools.shim.errors import GatewayError, not_ready, overloaded, too_big
-from tools.shim.families import Family, families, fingerprint, hint, keep_hint
-from tools.shim.rules import LOW, Drain, Keep, Load, Resident, State, Unload, Wait, fits, idle, next_step, taken
+from tools.shim.residency.control import Control, states_of
+from tools.shim.residency.families import Family, families, fingerprint, hint, keep_hint
+from tools.shim.residency.rules import (
+    LOW,
+    Drain,
+    Keep,
+    Load,
+    Resident,
+    State,
+    Unload,
+    Wait,
+    fits,
+    idle,
+    next_step,
+    taken,
+)
 
 LOOK_SECONDS = 2.0
 """Between two looks at what Triton has loaded, which others may do too, and at what that takes."""
