@@ -156,7 +156,7 @@ def test_a_segment_of_another_user_does_not_stop_the_start() -> None:
     """Left by a server of theirs that was killed; /dev/shm lets nobody else remove it."""
     segment = Path("/dev/shm/triton-embeddings-999999999-left")
     segment.write_bytes(b"")
-    remove = "import os; from tools.triton import remove_orphaned_segments as remove; {}remove()"
+    remove = "import os; from tools.triton.embedded import remove_orphaned_segments as remove; {}remove()"
     try:
         for become, is_left in (("os.setuid(65534); ", True), ("", False)):
             command = [sys.executable, "-c", remove.format(become)]

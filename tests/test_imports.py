@@ -41,14 +41,12 @@ ALLOWED = {
     "tools.direct": "",
     "tools.command": "tools.access",
     "tools.preflight": "build.gpu",
-    "tools.stubs": "",
-    "tools.stub_numpy2": "",
     "tools.alive": "tools.access tools.command tools.direct",
     "tools.plans": "build.errors build.plans",
     "tools.tritonserver": "tools.access tools.command tools.plans",
     # The gateway is an image of its own, with what reads a model's configuration of the builder.
     "tools.shim": "build.config build.errors build.gpu build.memory tools.access tools.command tools.direct",
-    "tools.triton": "build.config build.errors build.gpu tools.access tools.command tools.preflight tools.stubs",
+    "tools.triton": "build.config build.errors build.gpu tools.access tools.command tools.preflight",
     "tools.serve": "build.catalog tools.access tools.command tools.shim tools.triton",
     "tools.deploy": "build.gpu tools.command tools.direct",
     "tools.bench.gpu": "build.errors build.gpu build.graphs build.rendering build.sources build.steps "

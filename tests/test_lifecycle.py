@@ -20,7 +20,8 @@ from conftest import ROOT, TINY, Reference, Stack
 from containers import until
 
 from build import make
-from tools import preflight, triton
+from tools import preflight
+from tools.triton import embedded
 
 REPOSITORY = ROOT / "model_repository"
 
@@ -315,6 +316,6 @@ def test_a_model_that_is_unloaded_and_loaded_by_hand(own_stack: Stack) -> None:
             assert own_stack.manage(f"models/{name}/load").status == 200
         assert own_stack.embed(["there again"]).shape == (1, 384)
     until(lambda: len(own_stack.tree()) == 5, seconds=30)  # this one, Triton and three stubs
-    time.sleep(8 * triton.WATCH_SECONDS)
+    time.sleep(8 * embedded.WATCH_SECONDS)
     own_stack.step("minilm-encoder").kill()
     assert "error: the process of minilm-encoder died" in own_stack.errors()

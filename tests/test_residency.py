@@ -28,11 +28,11 @@ from test_families import TEXTS, expected
 from tiny import EMBEDDERS, build_tiny
 
 from build import make
-from tools import stubs
 from tools.access import secret_file
 from tools.shim.residency.families import HINT, families, fingerprint, hint, keep_hint
 from tools.shim.residency.rules import RESIDENCE
-from tools.triton import WATCH_SECONDS
+from tools.triton import stubs
+from tools.triton.embedded import WATCH_SECONDS
 
 SECONDS = float(os.environ.get("RESIDENCY_SECONDS", "40"))
 """Of the load that changes its mind all the time."""

@@ -32,7 +32,7 @@ from tools.shim.residency.plan import Plan, task_in
 from tools.shim.server import Front
 from tools.shim.upstream import Absent
 from tools.shim.workers import serving
-from tools.triton import EmbeddedTriton
+from tools.triton.embedded import EmbeddedTriton
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

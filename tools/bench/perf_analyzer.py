@@ -13,7 +13,7 @@ from typing import Any
 
 from build.catalog import Wheel
 from build.sources.obtain import download_wheel
-from tools.triton import wheel_libraries
+from tools.triton.embedded import wheel_libraries
 
 WHEEL = Wheel(
     requirement="tritonclient==2.51.0",

@@ -6,7 +6,6 @@ leaves no process, port or shared-memory segment behind. `python -m tools.triton
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import importlib.util
@@ -17,7 +16,6 @@ import signal
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -30,16 +28,11 @@ from tools.command import (
     TRITON_DRAIN_SECONDS,
     Ports,
     ServerError,
-    add_triton_options,
     check_models,
-    check_ports,
     die_with_parent,
-    make_parser,
-    run,
     server_arguments,
-    switches,
 )
-from tools.stubs import Stubs
+from tools.triton.stubs import Stubs
 
 STUB_NUMPY2 = Path(__file__).with_name("stub_numpy2.py")
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
@@ -421,24 +414,3 @@ def _environment(with_object_store: bool) -> dict[str, str]:
         # As nvidia-smi counts them.
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     }
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs Triton, its log on stderr, until told to stop; returns 1 with the cause when it cannot or dies."""
-    parser = make_parser("tools.triton", "Runs the embedded Triton alone, until Ctrl-C or SIGTERM.")
-    add_triton_options(parser)
-    return run(partial(serve, parser.parse_args(arguments)))
-
-
-async def serve(options: argparse.Namespace, stop: asyncio.Event) -> None:
-    """Runs Triton; raises ServerError when it cannot run."""
-    check_ports(options)
-    ports = Ports.of(options)
-    triton = EmbeddedTriton(
-        options.repository, options.models, options.host, ports, options.work_folder, None, switches(options)
-    )
-    await triton.run(stop, contextlib.nullcontext())
-
-
-if __name__ == "__main__":
-    sys.exit(main())
