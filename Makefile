@@ -21,13 +21,13 @@ endif
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# Models that read documents, where they are asked for, and what the one that reads text runs on.
-DOCUMENT_MODELS := $(if $(DOCUMENTS),docling-ocr docling-layout-cdla)
-# Not MODELS, which names those of `make deploy`: make would hand on its own.
-FAMILIES := $(strip $(or $(MODEL),$(if $(DOCUMENTS)$(CHAT),minilm)) \
-	$(filter-out $(MODEL),$(DOCUMENT_MODELS) $(if $(CHAT),$(CHAT_MODEL))))
+# Models that read documents or write, beside the others where they are asked for.
+BESIDE := $(filter-out $(MODEL),$(if $(DOCUMENTS),docling-ocr docling-layout-cdla) $(if $(CHAT),$(CHAT_MODEL)))
+FAMILIES := $(strip $(or $(MODEL),$(if $(BESIDE),minilm)) $(BESIDE))
+# The locks of what those run on.
+export EXTRAS := $(strip $(if $(filter docling-ocr,$(FAMILIES)),documents) $(if $(CHAT),chat))
 
-setup: .venv/$(LOCK).lock $(if $(filter docling-ocr,$(FAMILIES)),.venv/documents.lock) $(if $(CHAT),.venv/chat.lock) ## Install what building and serving need, into .venv
+setup: .venv/$(LOCK).lock $(EXTRAS:%=.venv/%.lock) ## Install what building and serving need, into .venv
 
 build: setup ## Fill model_repository/ (MODEL=name or folder, CHAT=1, DOCUMENTS=1, RUNTIME=, PRECISION=)
 	@$(VENV)/python -m build.make $(FAMILIES) $(RUNTIME:%=--runtime %) $(PRECISION:%=--precision %)
@@ -36,7 +36,8 @@ serve: build ## Serve on this machine: Triton and the gateway (CHAT=1, DOCUMENTS
 	@exec $(VENV)/python -m tools.serve --preload $(or $(FAMILIES),minilm) $(ARGS)
 
 deploy: RUNTIME := $(or $(filter-out auto,$(RUNTIME)),$(if $(filter gpu,$(TARGET)),onnxruntime,python))
-deploy: ## Serve from containers, with Docker (TARGET=gpu, RUNTIME=, WATCH=1)
+deploy: export MODELS ?= minilm minilm-rerank $(BESIDE)
+deploy: ## Serve from containers, with Docker (TARGET=gpu, RUNTIME=, CHAT=1, DOCUMENTS=1, WATCH=1)
 	@$(PYTHON) -m tools.deploy check
 	@$(MAKE) --no-print-directory build
 	@$(PYTHON) -m tools.deploy up

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,7 +21,8 @@ from conftest import ROOT
 
 BASE = "triton-embeddings-tests/base:bookworm-haproxy"
 CACHE = ROOT / ".cache" / "containers"
-LOCKS = [ROOT / "build" / "images" / f"{image}.lock" for image in ("shim", "triton-cpu")]
+LOCKS = [ROOT / name for name in ("build/images/shim.lock", "build/images/triton-cpu.lock")]
+EXTRAS = [ROOT / name for name in ("chat.lock", "documents.lock")]
 TRASH = (
     "dev",
     "proc",
@@ -90,13 +91,13 @@ def make_base() -> str:
 
 
 @contextmanager
-def package_index() -> Iterator[str]:
+def package_index(locks: Sequence[Path] = LOCKS) -> Iterator[str]:
     """URL of an index on loopback with the locked wheels, which this machine's own pip has fetched."""
     folder = CACHE / "wheels"
     python = subprocess.check_output(["docker", "run", "--rm", BASE, "python3", "-V"], text=True).split()[1]
     version = ".".join(python.split(".")[:2])
     options = ["--only-binary=:all:", f"--python-version={version}", "--no-deps", "--require-hashes", "-q"]
-    for lock in LOCKS:
+    for lock in locks:
         run(sys.executable, "-m", "pip", "download", *options, "-r", str(lock), "-d", str(folder))
     index = CACHE / "index"
     shutil.rmtree(index, ignore_errors=True)

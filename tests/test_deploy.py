@@ -223,10 +223,11 @@ class Deployed:
     environment: dict[str, str]
     gateway: Stack
     """Only its calls are used: the processes are in the containers."""
+    checkout: Path = ROOT
 
-    def make(self, target: str) -> subprocess.CompletedProcess[str]:
-        command = ["make", target, f"PYTHON={sys.executable}"]
-        return subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True)
+    def make(self, target: str, *words: str) -> subprocess.CompletedProcess[str]:
+        command = ["make", target, f"PYTHON={sys.executable}", *words]
+        return subprocess.run(command, cwd=self.checkout, env=self.environment, capture_output=True, text=True)
 
     def container(self, service: str) -> str:
         (found,) = self.containers(service)
@@ -443,6 +444,41 @@ def test_a_container_that_cannot_start_is_shown(deployed: Deployed) -> None:
     assert done.returncode != 0
     assert "no model 'nonsense' in /models" in done.stderr, done.stderr
     assert deployed.make("deploy").returncode == 0
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of this one, whose model repository the other tests do not see."""
+    own = tmp_path / "checkout"
+    unlike = shutil.ignore_patterns(".git", ".venv*", ".*_cache", ".cache", "__pycache__", "docs", "tests")
+    shutil.copytree(ROOT, own, ignore=unlike)
+    for name in (".venv", ".cache"):
+        (own / name).symlink_to(ROOT / name)
+    return own
+
+
+@with_containers
+def test_chat_and_documents_are_there_where_they_are_asked_for(deployed: Deployed, checkout: Path) -> None:
+    from test_documents import HEADING, LABELS, LINE, TOP, layout, page, read
+
+    for module in ("openvino_genai", "rapidocr"):
+        assert f"No module named {module!r}" in deployed.python("triton", f"import {module}").stderr
+    (port,) = free_ports(1)
+    assert "8103/tcp" not in deployed.inspect("shim", "{{.NetworkSettings.Ports}}")
+    own = Deployed(deployed.environment | {"CHAT_PORT": str(port)}, deployed.gateway, checkout)
+    with containers.package_index([*containers.LOCKS, *containers.EXTRAS]):
+        done = own.make("deploy", "CHAT=1", "DOCUMENTS=1")
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    url = f"http://localhost:{port}/v1/chat/completions"
+    assert url in done.stdout
+    call = {"messages": [{"role": "user", "content": smoke.QUESTION}]}
+    (choice,) = smoke.ask(url, call)["choices"]
+    assert choice["message"]["content"] == "The capital of France is Paris."
+    _, texts, _ = read(own.gateway, page()[TOP])
+    assert [text.decode() for text in texts] == [HEADING, *[LINE] * 4]
+    labels, _, scores = (tensor[0] for tensor in layout(own.gateway, page()))
+    assert {"picture", "table", "text"} <= {LABELS[label] for label in labels[scores > 0]}
+    assert deployed.gateway.embed(["beside them"]).shape == (1, 384)
 
 
 @with_containers

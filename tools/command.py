@@ -116,9 +116,10 @@ def add_gateway_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--chat-port",
         type=int,
+        default=os.environ.get("GATEWAY_CHAT_PORT"),
         metavar="PORT",
-        help=f"gateway, by convention for /v1/chat/completions (default: {CHAT_PORT} where a model that writes "
-        "is loaded at the start, else none)",
+        help="gateway, by convention for /v1/chat/completions (default: that in GATEWAY_CHAT_PORT; else none, but "
+        f"{CHAT_PORT} where tools.serve loads a model that writes at the start)",
     )
     parser.add_argument(
         "--timeout", type=float, metavar="SECONDS", default=TIMEOUT_SECONDS, help="how long a call may take"

@@ -1,16 +1,21 @@
 # The Triton of `make serve`, alone: the wheel's tritonserver, its Python backend, tokenizers and OpenVINO.
-# BASE is any Debian 12 or newer with a Python from 3.10 to 3.13, its venv module and libpython.
+# BASE is any Debian 12 or newer with a Python from 3.10 to 3.13, its venv module and libpython. EXTRAS are the locks of
+# what else is to be served: chat, documents or both.
 ARG BASE
 FROM ${BASE} AS packages
 ARG PIP_INDEX_URL
 COPY build/images/triton-cpu.lock /
 RUN python3 -m venv /opt/venv \
     && /opt/venv/bin/python -m pip install --no-cache-dir --no-deps --require-hashes -r /triton-cpu.lock \
-    && /opt/venv/bin/python -m pip uninstall --yes --quiet setuptools pip \
     # 60 MB for devices that this image does not serve.
     && rm -f /opt/venv/lib/python3*/site-packages/openvino/libs/libopenvino_intel_gpu_plugin.so \
         /opt/venv/lib/python3*/site-packages/openvino/libs/libopenvino_intel_npu_plugin.so \
         /opt/venv/lib/python3*/site-packages/openvino/libs/cache.json
+ARG EXTRAS
+COPY chat.lock documents.lock /
+RUN for extra in ${EXTRAS}; do /opt/venv/bin/python -m pip install --no-cache-dir --no-deps --require-hashes \
+        -r "/${extra}.lock" || exit 1; done \
+    && /opt/venv/bin/python -m pip uninstall --yes --quiet setuptools pip
 
 FROM ${BASE}
 COPY --from=packages /opt/venv /opt/venv

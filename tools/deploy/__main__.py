@@ -1,7 +1,8 @@
 """Runs the stack in containers: `make deploy`, `undeploy`, `logs`, `smoke` and `pin`.
 
 Settings are environment variables, which docs/containers.md lists: TARGET is cpu, gpu or replicas, REPLICAS how
-many of these, WATCH=1 adds Prometheus and Grafana; the rest is read by compose.yaml.
+many of these, WATCH=1 adds Prometheus and Grafana, EXTRAS are chat, documents or both; the rest is read by
+compose.yaml.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from build import gpu
-from tools.command import EMBED_PORT, RERANK_PORT, Ports
-from tools.deploy.docker import DeployError, Docker, docker
+from tools.command import CHAT_PORT, EMBED_PORT, RERANK_PORT, Ports
+from tools.deploy.docker import DeployError, Docker, docker, extras
 from tools.deploy.images import NEEDED, bring, check_pinned, digest, pin, read_lock
 from tools.deploy.smoke import ask, smoke, watched
 
@@ -53,6 +55,10 @@ def check(_: Docker, target: str) -> None:
     """What can be said before anything is built or pulled."""
     if os.environ.get("RUNTIME") == "torch":
         raise DeployError("the images have no torch: choose RUNTIME=onnxruntime or tensorrt, or `make serve`")
+    if target == "gpu" and extras():
+        raise DeployError(
+            f"the image of TARGET=gpu has no library for {' and '.join(extras())}: deploy them with TARGET=cpu"
+        )
     check_pinned(read_lock(), profiles(target))
     check_keys()
 
@@ -125,7 +131,10 @@ def converse(compose: Docker, target: str) -> None:
     embed, rerank = url(compose, target, "shim", EMBED_PORT), url(compose, target, "shim", RERANK_PORT)
     for line in smoke(embed, rerank):
         print(f"  {line}")
-    print(f"gateway   {embed}/embed  {rerank}/rerank  (also /health, /models and /metrics)")
+    routes = [f"{embed}/embed", f"{rerank}/rerank"]
+    with suppress(DeployError):  # published with CHAT=1 alone
+        routes.append(f"{url(compose, target, 'shim', CHAT_PORT)}/v1/chat/completions")
+    print(f"gateway   {'  '.join(routes)}  (also /health, /models and /metrics)")
     grpc = url(compose, target, "triton", Ports.grpc).removeprefix("http://")
     if target == "replicas":
         print(f"HAProxy   gRPC {grpc}", flush=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 COMPOSE_FILE = Path(__file__).with_name("compose.yaml")
+CHAT_FILE = COMPOSE_FILE.with_name("chat.yaml")
 PROJECT = "triton-embeddings"
 OLDEST_COMPOSE = (1, 29)
 INSTALL = "Debian, Ubuntu: apt install docker.io docker-compose"
@@ -54,8 +55,10 @@ class Docker:
     def command(self, profiles: Sequence[str], *arguments: str) -> list[str]:
         """A Compose command on this stack; every setting reaches it through the environment."""
         project = os.environ.get("COMPOSE_PROJECT_NAME", PROJECT)
-        options = [word for profile in profiles for word in ("--profile", profile)]
-        return [*self.compose, "-f", str(COMPOSE_FILE), "-p", project, *options, *arguments]
+        files = [COMPOSE_FILE, CHAT_FILE] if "chat" in extras() else [COMPOSE_FILE]
+        options = [word for file in files for word in ("-f", str(file))]
+        options += [word for profile in profiles for word in ("--profile", profile)]
+        return [*self.compose, "-p", project, *options, *arguments]
 
     def run(self, profiles: Sequence[str], environment: Mapping[str, str], *arguments: str) -> None:
         """Runs a Compose command; raises DeployError when it fails."""
@@ -68,6 +71,11 @@ class Docker:
         command = self.command(profiles, *arguments)
         done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
         return done.stdout.strip()
+
+
+def extras() -> list[str]:
+    """What of chat and documents the stack is to have, beside the rest."""
+    return os.environ.get("EXTRAS", "").split()
 
 
 def docker(*arguments: str, feed: str | None = None) -> subprocess.CompletedProcess[str]:

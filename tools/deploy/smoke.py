@@ -16,8 +16,12 @@ from tools.deploy.docker import DeployError
 from tools.direct import open_url
 
 TEXTS = ("Photosynthesis turns light into sugar.", "Ein Satz auf Deutsch.", "The bank raised its rates.")
+QUESTION = "What is the capital of France?"
 TOLERANCE = 1e-3
 """How far a number may move when a text comes in another batch, on engines that do not keep its bits."""
+
+BESIDE = ("generate", "ocr", "layout", "picture")
+"""Tasks that are served only where they are asked for."""
 
 
 WATCH_SECONDS = 60
@@ -25,11 +29,16 @@ WATCH_SECONDS = 60
 
 
 def smoke(embed: str, rerank: str) -> list[str]:
-    """Asks every model that answers; returns a line for each one, raises DeployError where an answer is wrong."""
+    """Asks every model that answers; returns a line for each one, raises DeployError where an answer is wrong.
+
+    What writes or reads documents is not loaded for that: it may be of a build that the stack has no library for.
+    """
     models = ask(f"{embed}/models")["models"]
     lines = []
     for model in models:
         name = model["name"]
+        if model["task"] in BESIDE and model.get("state", "loaded") != "loaded":
+            continue
         if model["task"] == "embed":
             _check_embeddings(f"{embed}/embed", name, model["dimensions"])
             lines.append(f"{name}: {len(TEXTS)} texts, {model['dimensions']} dimensions, in order")
@@ -41,6 +50,14 @@ def smoke(embed: str, rerank: str) -> list[str]:
             if len(predictions) != len(TEXTS) or not all(predictions):
                 raise DeployError(f"{name} gave no label for one of {len(TEXTS)} texts")
             lines.append(f"{name}: {len(TEXTS)} texts, {len(predictions[0])} labels")
+        elif model["task"] == "generate":
+            call = {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": 16, "model": name}
+            written = ask(f"{embed}/v1/chat/completions", call)["choices"][0]["message"]["content"]
+            if not written:
+                raise DeployError(f"{name} has nothing to say to {QUESTION!r}")
+            lines.append(f"{name}: writes {written!r}")
+        elif model["task"] in BESIDE:
+            lines.append(f"{name}: loaded, for callers of Triton")
         else:
             weights = ask(f"{embed}/{model['task']}", {"inputs": TEXTS, "model": name})
             if len(weights) != len(TEXTS) or not all(weights):
