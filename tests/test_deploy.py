@@ -173,6 +173,12 @@ def test_no_image_has_torch(tmp_path: Path) -> None:
     assert "choose RUNTIME=onnxruntime or tensorrt" in deploy("check", tmp_path, TARGET="gpu", RUNTIME="torch")
 
 
+def test_chat_and_documents_need_a_cpu(tmp_path: Path) -> None:
+    program(tmp_path, "docker", "echo 2.30.1")
+    said = deploy("check", tmp_path, TARGET="gpu", EXTRAS="documents chat")
+    assert "has no library for documents and chat: deploy them with TARGET=cpu" in said
+
+
 @pytest.mark.parametrize(("image", "asked"), [("nvcr.io/nvidia/tritonserver:1", True), ("python:3", False)])
 def test_ngc_is_asked_for_when_it_is_needed(monkeypatch: pytest.MonkeyPatch, image: str, asked: bool) -> None:
     def docker(*arguments: str, **_: Any) -> subprocess.CompletedProcess[str]:

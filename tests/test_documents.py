@@ -279,6 +279,22 @@ def write_classifier(folder: Path) -> None:
     onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=9), folder / "model.onnx")
 
 
+def test_a_classifier_of_pictures_that_nothing_says_how_to_make(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "pictures"
+    write_classifier(folder)
+    model = onnx.load(folder / "model.onnx")
+    (folder / PREPROCESSOR).unlink()
+    assert main([str(folder), "--repository", str(tmp_path / "models")]) == 1
+    assert f"the checkpoint has no {PREPROCESSOR}" in capsys.readouterr().err
+    for dimension in model.graph.input[0].type.tensor_type.shape.dim[2:]:
+        dimension.dim_param = "side"
+    onnx.save(model, folder / "model.onnx")
+    assert main([str(folder), "--repository", str(tmp_path / "models")]) == 1
+    assert "is no classifier of square pictures in colour, of a size that it says" in capsys.readouterr().err
+
+
 def test_pictures_get_the_logits_of_their_model(documents: Stack) -> None:
     pixels = np.random.default_rng(0).random((3, 3, 32, 32), np.float32)
     (logits,) = infer(documents, PICTURES, ("logits",), pixel_values=pixels)

@@ -19,6 +19,7 @@ from conftest import ROOT, Stack
 
 from tools.access import secret_file
 from tools.command import (
+    CHAT_PORT,
     TRITON_DRAIN_SECONDS,
     Ports,
     add_gateway_options,
@@ -35,7 +36,7 @@ CUSTOM = {"ServiceMonitor", "ServingRuntime", "InferenceService"}
 """Kinds whose schemas come with their operators."""
 VERSIONS = ("1.29", "1.37")
 STACK_PORTS = {8101: "embed", 8102: "rerank", 8200: "http", 8201: "grpc", 8202: "metrics"}
-OVERLAYS = ("cpu", "gpu", "object-store", "open")
+OVERLAYS = ("cpu", "gpu", "object-store", "open", "chat")
 ALL = (*OVERLAYS, "kserve")
 
 Manifest = dict[str, Any]
@@ -47,7 +48,7 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Manifes
     if not shutil.which("kubectl"):
         pytest.skip("kubectl is not installed")
     folders = {name: FOLDER / "overlays" / name for name in ("cpu", "gpu")} | {"kserve": FOLDER / "kserve"}
-    for name in ("object-store", "open", "many-models"):
+    for name in ("object-store", "open", "chat", "many-models"):
         own = folders[name] = tmp_path_factory.mktemp(name)
         overlay = {
             "resources": [os.path.relpath(FOLDER / "overlays" / "cpu", own)],
@@ -223,7 +224,6 @@ def test_the_programs_understand_their_arguments(rendered: dict[str, list[Manife
         image = container["image"].rpartition(":")[0].rpartition("/")[2]
         dockerfile = (ROOT / "build" / "images" / f"{image}.Dockerfile").read_text()
         exposed = set(map(int, re.findall(r"^EXPOSE (.*)$", dockerfile, re.MULTILINE)[0].split()))
-        assert {port["containerPort"] for port in container["ports"]} == exposed
         entry = yaml.safe_load(re.findall(r"^ENTRYPOINT (.*)$", dockerfile, re.MULTILINE)[0])
         parser = make_parser("tools", None)
         if image == "shim":
@@ -232,7 +232,11 @@ def test_the_programs_understand_their_arguments(rendered: dict[str, list[Manife
         else:
             add_triton_options(parser)
         options = parser.parse_args([*entry[3:], *container["args"]])
-        assert options.models == parser.get_default("models")
+        asked = vars(options).get("chat_port")
+        assert {port["containerPort"] for port in container["ports"]} == exposed | {asked} - {None}
+        assert (asked == CHAT_PORT) == (overlay == "chat" and image == "shim")
+        writes = ["smollm2-135m"] if overlay == "chat" else []
+        assert options.models == [*parser.get_default("models"), *writes]
         assert options.host == "0.0.0.0"
         if image == "shim":
             assert options.timeout == parser.get_default("timeout")

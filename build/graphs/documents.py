@@ -167,7 +167,8 @@ def picture_shape(path: Path) -> tuple[int, int]:
     _check(path, model, inputs[:1], outputs[:1])
     _, *pixels = shape_of(next(value for value in model.graph.input if value.name == inputs[0]))
     _, *logits = shape_of(model.graph.output[0])
-    if len(outputs) > 1 or len(pixels) != 3 or len(logits) != 1 or pixels[0] != 3 or pixels[1] != pixels[2]:
+    is_square = len(pixels) == 3 and pixels[0] == 3 and pixels[1] == pixels[2] > 0
+    if len(outputs) > 1 or not is_square or len(logits) != 1:
         raise BuildError(f"{path} is no classifier of square pictures in colour, of a size that it says")
     return pixels[1], logits[0]
 

@@ -140,6 +140,8 @@ def picture_models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) 
     pixels, logits = Tensor("pixel_values", TYPE_FP32, (3, side, side)), Tensor("logits", TYPE_FP32, (classes,))
     step = graph_step(entry, target, (pixels,), (logits,), AT_ONCE)
     names = ("config.json", PREPROCESSOR)
+    preprocessor = checkpoint.settings(checkpoint.folder / PREPROCESSOR)
+    preprocessor.skip(preprocessor)  # it is docling that makes pictures by it
     artifacts = {name: own_file(checkpoint.folder / name, checkpoint.folder).read_text() for name in names}
     return graph_models(entry, target, step, PICTURE, artifacts, lambda g: write_picture_classes(g, path))
 
