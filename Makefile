@@ -70,7 +70,7 @@ bench: build .venv/bench.lock ## Measure beside the raw engine, and bring the pa
 	@$(VENV)/python -m tools.bench.shell $(filter --quick,$(ARGS))
 	@$(VENV)/python -m tools.bench.report
 
-bench-peers: build .venv/bench.lock ## Measure sentence-transformers, infinity and a home-made gateway beside it
+bench-peers: build .venv/bench.lock ## Measure other servers and libraries beside it (ARGS="--quick --only NAME")
 	@$(VENV)/python -m tools.bench.peers $(ARGS)
 	@$(VENV)/python -m tools.bench.report
 

@@ -10,7 +10,7 @@ from conftest import ROOT
 
 from tools.bench import corpus, machine, report
 from tools.bench.padding import padding
-from tools.bench.report import full_table, read, shell_table, with_front, with_measured
+from tools.bench.report import OURS, SAME, full_table, read, shell_table, strongest, with_front, with_measured
 from tools.bench.results import RESULTS, Results, percentiles
 
 
@@ -48,6 +48,22 @@ def test_the_shell_is_measured_at_every_load() -> None:
     seconds = sum(one.rounds[0].cpu_seconds.values())
     assert sum(one.rounds[0].cpu_ms_a_text.values()) == pytest.approx(1000 * seconds / one.rounds[0].texts)
     assert shell_table(results).count("\n| ") == len(loads)
+
+
+def test_a_peer_is_measured_or_said_to_be_missing() -> None:
+    """Nothing is both, and the README shows of each kind the one that no other of the same vectors outruns."""
+    results = Results.read(RESULTS / "peers.json")
+    measured = {one.way for one in results.measurements}
+    assert measured == {way for way, peer in results.peers.items() if not peer.missing}
+    page = report.PAGE.read_text()
+    assert all(f"{way} was not measured: " in page for way in results.peers.keys() - measured)
+    speeds = {
+        one.way: one.texts_per_second for one in results.measurements if one.key[1:] == ("docstrings", 1, 64)
+    }
+    for way, speed in speeds.items():
+        peer = results.peers[way]
+        if way != OURS and (peer.cosine or 1) >= SAME:
+            assert speed <= speeds[strongest(results)[peer.kind]]
 
 
 def test_corpora_are_the_same_on_every_call() -> None:

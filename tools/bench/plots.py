@@ -21,16 +21,8 @@ NAMES = ("throughput.svg", "latency.svg", "stages.svg", "scaling.svg")
 COLOURS = {"raw": "#6e7781", "grpc": "#3b6fb6", "embed": "#d1742c"}
 LABELS = {"raw": "raw loop", "grpc": "v2 gRPC", "embed": "/embed"}
 STAGES = ("gateway", "queue", "tokenizer", "encoder")
-PEERS = {
-    "this": "this",
-    "home-made": "home-made gateway",
-    "infinity": "infinity",
-    "sentence-transformers": "sentence-transformers",
-}
 PEER_PANELS = {"1 client": (1, 1), "32 clients": (32, 1), "64 texts a call": (1, 64)}
 """Label -> the (clients, texts a call) it shows."""
-LARGE = 64
-"""Texts of a large call; sentence-transformers takes all there are in one."""
 INK, GRID = "#24292f", "#d0d7de"
 DARK = {INK: "#e6edf3", GRID: "#3d444d"}
 """Colour -> what it is where the reader's system is dark."""
@@ -74,22 +66,16 @@ def draw(results: Results, folder: Path) -> None:
 def draw_peers(results: Results, folder: Path) -> None:
     """Writes peers.svg: speed above, latency below."""
     mpl.use("agg")
-    found = {(one.way, one.clients, min(one.texts_per_call, LARGE)): one for one in results.measurements}
-    ways = list(PEERS)[::-1]
+    found = {one.key: one for one in results.measurements}
+    ways = [way for way, peer in results.peers.items() if not peer.missing][::-1]
     with plt.rc_context(STYLE):
-        size = {"figsize": (8, 3.6), "layout": "constrained"}
+        size = {"figsize": (8, 0.6 + 0.4 * len(ways)), "layout": "constrained"}
         figure, (speeds, latencies) = plt.subplots(2, len(PEER_PANELS), sharey=True, **size)
         for above, below, (call, key) in zip(speeds, latencies, PEER_PANELS.items(), strict=True):
-            ones = [found.get((way, *key)) for way in ways]
+            ones = [found.get((way, "docstrings", *key)) for way in ways]
             _bars(above, f"texts/s, {call}", ways, [one.texts_per_second if one else None for one in ones])
-            # A call of all texts takes as long as all calls of the others.
-            alike = [one if one and one.texts_per_call == key[1] else None for one in ones]
-            _bars(
-                below,
-                f"ms, 99 of 100 calls, {call}",
-                ways,
-                [one.percentiles_ms[99] if one else None for one in alike],
-            )
+            slowest = [one.percentiles_ms[99] if one else None for one in ones]
+            _bars(below, f"ms, 99 of 100 calls, {call}", ways, slowest)
         save(figure, folder / "peers.svg")
 
 
@@ -114,7 +100,7 @@ def draw_residency(content: dict[str, Any], folder: Path) -> None:
 def _bars(axes: Any, label: str, ways: list[str], sizes: list[float | None]) -> None:
     """One a peer, none where it was not measured."""
     colours = [COLOURS["embed" if way == "this" else "raw"] for way in ways]
-    bars = axes.barh([PEERS[way] for way in ways], [size or 0 for size in sizes], color=colours, height=0.6)
+    bars = axes.barh(ways, [size or 0 for size in sizes], color=colours, height=0.6)
     axes.bar_label(bars, [f"{size:.0f}" if size else "" for size in sizes], padding=3)
     axes.margins(x=0.25)
     axes.set_xlabel(label)

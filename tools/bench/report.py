@@ -61,7 +61,8 @@ def with_measured(text: str, results: Results, shell: Results, peers: Results, b
     """The page with every table and plot, between the marks."""
     plot = f"![Tokens per second, and per CPU second, as clients grow]({_path('throughput.svg')})"
     parts = [table(results), plot, sentences(results)]
-    parts += ["## Beside others", peers_sentences(peers), peers_table(peers)]
+    corpora = dict.fromkeys(one.corpus for one in peers.measurements)
+    parts += ["## Beside others", peers_sentences(peers), *(peers_table(peers, name) for name in corpora)]
     parts += [f"![Texts a second, and latency, of each peer]({_path('peers.svg')})"]
     parts += ["## A large backfill", backfill_sentences(backfill), "## Around the engine"]
     return _between_marks(text, *parts, shell_table(shell, SHELL_ROWS), shell_sentences(shell))
@@ -77,51 +78,72 @@ def _path(name: str) -> str:
     return f"../{(RESULTS / name).relative_to(ROOT)}"
 
 
-FRONT = {
-    "this": "here",
-    "home-made": "a home-made gateway",
-    "infinity": "infinity",
-    "sentence-transformers": "sentence-transformers",
-}
-"""Way -> what the README calls it."""
+OURS = "this"
+"""The stack among its peers."""
 
-LARGE = 64
-"""Texts of a large call; sentence-transformers takes all there are in one."""
+FRONT_KINDS = {
+    "gateway": "a home-made gateway",
+    "server": "the fastest other server",
+    "library": "the fastest library",
+}
+"""Kind of a peer -> what the README calls the one that it shows."""
+
+SAME = 0.999
+"""Cosine from which on vectors are the same up to the precision of fp32 and bf16."""
 
 FRONT_ROWS: list[tuple[str, int, int, Callable[[Measurement], str]]] = [
     ("texts a second, 32 clients", 32, 1, lambda one: f"{one.texts_per_second:.0f}"),
     ("99 of 100 calls take at most, 32 clients", 32, 1, lambda one: f"{one.percentiles_ms[99]:.0f} ms"),
     ("tokens per second of CPU time, 32 clients", 32, 1, lambda one: f"{one.tokens_per_cpu_second:.0f}"),
-    (f"texts a second, {LARGE} texts a call", 1, LARGE, lambda one: f"{one.texts_per_second:.0f}"),
+    ("texts a second, 64 texts a call", 1, 64, lambda one: f"{one.texts_per_second:.0f}"),
     ("texts a second, 1 client", 1, 1, lambda one: f"{one.texts_per_second:.0f}"),
 ]
 """(title, clients, texts a call, number) of the README's rows."""
 
 
+def strongest(peers: Results) -> dict[str, str]:
+    """Kind -> the peer with the same vectors that is the fastest of its kind in calls of many texts."""
+    best = {}
+    for one in sorted(peers.measurements, key=lambda one: one.texts_per_second):
+        peer = peers.peers[one.way]
+        if one.way != OURS and one.key[1:] == ("docstrings", 1, 64) and (peer.cosine or 1) >= SAME:
+            best[peer.kind] = one.way
+    return {kind: best[kind] for kind in FRONT_KINDS if kind in best}
+
+
 def front_table(peers: Results) -> str:
-    """The stack beside the usual choices, in five lines."""
-    found = {(one.way, one.clients, min(one.texts_per_call, LARGE)): one for one in peers.measurements}
+    """The stack beside the strongest of the usual choices, in five lines."""
+    found = {one.key: one for one in peers.measurements}
+    shown = strongest(peers)
+    titles = [
+        "here",
+        *(FRONT_KINDS[kind] + (f": {way}" if way != "home-made" else "") for kind, way in shown.items()),
+    ]
     lines = [
         f"| all-MiniLM-L6-v2, {peers.machine['processors']} cores of {peers.machine['cpu']} "
-        f"| {' | '.join(FRONT.values())} |",
-        f"|---|{'---|' * len(FRONT)}",
+        f"| {' | '.join(titles)} |",
+        f"|---|{'---|' * len(titles)}",
     ]
     for label, clients, texts, number in FRONT_ROWS:
-        cells = [number(one) if (one := found.get((way, clients, texts))) else "" for way in FRONT]
-        lines.append(f"| {label} | {' | '.join(cells)} |")
+        ones = [found.get((way, "docstrings", clients, texts)) for way in (OURS, *shown.values())]
+        lines.append(f"| {label} | {' | '.join(number(one) if one else '' for one in ones)} |")
     return "\n".join(lines)
 
 
 def front_sentences(results: Results, peers: Results) -> str:
     """What the table leaves out."""
     busy, large = (results.find("embed", "docstrings", *load).share_of_raw for load in ((64, 1), (1, 64)))
-    raw = results.find("raw", "docstrings", 0, 0).rounds[0]
+    docstring = peers.find(OURS, "docstrings", 1).rounds[0]
+    precisions = {way: peers.peers[way].precision for way in (OURS, *strongest(peers).values())}
     said = [
-        f"Texts are docstrings, {raw.tokens / raw.texts:.0f} tokens each on average.",
+        f"Texts are docstrings, {docstring.tokens / docstring.texts:.0f} tokens each on average.",
+        "The fastest is the one that is so in calls of 64 texts, with vectors whose cosine with the ones here is",
+        f"{SAME} or more.",
+        f"Precisions are {', '.join(f'{precision} ({way})' for way, precision in precisions.items())}.".replace(
+            f"({OURS})", "(here)"
+        ),
         "The home-made gateway is FastAPI before the same Triton and engine: it pads, and pools in numpy.",
-        "Infinity and sentence-transformers compute in fp32, as they do by default on a CPU;",
-        f"the others in {peers.precision}.",
-        "sentence-transformers is a library: it takes one call at a time, and here all texts in the large one.",
+        "A library takes one call at a time.",
         f"Of the tokens per CPU second of the bare engine `/embed` keeps {busy:.0%} with 64 clients and "
         f"{large:.0%} in large calls.",
         *(f"N{warning[1:]}." for warning in machine.warnings(peers.noise)),
@@ -171,10 +193,15 @@ def sentences(results: Results) -> str:
 
 def peers_sentences(peers: Results) -> str:
     """What the peers are."""
+    rounds = len(peers.measurements[0].rounds)
     said = [
-        "`make bench-peers` measures other ways to get the same vectors on the same machine, one after another.",
+        "`make bench-peers` measures other ways to get the same vectors on the same machine.",
+        f"Numbers are medians of {rounds} {'round' if rounds == 1 else 'rounds'}.",
+        "In each, all take turns at every load.",
+        "All have the same number of threads.",
         "Home-made is a gateway of FastAPI before the same Triton and engine: it pads, and pools in numpy.",
-        "Infinity and sentence-transformers compute in fp32, as they do by default on a CPU.",
+        "Cosine is the lowest of a peer's vectors with those of the stack.",
+        *(f"{way} was not measured: {peer.missing}." for way, peer in peers.peers.items() if peer.missing),
         *(f"N{warning[1:]}." for warning in machine.warnings(peers.noise)),
     ]
     return "\n".join(textwrap.wrap(" ".join(said), 115, break_on_hyphens=False))
@@ -245,13 +272,24 @@ def shell_sentences(results: Results) -> str:
     return "\n".join(textwrap.wrap(" ".join(said), 115, break_on_hyphens=False))
 
 
-def peers_table(results: Results) -> str:
-    """Every peer beside the stack, medians over the rounds, as Markdown."""
-    lines = ["| docstrings | texts/s | tokens per CPU s | p50 ms | p99 ms |", "|---|---|---|---|---|"]
-    for one in sorted(results.measurements, key=lambda one: (one.texts_per_call, one.clients)):
-        p50, p99 = one.percentiles_ms[50], one.percentiles_ms[99]
-        cells = [title(one), f"{one.texts_per_second:.0f}", f"{one.tokens_per_cpu_second:.0f}"]
-        lines.append(f"| {' | '.join([*cells, f'{p50:.1f}', f'{p99:.1f}'])} |")
+def peers_table(results: Results, corpus: str) -> str:
+    """Every peer beside the stack on texts of one kind, medians over the rounds, as Markdown."""
+    rows = sorted(
+        (one for one in results.measurements if one.corpus == corpus),
+        key=lambda one: (one.texts_per_call, one.clients, list(results.peers).index(one.way)),
+    )
+    length = rows[0].rounds[0].tokens / rows[0].rounds[0].texts
+    lines = [
+        f"| {length:.0f} tokens a text on average | precision | cosine | texts/s | tokens per CPU s "
+        "| p50 ms | p99 ms |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for one in rows:
+        peer = results.peers[one.way]
+        cells = [title(one), peer.precision, f"{peer.cosine:.4f}" if peer.cosine else ""]
+        cells += [f"{one.texts_per_second:.0f}", f"{one.tokens_per_cpu_second:.0f}"]
+        cells += [f"{one.percentiles_ms[share]:.1f}" for share in (50, 99)]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -125,6 +125,19 @@ class Measurement:
 
 
 @dataclass(frozen=True)
+class Peer:
+    """What another way to get the vectors is."""
+
+    kind: str
+    """`gateway`, `server` or `library`."""
+    precision: str
+    cosine: float | None = None
+    """The lowest of its vectors with those of the stack, where that was written down."""
+    missing: str = ""
+    """Why it was not measured."""
+
+
+@dataclass(frozen=True)
 class Results:
     """Everything of one run."""
 
@@ -134,6 +147,8 @@ class Results:
     """See machine.noise; and `raw_spread`, of the raw loop between rounds."""
     memory: dict[str, Any]
     measurements: list[Measurement]
+    peers: dict[str, Peer] = field(default_factory=dict)
+    """Way -> what it is, where others are measured."""
 
     def find(self, way: str, corpus: str, clients: int, texts_per_call: int = 1) -> Measurement:
         """The one measurement of this kind."""
@@ -154,6 +169,7 @@ class Results:
             Measurement(**one | {"rounds": [Round(**round_) for round_ in one["rounds"]]})
             for one in content["measurements"]
         ]
+        content["peers"] = {way: Peer(**peer) for way, peer in content.get("peers", {}).items()}
         return cls(**content)
 
 
