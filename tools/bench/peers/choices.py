@@ -27,7 +27,7 @@ THREADS = len(os.sched_getaffinity(0))
 SETTINGS = OFFLINE | {"OMP_NUM_THREADS": str(THREADS)}
 LOAD_SECONDS = 60
 BATCH = 8
-"""Texts that a library computes together; none of them is faster with its own choice of 32 or 256 on a CPU."""
+"""Texts that a library computes together, the same for all; their own choices are 32 and 256."""
 
 
 @dataclass(frozen=True)
