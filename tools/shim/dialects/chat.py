@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypedDict
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
 
 import orjson
 
 from tools.shim.body import Positive, Text
 from tools.shim.dialects import openai
+from tools.shim.dialects.chat_answers import ChatCompletion, Completion, LogProbs, TokenLogProb, Usage
+from tools.shim.dialects.chat_messages import TEXT_ALONE, message, reserved
+from tools.shim.dialects.guides import calls_guide, function_of
+from tools.shim.dialects.tool_calls import ToolCall, ToolCalls
 from tools.shim.errors import bad_request
 from tools.shim.gateway import Gateway
-from tools.shim.generation import Generation, Wish, generate, strings
+from tools.shim.generation import Generation, Guide, Wish, generate, strings
 from tools.shim.routes import Post, Reply
 
 Number = float | int
@@ -24,11 +29,9 @@ Number = float | int
 MAX_STOPS = 16
 
 NO_LOGPROBS = "probabilities of tokens are not given"
+NO_OTHERS = "the probability of the token itself is told, and no other one's"
 ONE = "a call gets one answer: send it again for another"
 NO_BIAS = "tokens of this server are no other's: leave logit_bias out"
-TEXT_ALONE = "this server's models write text only"
-NO_CHOICE = "the model itself decides whether it calls a tool: 'auto', or leave tool_choice out"
-PLAIN = "answers are free text: say in the prompt what form they are to have"
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,21 @@ class StreamOptions:
 
 
 @dataclass(frozen=True)
+class JsonSchema:
+    """What an answer in JSON follows, strict or not."""
+
+    name: str
+    schema: dict[str, Any]
+    description: str | None = None
+    strict: bool | None = None
+
+
+@dataclass(frozen=True)
 class ResponseFormat:
     """The form of an answer."""
 
-    type: Annotated[Literal["text"], PLAIN]
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
 
 
 @dataclass(frozen=True)
@@ -55,8 +69,8 @@ class ChatCall:
     model: str | None = None
     frequency_penalty: Number | None = None
     logit_bias: Annotated[None, NO_BIAS] = None
-    logprobs: Annotated[Literal[False], NO_LOGPROBS] | None = None
-    top_logprobs: Annotated[Literal[0], NO_LOGPROBS] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[Literal[0], NO_OTHERS] | None = None
     max_completion_tokens: Positive | None = None
     max_tokens: Positive | None = None
     metadata: dict[str, Any] | None = None
@@ -74,7 +88,7 @@ class ChatCall:
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: Number | None = None
-    tool_choice: Annotated[Literal["auto", "none"], NO_CHOICE] | None = None
+    tool_choice: Literal["auto", "none", "required"] | dict[str, Any] | None = None
     tools: list[dict[str, Any]] | None = None
     top_p: Number | None = None
     user: str | None = None
@@ -110,85 +124,83 @@ class CompletionCall:
         openai.refuse_token_ids(content, "prompt")
 
 
-class Usage(TypedDict):
-    """Tokens of the prompt, template included, and of the answer, with the one that ended it."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-
-class Message(TypedDict):
-    """What the model wrote."""
-
-    role: Literal["assistant"]
-    content: str
-    refusal: None
-
-
-class Choice(TypedDict):
-    """The answer."""
-
-    index: Literal[0]
-    message: Message
-    logprobs: None
-    finish_reason: Literal["stop", "length"]
-
-
-class ChatCompletion(TypedDict):
-    """A whole answer; a stream has `chat.completion.chunk` objects as server-sent events instead."""
-
-    id: str
-    object: Literal["chat.completion"]
-    created: int
-    model: str
-    choices: list[Choice]
-    usage: Usage
-
-
-class TextChoice(TypedDict):
-    """What follows the prompt."""
-
-    index: Literal[0]
-    text: str
-    logprobs: None
-    finish_reason: Literal["stop", "length"]
-
-
-class Completion(TypedDict):
-    """A whole answer; a stream has such objects as server-sent events, a piece of the text each."""
-
-    id: str
-    object: Literal["text_completion"]
-    created: int
-    model: str
-    choices: list[TextChoice]
-    usage: Usage
-
-
 async def chat(gateway: Gateway, call: ChatCall) -> Reply:
     """Answers messages."""
     asked = {"messages": [message(one, i) for i, one in enumerate(call.messages)]}
-    if call.tools and call.tool_choice != "none":
-        asked["tools"] = call.tools
+    tools = call.tools if call.tool_choice != "none" else None
+    if tools:
+        asked["tools"] = tools
     asked |= reserved(call.chat_template_kwargs or {})
     if not call.messages:
         raise bad_request("messages is empty: send one at least")
     tokens = call.max_completion_tokens or call.max_tokens
     inputs = {"chat": strings([json.dumps(asked, ensure_ascii=False)])}
-    generation = await generate(gateway, call.model, inputs, wish(call, tokens))
+    wished = replace(wish(call, tokens), guide=guide(call), log_probs=bool(call.logprobs))
+    generation = await generate(gateway, call.model, inputs, wished)
+    calls = ToolCalls(1 if call.parallel_tool_calls is False else None) if tools else None
     head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": generation.model.name}
     if call.stream:
-        return Reply(None, generation=generation, events=chat_events(generation, head, call.stream_options))
-    text = await generation.whole()
+        return Reply(None, generation=generation, events=chat_events(generation, calls, head, call.stream_options))
+    found = [part async for part in parts(generation, calls)]
+    text = "".join(part for part in found if isinstance(part, str))
+    called = [part.content() for part in found if isinstance(part, ToolCall)]
+    said: dict[str, Any] = {"role": "assistant", "content": text or (None if called else ""), "refusal": None}
     choice = {
         "index": 0,
-        "message": {"role": "assistant", "content": text, "refusal": None},
-        "logprobs": None,
-        "finish_reason": generation.reason,
+        "message": said | ({"tool_calls": called} if called else {}),
+        "logprobs": log_probs(generation),
+        "finish_reason": finish_reason(generation, calls),
     }
     content = {**head, "object": "chat.completion", "choices": [choice], "usage": usage(generation)}
     return Reply(content, generation=generation)
+
+
+def guide(call: ChatCall) -> Guide | None:
+    """What the answer follows; raises GatewayError 400 for what none can."""
+    form = call.response_format
+    has_form = form is not None and form.type != "text"
+    choice = call.tool_choice or "auto"
+    functions = [function_of(tool, f"tools[{i}]") for i, tool in enumerate(call.tools or [])]
+    if form is not None and form.type == "json_schema" and form.json_schema is None:
+        raise bad_request("response_format.json_schema is missing: it has a name and a schema")
+    if has_form and functions and choice != "none":
+        raise bad_request("response_format and tools are not for one call: leave one out, or tool_choice 'none'")
+    if form is not None and has_form:
+        schema = {"type": "object"} if form.json_schema is None else form.json_schema.schema
+        return "json_schema", json.dumps(schema)
+    if choice == "none":
+        return None
+    return calls_guide(functions, choice, call.parallel_tool_calls is False)
+
+
+async def parts(generation: Generation, calls: ToolCalls | None) -> AsyncGenerator[str | ToolCall, None]:
+    """An answer as it comes: texts, and calls if these may be in it."""
+    async with aclosing(generation.pieces()) as pieces:
+        async for piece in pieces:
+            for part in calls.take(piece) if calls else [piece]:
+                yield part
+    for part in calls.end() if calls else []:
+        yield part
+
+
+def finish_reason(generation: Generation, calls: ToolCalls | None) -> str:
+    """Why an answer has ended, for its caller."""
+    return "tool_calls" if calls and calls.count and generation.reason == "stop" else generation.reason
+
+
+def log_probs(generation: Generation) -> LogProbs | None:
+    """Those that have come since the last call; None where there are none."""
+    told, generation.log_probs = generation.log_probs, []
+    content: list[TokenLogProb] = [
+        {
+            "token": one.token.decode("utf-8", "replace"),
+            "bytes": list(one.token),
+            "logprob": one.value,
+            "top_logprobs": [],
+        }
+        for one in told
+    ]
+    return {"content": content, "refusal": None} if content else None
 
 
 async def completion(gateway: Gateway, call: CompletionCall) -> Reply:
@@ -232,52 +244,6 @@ def wish(call: ChatCall | CompletionCall, max_tokens: int | None) -> Wish:
     )
 
 
-def reserved(options: dict[str, Any]) -> dict[str, Any]:
-    """What a template takes besides; raises GatewayError 400 for what the call has a field of its own for."""
-    if taken := {"messages", "tools", "documents", "add_generation_prompt"}.intersection(options):
-        raise bad_request(f"chat_template_kwargs has {', '.join(sorted(taken))}, which cannot be set there")
-    return options
-
-
-def message(said: dict[str, Any], i: int) -> dict[str, Any]:
-    """A message as templates know it: text is one string, and a tool's arguments are an object."""
-    place = f"messages[{i}]"
-    if not isinstance(said.get("role"), str):
-        raise bad_request(f"{place}.role must be a string, such as 'user'")
-    found = {key: value for key, value in said.items() if value is not None}
-    content = said.get("content")
-    if isinstance(content, list):
-        parts = [
-            part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content
-        ]
-        if not all(isinstance(part, str) for part in parts):
-            raise bad_request(f"{place}.content has a part that is no text: {TEXT_ALONE}")
-        found["content"] = "".join(str(part) for part in parts)
-    elif content is None:
-        found["content"] = ""
-    elif not isinstance(content, str):
-        raise bad_request(f"{place}.content must be a string or a list of parts of text")
-    if "tool_calls" in found:
-        found["tool_calls"] = called(found["tool_calls"], place)
-    return found
-
-
-def called(calls: Any, place: str) -> list[dict[str, Any]]:
-    """Calls of tools, their arguments read."""
-    try:
-        return [
-            {**call, "function": {**call["function"], "arguments": read_arguments(call["function"]["arguments"])}}
-            for call in calls
-        ]
-    except (TypeError, KeyError, ValueError):
-        raise bad_request(f"{place}.tool_calls must have functions with a name and arguments in JSON") from None
-
-
-def read_arguments(arguments: Any) -> Any:
-    """What a tool is given, which clients send as JSON in a string."""
-    return json.loads(arguments) if isinstance(arguments, str) else arguments
-
-
 def usage(generation: Generation) -> Usage:
     """What an answer took."""
     return {
@@ -288,17 +254,25 @@ def usage(generation: Generation) -> Usage:
 
 
 async def chat_events(
-    generation: Generation, head: dict[str, Any], options: StreamOptions | None
+    generation: Generation, calls: ToolCalls | None, head: dict[str, Any], options: StreamOptions | None
 ) -> AsyncGenerator[bytes, None]:
     """An answer as server-sent events."""
     chunk = {**head, "object": "chat.completion.chunk"}
     delta: dict[str, Any] = {"role": "assistant", "content": ""}
-    async with aclosing(generation.pieces()) as pieces:
-        async for piece in pieces:
-            if piece or "role" in delta:
-                yield event(chunk, {"delta": {**delta, "content": piece}, "finish_reason": None})
+    number = itertools.count()
+    async with aclosing(parts(generation, calls)) as found:
+        async for part in found:
+            if isinstance(part, ToolCall):
+                delta["tool_calls"] = [{"index": next(number), **part.content()}]
+            elif part or "role" in delta:
+                delta["content"] = part
+            if delta:
+                yield event(chunk, {"delta": delta, "logprobs": log_probs(generation), "finish_reason": None})
                 delta = {}
-    yield event(chunk, {"delta": {}, "finish_reason": generation.reason})
+    if delta:
+        yield event(chunk, {"delta": delta, "finish_reason": None})
+    reason = finish_reason(generation, calls)
+    yield event(chunk, {"delta": {}, "logprobs": log_probs(generation), "finish_reason": reason})
     for last in endings(generation, chunk, options):
         yield last
 
