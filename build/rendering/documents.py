@@ -185,7 +185,7 @@ def graph_step(
     step.dynamic_batching.max_queue_delay_microseconds = DELAY
     if target.traits.backend == "python":
         # In bf16, finds near the least score come and go.
-        parameters = {"precision": "fp32", "threads": "auto", "token_budget": str(at_once)}
+        parameters = {"precision": "fp32", "threads": "auto", "token_budget": str(at_once), "spread": "1"}
         for key, value in parameters.items():
             step.parameters[key].string_value = value
     else:

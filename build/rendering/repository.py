@@ -37,6 +37,10 @@ from build.target import Target, token_limits
 TOKEN_BUDGET = 512
 """Tokens in one engine call: larger calls gain nothing on a CPU and leave less to share among its cores."""
 
+SPREAD, SPREAD_ADOPTED = 3.0, 1.5
+"""The widest row of one engine call over its narrowest. Our own graphs pad in attention only, which costs less
+than one more call does. An adopted graph computes all of its padding."""
+
 PACKED_BUDGET = 16384
 """The same on packed tokens, whose engine wants a GPU: enough to fill a large one."""
 
@@ -444,9 +448,11 @@ def _graph_model(
         if runtime.packed:
             _add_parameters(config, {"runtime": "torch", "token_budget": str(PACKED_BUDGET)})
         else:
-            _add_parameters(
-                config, {"precision": precision, "threads": threads, "token_budget": str(TOKEN_BUDGET)}
-            )
+            budget = {
+                "token_budget": str(TOKEN_BUDGET),
+                "spread": str(SPREAD_ADOPTED if "onnx" in family.facts else SPREAD),
+            }
+            _add_parameters(config, {"precision": precision, "threads": threads} | budget)
         if step == "encoder":
             limits = {
                 "max_tokens": str(family.max_tokens),
@@ -490,6 +496,8 @@ def _model(
         max_batch_size=family.max_batch_size,
         input=[tensor.as_input() for tensor in inputs],
         output=[tensor.as_output() for tensor in outputs],
+        # One, on a host of any size: an engine has all cores as it is. A tokenizer has one core, and keeps some 25
+        # busy that encode with MiniLM, more with larger models. A second one is another process with its memory.
         instance_group=[ModelInstanceGroup(count=1, kind=kind)],
     )
     # No queue delay: while one batch runs, the next one gathers by itself.

@@ -8,7 +8,7 @@ An encoder has its head beside it: `head.onnx` is run on the hidden states where
 with the input `kept_ids` as its ids where there is one. What it gives is the answer.
 
 A CPU gains little from large batches and loses much to texts of unlike length in one, since attention works on
-rows as wide as the longest. So items are ordered by length and run in micro-batches of nearly equal length, at
+rows as wide as the longest. So items are ordered by length and run in micro-batches of like length, at
 most `token_budget` tokens each (a longer item runs alone), as many at once as the engine has streams. Too few of
 them to keep the streams busy run on all threads instead, one after another, and so do all of a model whose weights
 are too large to be prepared twice. Identical rows of token ids are run once.
@@ -19,6 +19,7 @@ Model parameters, each overridden by the environment variable in brackets when i
   threads       a number or "auto": every core this process may use, shared among as many encoders as the
                 environment variable ENCODER_COUNT says [ENCODER_THREADS]
   token_budget  tokens in a micro-batch
+  spread        the widest item of a micro-batch over its narrowest
   max_tokens    of an encoder, the most in a row; `vocabulary`, the number of its token ids
 Errors are those of `requests.py`, its items being micro-batches: one that fails, fails as a whole.
 """
@@ -47,9 +48,6 @@ from .requests import Batch, Item, Model
 Array = npt.NDArray[Any]
 
 CGROUPS = "/sys/fs/cgroup"
-
-WIDTH_RATIO = 1.5
-"""The widest item of a micro-batch over its narrowest."""
 
 SMALL = 512 << 20
 """Bytes of weights up to which a model is prepared twice, for one thread a stream and for all threads at once."""
@@ -89,7 +87,7 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         self._model = Model(args["model_name"], config)
         parameters = self._model.parameters
-        self._token_budget = int(parameters["token_budget"])
+        self._token_budget, self._spread = int(parameters["token_budget"]), float(parameters["spread"])
         step = args["model_name"].rpartition("-")[2]
         self._step_range = annotate(RANGES.get(step, step))
         self._infer_range = annotate("infer")
@@ -103,6 +101,8 @@ class TritonPythonModel:
                 hints.inference_precision: PRECISIONS[precision],
                 hints.performance_mode: mode,
                 properties.inference_num_threads: threads,
+                # Pinned, two encoders would share the first cores, and every run moves its thread to one and back.
+                hints.enable_cpu_pinning: False,
             }
             try:
                 return core.compile_model(folder / name, "CPU", settings)
@@ -151,8 +151,9 @@ class TritonPythonModel:
 
     def _execute(self, requests: list[Any]) -> list[Any]:
         batch = Batch(self._model, requests)
+        batches = _micro_batches(batch.items, self._token_budget, self._spread)
         with self._infer_range:
-            for items, outcome in self._run_all(list(_micro_batches(batch.items, self._token_budget))):
+            for items, outcome in self._run_all(list(batches)):
                 for i, item in enumerate(items):
                     if isinstance(outcome, FAILURES):
                         batch.fail(item, _cause(outcome))
@@ -267,12 +268,12 @@ def _cause(error: Failure) -> str:
     return " ".join(str(error).split())[-200:]
 
 
-def _micro_batches(items: list[Item], budget: int) -> Iterator[list[Item]]:
+def _micro_batches(items: list[Item], budget: int, spread: float) -> Iterator[list[Item]]:
     """Items by length, cut where the next is over the budget of tokens or much wider; no item is ever cut."""
     batch: list[Item] = []
     tokens = 0
     for item in sorted(items, key=lambda item: item.length):
-        if batch and (tokens + item.length > budget or _width(item) > WIDTH_RATIO * _width(batch[0])):
+        if batch and (tokens + item.length > budget or _width(item) > spread * _width(batch[0])):
             yield batch
             batch, tokens = [], 0
         batch.append(item)

@@ -10,7 +10,7 @@ import sys
 from types import ModuleType
 
 from build.graphs.ragged import STEP
-from build.rendering.repository import TOKEN_BUDGET
+from build.rendering.repository import SPREAD, TOKEN_BUDGET
 
 
 def padding(lengths: list[int], batch: int) -> dict[str, float]:
@@ -21,7 +21,7 @@ def padding(lengths: list[int], batch: int) -> dict[str, float]:
     linear = attention = 0
     for start in range(0, len(lengths), batch):
         items = [step.Item({}, length) for length in lengths[start : start + batch]]
-        for cut in step._micro_batches(items, TOKEN_BUDGET):
+        for cut in step._micro_batches(items, TOKEN_BUDGET, SPREAD):
             linear += _rounded(sum(item.length for item in cut))
             attention += len(cut) * _rounded(max(item.length for item in cut))
     tokens = sum(lengths)
