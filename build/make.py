@@ -17,7 +17,7 @@ from build.errors import BuildError, NotPackedError
 from build.rendering import family
 from build.sources.files import GRAPHS
 from build.sources.obtain import describe
-from build.target import PRECISIONS, RUNTIMES, Target
+from build.target import PRECISIONS, RUNTIMES, WRITERS, Target
 
 ROOT = Path(__file__).parent.parent
 MODEL_REPOSITORY = ROOT / "model_repository"
@@ -49,9 +49,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--runtime",
-        choices=[*RUNTIMES, AUTO],
+        choices=[*RUNTIMES, *WRITERS, AUTO],
         default="python",
-        help="what executes the graphs (default: python); auto: torch where it can use a GPU, else python",
+        help="what executes the graphs (default: python); auto: torch where it can use a GPU, else python; vllm: "
+        "for models that write text",
     )
     parser.add_argument(
         "--precision",

@@ -77,6 +77,17 @@ RUNTIMES = {
 }
 """`python` is OpenVINO too, run by the step `onnx_runner.py` with ragged batches; `torch` by `torch_runner.py`."""
 
+WRITERS = {
+    "vllm": Traits(
+        "python",
+        "config.json",
+        ModelInstanceGroup.KIND_GPU,
+        precisions=("bf16",),
+        gpu_precisions=("fp32", "fp16"),
+    ),
+}
+"""What writes text, by a checkpoint that it reads itself in place of a graph: the step `vllm_generator.py`."""
+
 TOKEN_LIMITS = (512, 2048, 8192)
 """Tokens in a batch for which an engine of fixed size keeps kernels, beside the largest batch."""
 
@@ -94,7 +105,7 @@ class Target:
     """A runtime and a precision."""
 
     runtime: str = "python"
-    """One of RUNTIMES."""
+    """One of RUNTIMES or WRITERS."""
     precision: str = "fp32"
     """One of PRECISIONS: the encoder's arithmetic; heads are small and stay in fp32."""
     encoder: str | None = None
@@ -103,11 +114,11 @@ class Target:
     @classmethod
     def of(cls, runtime: str, precision: str | None, allowed: Sequence[str], name: str) -> Target:
         """The runtime with `precision`, or the first `allowed` one that it has; BuildError where it cannot."""
-        traits = RUNTIMES[runtime]
+        traits = (RUNTIMES | WRITERS)[runtime]
         both = [one for one in allowed if one in (*traits.precisions, *traits.gpu_precisions)]
         if precision is not None and precision not in both:
             raise BuildError(f"{name} cannot be built for {runtime} in {precision}: choose {' or '.join(both)}")
-        return cls(runtime, precision or next(one for one in both if one in traits.precisions))
+        return cls(runtime, precision or next((one for one in both if one in traits.precisions), both[0]))
 
     @property
     def head(self) -> Target:
@@ -128,7 +139,7 @@ class Target:
     @property
     def traits(self) -> Traits:
         """What the runtime is like."""
-        return RUNTIMES[self.runtime]
+        return (RUNTIMES | WRITERS)[self.runtime]
 
 
 def others_than_packed(with_width: bool = True) -> str:

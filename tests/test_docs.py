@@ -94,7 +94,8 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-OTHERS = {"--help", "--no-normalise", "--from-file", "--model-repository", "--shm-size"}
+OTHERS = {"--help", "--no-normalise", "--from-file", "--model-repository", "--model-control-mode", "--load-model"}
+OTHERS |= {"--gpus", "--shm-size"}
 """Options of argparse itself, kubectl, tritonserver and Docker."""
 
 

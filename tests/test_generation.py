@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
+import math
 import os
 import queue
 import shutil
@@ -19,9 +21,11 @@ from conftest import REFERENCE, ROOT, Answer, Stack
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 from tritonclient.grpc import InferenceServerClient, InferInput
+from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
 
 from build import make
 from build.catalog import load
+from build.config import read_config
 from build.errors import BuildError
 from build.rendering.generation import generator_models
 from build.sources.checkpoint import Checkpoint
@@ -30,6 +34,7 @@ from build.steps.chat_template import ChatTemplate, TemplateFailureError
 from build.steps.text_stream import TextStream
 from build.target import Target
 from tools.bench.server import free_ports
+from tools.shim.residency.families import families
 from tools.shim.residency.plan import Plan
 
 FOLDER = REFERENCE / "generation"
@@ -417,8 +422,67 @@ def test_what_a_language_model_is_for_must_be_said() -> None:
 
 def test_another_runtime_is_refused() -> None:
     entry = describe(FOLDER / "tiny-llama", "tiny-llama", "generate")
-    with pytest.raises(BuildError, match="RUNTIME=python"):
+    with pytest.raises(BuildError, match="RUNTIME=python or vllm"):
         generator_models(entry, Checkpoint(FOLDER / "tiny-llama"), Target("onnxruntime"))
+
+
+def test_a_family_for_vllm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its tensors are those of the CPU's. It holds what vLLM reads, the weights without a second copy."""
+    tiny = ["--task", "generate", str(FOLDER / "tiny-qwen3"), "--repository", str(tmp_path)]
+    assert make.main([*tiny, "--name", "cpu"]) == 0
+    assert make.main([*tiny, "--name", "gpu", "--runtime", "vllm"]) == 0
+    assert "gpu: it was not tried, for want of vllm here" in capsys.readouterr().out
+    cpu, gpu = (read_config(tmp_path, name) for name in ("cpu", "gpu"))
+    (group,) = gpu.instance_group
+    assert (group.count, group.kind, list(group.gpus)) == (1, ModelInstanceGroup.KIND_GPU, [0])
+    parameters = {key: item.string_value for key, item in gpu.parameters.items()}
+    assert (parameters["runtime"], parameters["precision"], parameters["max_tokens"]) == ("vllm", "bf16", "1024")
+    settings = json.loads((FOLDER / "tiny-qwen3" / "config.json").read_text())
+    sizes = ("num_hidden_layers", "num_key_value_heads", "head_dim")
+    of_token = math.prod(settings[name] for name in sizes) * 2 * 2  # keys and values, of two bytes
+    assert int(parameters["cache_bytes"]) == int(parameters["cache_tokens"]) * of_token
+    (family,) = families(tmp_path, ["gpu"])
+    assert family.on_gpu
+    weights = FOLDER / "tiny-qwen3" / "model.safetensors"
+    assert family.estimate > weights.stat().st_size + int(parameters["cache_bytes"])
+    version = tmp_path / "gpu" / "1"
+    for name in ("model.safetensors", "config.json", "tokenizer_config.json"):
+        assert (version / name).read_bytes() == (FOLDER / "tiny-qwen3" / name).read_bytes()
+    assert not (version / "openvino_model.bin").exists()
+    for config in (cpu, gpu):
+        config.name = ""
+        config.ClearField("instance_group")
+        config.ClearField("parameters")
+    assert cpu == gpu
+    assert make.main([*tiny, "--name", "gpu", "--runtime", "vllm"]) == 0
+    assert "gpu: up to date, nothing to do" in capsys.readouterr().out
+
+
+def test_weights_of_another_file_system_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+    tiny = ["--task", "generate", str(FOLDER / "tiny-llama"), "--repository", str(tmp_path)]
+    assert make.main([*tiny, "--runtime", "vllm"]) == 0
+    copy = tmp_path / "tiny-llama" / "1" / "model.safetensors"
+    assert copy.read_bytes() == (FOLDER / "tiny-llama" / copy.name).read_bytes()
+    assert copy.stat().st_nlink == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["minilm"], "minilm does not write text, which is all that vllm is for: build it for python"),
+        (["smollm2-135m"], "SmolLM2-135M-Instruct.Q4_1.gguf, which vllm is not given: take one in safetensors"),
+    ],
+)
+def test_what_is_not_built_for_vllm(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str
+) -> None:
+    assert make.main([*arguments, "--runtime", "vllm", "--repository", str(tmp_path / "models")]) == 1
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "models" / arguments[0]).exists()
 
 
 def test_a_broken_gguf_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

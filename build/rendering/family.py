@@ -32,7 +32,7 @@ from build.sources.files import GRAPHS, files_of, sha256
 from build.sources.obtain import obtain
 from build.sources.onnx_file import data_files, read_onnx
 from build.sources.settings import check_nothing_is_left
-from build.target import Target
+from build.target import RUNTIMES, WRITERS, Target
 
 BUILDER = Path(__file__).parents[1]
 
@@ -50,6 +50,11 @@ def build(entry: CatalogEntry, target: Target, model_repository: Path, cache: Pa
 
     Raises BuildError, and leaves the repository as it was, when the checkpoint cannot be had or built.
     """
+    if target.runtime in WRITERS and not _writes_text(entry):
+        raise BuildError(
+            f"{entry.name} does not write text, which is all that {target.runtime} is for: build it for "
+            f"{', '.join(RUNTIMES)}"
+        )
     if isinstance(entry.source, Hub):
         entry = replace(entry, source=hub.pin(entry.source))
     inputs = _inputs(entry, target)

@@ -6,6 +6,9 @@ A checkpoint is a folder in transformers' layout, or one that has a GGUF file.
 from __future__ import annotations
 
 import json
+import os
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,32 +21,25 @@ from build.graphs.decoder import Decoder, read_llama, read_qwen2, read_qwen3
 from build.graphs.generator import MODEL, Tensors, write_generator, write_least
 from build.graphs.vocabulary import DETOKENIZER, write_vocabulary
 from build.rendering import repository
-from build.rendering.model import DEADLINE, MEMORY, STEPS, Model
+from build.rendering.model import STEPS, Model
 from build.rendering.models import check_weights_are_plain
 from build.sources.checkpoint import CHAT_TEMPLATE, Checkpoint
 from build.sources.files import gguf_file, is_listed, own_file
 from build.sources.settings import Settings, check_nothing_is_left, read_json
 from build.steps.vocabulary import token_texts
-from build.target import Target
+from build.target import WRITERS, Target
 
-STEP = STEPS / "openvino_generator.py"
-BESIDE = tuple(
-    STEPS / f"{name}.py"
-    for name in (
-        "generator",
-        "engine",
-        "chat_template",
-        "text_stream",
-        "vocabulary",
-        "guided_decoding",
-        "json_schema",
-    )
-)
+COMMON = ["generator", "engine", "chat_template", "text_stream", "vocabulary", "json_schema", "deadline", "memory"]
+BESIDE = {"openvino_generator": [*COMMON, "guided_decoding"], "vllm_generator": COMMON}
+"""Step -> what lies beside it."""
 READERS = {"llama": read_llama, "qwen2": read_qwen2, "qwen3": read_qwen3}
 """Architectures that are written with a cache."""
 
-CACHE_TOKENS = 16384
+CACHE_TOKENS = {"python": 16384, "vllm": 32768}
 """That the cache has room for: those of all prompts and answers under way."""
+
+READ_BY_VLLM = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+"""Files of a checkpoint, beside its weights and tokenizer.json."""
 
 SPECIAL = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
 """Tokens that templates name as `bos_token` and so on."""
@@ -57,6 +53,8 @@ class LanguageModel:
 
     decoder: Decoder
     weights: Tensors
+    files: list[Path]
+    """That hold them."""
     tokenizer: str
     """The content of tokenizer.json."""
     template: str | None
@@ -69,13 +67,20 @@ class LanguageModel:
 
 def generator_models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> list[Model]:
     """The one model of the family; raises BuildError for what the checkpoint says and nothing here reads."""
-    if target.runtime != "python":
+    if target.runtime not in CACHE_TOKENS:
         raise BuildError(
-            f"{entry.name} writes text, which is not written for {target.runtime}: take RUNTIME=python"
+            f"{entry.name} writes text, which is not written for {target.runtime}: take RUNTIME=python or "
+            f"{' or '.join(WRITERS)}"
         )
-    model = _of_gguf(checkpoint, file) if (file := gguf_file(checkpoint.folder)) else _of_transformers(checkpoint)
+    by_vllm, gguf = target.runtime in WRITERS, gguf_file(checkpoint.folder)
+    if by_vllm and gguf:
+        raise BuildError(
+            f"{entry.name} has its weights in {gguf.name}, which {target.runtime} is not given: take one in "
+            "safetensors, or RUNTIME=python"
+        )
+    model = _of_gguf(checkpoint, gguf) if gguf else _of_transformers(checkpoint, read_elsewhere=by_vllm)
     window = min(entry.max_tokens or model.decoder.positions, model.decoder.positions)
-    cache = max(CACHE_TOKENS, window)
+    cache = max(CACHE_TOKENS[target.runtime], window)
     parameters = {
         **entry.facts,
         "precision": target.precision,
@@ -85,20 +90,28 @@ def generator_models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target
         "end_tokens": json.dumps(model.end_tokens),
         "special_tokens": json.dumps(model.special_tokens),
     }
+    if by_vllm:
+        parameters["runtime"] = target.runtime
     if entry.ignore:
         parameters["ignored"] = ", ".join(entry.ignore)
     check_nothing_is_left(checkpoint.unread_settings(), entry.ignore)
     made = {"tokenizer.json": model.tokenizer}
     if model.template is not None:
         made[CHAT_TEMPLATE] = model.template
-    config = repository.generator(entry.name, parameters)
+    config = repository.generator(entry.name, parameters, target.kind)
+    if by_vllm:
+        beside = [path for name in READ_BY_VLLM if is_listed(path := checkpoint.folder / name)]
+        files = [*model.files, *(own_file(path, checkpoint.folder) for path in beside)]
+        step, write = "vllm_generator", partial(_link, files)
+    else:
+        step, write = "openvino_generator", partial(_write, model, window, target.precision)
     return [
         Model(
             config,
-            step=STEP,
-            files=(*BESIDE, DEADLINE, MEMORY),
+            step=STEPS / f"{step}.py",
+            files=tuple(STEPS / f"{name}.py" for name in BESIDE[step]),
             made=made,
-            write=partial(_write, model, window, target.precision),
+            write=write,
         )
     ]
 
@@ -115,6 +128,15 @@ def _write(model: LanguageModel, window: int, precision: str, version: Path) -> 
         write_vocabulary(texts, version / DETOKENIZER)
         (version / "grammar").mkdir()
         write_least(model.decoder, model.decoder.vocab_size, version / "grammar" / MODEL)
+
+
+def _link(files: Sequence[Path], version: Path) -> None:
+    """Has the version folder hold files of a checkpoint: these themselves, or copies in another file system."""
+    for file in files:
+        try:
+            os.link(file.resolve(), version / file.name)
+        except OSError:
+            shutil.copyfile(file, version / file.name)
 
 
 def _decoder(config: Settings) -> Decoder:
@@ -139,6 +161,7 @@ def _of_gguf(checkpoint: Checkpoint, path: Path) -> LanguageModel:
     return LanguageModel(
         decoder,
         file.tensors,
+        [path],
         file.tokenizer,
         file.template,
         {name: token for name, token in tokens.items() if token is not None},
@@ -146,7 +169,8 @@ def _of_gguf(checkpoint: Checkpoint, path: Path) -> LanguageModel:
     )
 
 
-def _of_transformers(checkpoint: Checkpoint) -> LanguageModel:
+def _of_transformers(checkpoint: Checkpoint, read_elsewhere: bool) -> LanguageModel:
+    """Of which another engine reads all tensors, where they are `read_elsewhere`."""
     config = checkpoint.config
     decoder = _decoder(config)
     architecture = ARCHITECTURES[checkpoint.model_type]
@@ -154,7 +178,8 @@ def _of_transformers(checkpoint: Checkpoint) -> LanguageModel:
     if "quantization_config" in config:
         raise BuildError(f"{config.path} has quantization_config: take the checkpoint that it was made from")
     config.skip((*HARMLESS, *architecture.harmless))
-    weights = checkpoint.weights(checkpoint.folder, architecture.prefixes, _unused(architecture.unused, decoder))
+    unused = ("*",) if read_elsewhere else _unused(architecture.unused, decoder)
+    weights = checkpoint.weights(checkpoint.folder, architecture.prefixes, unused)
     file = checkpoint.folder / "tokenizer.json"
     if not is_listed(file):
         raise BuildError(f"{checkpoint.folder} has no tokenizer.json, which a language model is read by")
@@ -164,6 +189,7 @@ def _of_transformers(checkpoint: Checkpoint) -> LanguageModel:
     return LanguageModel(
         decoder,
         weights,
+        weights.paths,
         tokenizer,
         _template(checkpoint),
         named,

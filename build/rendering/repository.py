@@ -154,8 +154,12 @@ def template_tokenizer(family: Family, template: Mapping[str, Any]) -> ModelConf
     return _tokenizer(family, inputs, {"template": json.dumps(dict(template))})
 
 
-def generator(name: str, parameters: Mapping[str, str]) -> ModelConfig:
-    """`<family>` that writes: text_input or chat -> text_output, finish_reason, counts: `steps/generator.py`."""
+def generator(name: str, parameters: Mapping[str, str], kind: int) -> ModelConfig:
+    """`<family>` that writes: text_input or chat -> text_output, finish_reason, counts: `steps/generator.py`.
+
+    It has one instance, of a `ModelInstanceGroup.Kind`: of several GPUs, on the first.
+    """
+    gpus = [0] if kind == ModelInstanceGroup.KIND_GPU else []
     inputs = [
         *(Tensor(one, TYPE_STRING, optional=True) for one in ("text_input", "chat")),
         Tensor("stream", TYPE_BOOL, optional=True),
@@ -179,7 +183,7 @@ def generator(name: str, parameters: Mapping[str, str]) -> ModelConfig:
         max_batch_size=1,  # its step batches token by token
         input=[tensor.as_input() for tensor in inputs],
         output=[tensor.as_output() for tensor in outputs],
-        instance_group=[ModelInstanceGroup(count=1, kind=ModelInstanceGroup.KIND_CPU)],
+        instance_group=[ModelInstanceGroup(count=1, kind=kind, gpus=gpus)],
     )
     config.model_transaction_policy.decoupled = True
     _add_parameters(config, parameters)

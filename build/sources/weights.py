@@ -55,7 +55,7 @@ class Weights:
     def _files(self) -> dict[str, Path]:
         """Tensor, by its name in the file -> that file. Not opened before a tensor is asked for."""
         found: dict[str, Path] = {}
-        for path in _paths(self.folder, self._checkpoint, self._file):
+        for path in self.paths:
             with _opened(path) as file:
                 for name in file.keys():  # noqa: SIM118 - it is no mapping
                     if name in found:
@@ -71,6 +71,11 @@ class Weights:
             stem, dot, last = stored.rpartition(".")
             names[f"{stem}{dot}{LEGACY.get(last, last)}"] = stored
         return names
+
+    @property
+    def paths(self) -> list[Path]:
+        """Its files."""
+        return _paths(self.folder, self._checkpoint, self._file)
 
     def __contains__(self, name: str) -> bool:
         """Whether there is a tensor of this name, with or without a prefix."""

@@ -48,7 +48,7 @@ class Piece:
     """Of the request."""
     ids: Sequence[int]
     reason: str
-    """stop or length for the last piece, else ""."""
+    """stop, length or error for the last piece, else ""."""
     log_probs: Sequence[float]
     """Of each token, if they are wanted: the model's own, before penalties, temperature and guide."""
 
@@ -79,4 +79,8 @@ class Engine(Protocol):
 
     def drop(self, key: int) -> None:
         """Leaves an answer where it is; nothing, where it has ended."""
+        ...
+
+    def on_gpu(self) -> int:
+        """Bytes of a GPU's memory that it holds."""
         ...

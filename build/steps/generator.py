@@ -1,6 +1,7 @@
 """Writes answers: a decoupled model that runs one language model for many requests at once (continuous batching).
 
-An `Engine` computes the tokens: openvino-genai's in `openvino_generator.py`. All else is here.
+An `Engine` computes the tokens: `openvino_generator.py` has one for CPUs, `vllm_generator.py` one for GPUs. All
+else is here.
 
 Every request joins the batch when there is room for it in the cache, and leaves when its answer ends: no request
 waits for another one's end. Tensors have the names that NVIDIA's OpenAI frontend sends to a TensorRT-LLM model;
@@ -180,7 +181,7 @@ class Generator:
         """Seconds of work, and the tokens of prompts and answers that were finished in them."""
         self._changed = threading.Condition()
         self._ended = False
-        self._memory = Memory(self._name)
+        self._memory = Memory(self._name, self._engine.on_gpu)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -260,7 +261,7 @@ class Generator:
                 f"the {self._window} that {self._name} reads and writes"
             )
         top_p = _number(inputs, "top_p", 1, 0, 1)
-        temperature = _number(inputs, "temperature", 0, 0, 100)
+        temperature = _number(inputs, "temperature", 0, 0, 2)
         sampling = Sampling(
             max_tokens,
             self._ends,
@@ -355,11 +356,13 @@ class Generator:
                 continue
             del self._running[key]
             self._engine.drop(key)
-            if reason:
+            if not reason:
+                answer.fail("nobody waits for the answer", pb_utils.TritonError.CANCELLED)
+            elif reason == "error":
+                answer.fail("the engine could not go on with this answer", pb_utils.TritonError.INTERNAL)
+            else:
                 self._done += len(answer.prompt) + answer.tokens
                 answer.respond(reason)
-            else:
-                answer.fail("nobody waits for the answer", pb_utils.TritonError.CANCELLED)
         if self._busy > MEASURED_SECONDS[1]:
             self._busy, self._done = self._busy / 2, self._done / 2
 

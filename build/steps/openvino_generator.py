@@ -88,6 +88,10 @@ class OpenVinoEngine:
         """As `Engine` has it."""
         self._handles.pop(key).cancel()
 
+    def on_gpu(self) -> int:
+        """As `Engine` has it."""
+        return 0
+
 
 class TritonPythonModel(Generator):
     """Triton's interface."""

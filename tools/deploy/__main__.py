@@ -55,6 +55,8 @@ def check(_: Docker, target: str) -> None:
     """What can be said before anything is built or pulled."""
     if os.environ.get("RUNTIME") == "torch":
         raise DeployError("the images have no torch: choose RUNTIME=onnxruntime or tensorrt, or `make serve`")
+    if os.environ.get("RUNTIME") == "vllm":
+        raise DeployError("the images have no vLLM: run NVIDIA's own that has, as docs/chat.md says")
     if target == "gpu" and extras():
         raise DeployError(
             f"the image of TARGET=gpu has no library for {' and '.join(extras())}: deploy them with TARGET=cpu"

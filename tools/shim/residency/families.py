@@ -120,7 +120,7 @@ def _family(repository: Path, names: Sequence[str], steps: Collection[str]) -> F
         file.stat().st_size
         for step in steps
         for file in (repository / step).glob("1/*")
-        if file.suffix in (".bin", ".data", ".onnx", ".plan")
+        if file.suffix in (".bin", ".data", ".onnx", ".plan", ".safetensors")
     )
     on_gpu = False
     for step in steps:
