@@ -21,6 +21,7 @@ EXPECTED: dict[str, list[dict[str, Any]]] = json.loads((FOLDER / "expected.json"
 SAMPLING: dict[str, Any] = json.loads((FOLDER / "sampling.json").read_text("utf-8"))
 TINY = tuple(SAMPLING)
 MOST = 24
+NARROW = "tiny-llama-bf16"
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +29,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     repository = tmp_path_factory.mktemp("repository")
     folders = [str(FOLDER / name) for name in TINY]
     assert make.main(["--task", "generate", *folders, "--repository", str(repository)]) == 0
+    narrow = ["--task", "generate", folders[0], "--precision", "bf16", "--name", NARROW]
+    assert make.main([*narrow, "--repository", str(repository)]) == 0
     (port,) = free_ports(1)
-    options = ["--repository", str(repository), "--preload", *TINY, "--chat-port", str(port)]
+    options = ["--repository", str(repository), "--preload", *TINY, NARROW, "--chat-port", str(port)]
     running = Stack(tmp_path_factory.mktemp("work"), options)
     running.ports["chat"] = port
     running.start()
@@ -307,6 +310,22 @@ def test_probabilities_are_the_references(server: Stack, model: str) -> None:
         np.testing.assert_allclose(
             [one["logprob"] for one in greedy["logprobs"]["content"]], expected, rtol=0, atol=1e-4
         )
+
+
+def test_bf16_is_near_the_reference(server: Stack) -> None:
+    """Each first token is the reference's, with a probability within 0.1 of its logarithm; so are most of all."""
+    model, shares = TINY[0], []
+    for number, values in SAMPLING[model]["log_probs"].items():
+        one = EXPECTED[model][int(number)]
+        body = {**one["chat"], "model": NARROW, "max_tokens": MOST, "logprobs": True}
+        found = choice(server.post("chat", "/v1/chat/completions", body))
+        told = found["logprobs"]["content"]
+        assert found["message"]["content"][:1] == one["text"][:1]
+        assert abs(told[0]["logprob"] - values[0]) < 0.1
+        text = found["message"]["content"]
+        same = next((i for i, (a, b) in enumerate(zip(text, one["text"], strict=False)) if a != b), len(text))
+        shares.append(same / len(one["text"]))
+    assert np.mean(shares) > 0.3
 
 
 @pytest.mark.parametrize("model", TINY)
