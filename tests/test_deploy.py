@@ -173,6 +173,11 @@ def test_no_image_has_torch(tmp_path: Path) -> None:
     assert "choose RUNTIME=onnxruntime or tensorrt" in deploy("check", tmp_path, TARGET="gpu", RUNTIME="torch")
 
 
+def test_no_image_has_vllm(tmp_path: Path) -> None:
+    program(tmp_path, "docker", "echo 2.30.1")
+    assert "the images have no vLLM" in deploy("check", tmp_path, TARGET="gpu", RUNTIME="vllm")
+
+
 def test_chat_and_documents_need_a_cpu(tmp_path: Path) -> None:
     program(tmp_path, "docker", "echo 2.30.1")
     said = deploy("check", tmp_path, TARGET="gpu", EXTRAS="documents chat")
