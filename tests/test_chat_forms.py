@@ -236,6 +236,16 @@ def test_what_is_refused(server: Stack, sentence: str) -> None:
     assert sentence in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("depth", [980, 1000, 1012])
+def test_what_is_nested_too_deep(server: Stack, depth: int) -> None:
+    deep = '{"a":' * depth + "1" + "}" * depth
+    form_of = '"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": ' + deep + "}}"
+    body = '{"messages": [{"role": "user", "content": "a"}], "max_tokens": 1, ' + form_of + "}"
+    answer = server.post("chat", "/v1/chat/completions", body.encode())
+    assert answer.status in (200, 400), answer.body
+    assert answer.status == 200 or "in each other" in answer.json()["error"]["message"]
+
+
 CALL = ToolCall("f", '{"x": "</tool_call> é"}')
 TEXTS: dict[str, list[str | ToolCall]] = {
     "no call < here <tool": ["no call < here <tool"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from tritonclient.utils import InferenceServerException
 
+from tools.shim.errors import bad_request
 from tools.shim.gateway import Gateway
 from tools.shim.upstream import ServedModel
 
@@ -136,6 +138,14 @@ async def generate(
     model = await gateway.upstream.model("generate", model_name)
     stream: dict[str, Tensor] = {"stream": ("BOOL", np.array([[True]]))}
     return Generation(gateway, model, {**inputs, **wish.tensors(), **stream})
+
+
+def as_json(value: Any) -> str:
+    """A part of a call for the model; raises GatewayError 400 where it has too many objects in each other."""
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        raise bad_request("the call has hundreds of objects in each other: send fewer") from None
 
 
 def strings(values: Sequence[str]) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import time
 import uuid
 from collections.abc import AsyncGenerator
@@ -21,7 +20,7 @@ from tools.shim.dialects.guides import calls_guide, function_of
 from tools.shim.dialects.tool_calls import ToolCall, ToolCalls
 from tools.shim.errors import bad_request
 from tools.shim.gateway import Gateway
-from tools.shim.generation import Generation, Guide, Wish, generate, strings
+from tools.shim.generation import Generation, Guide, Wish, as_json, generate, strings
 from tools.shim.routes import Post, Reply
 
 Number = float | int
@@ -134,7 +133,7 @@ async def chat(gateway: Gateway, call: ChatCall) -> Reply:
     if not call.messages:
         raise bad_request("messages is empty: send one at least")
     tokens = call.max_completion_tokens or call.max_tokens
-    inputs = {"chat": strings([json.dumps(asked, ensure_ascii=False)])}
+    inputs = {"chat": strings([as_json(asked)])}
     wished = replace(wish(call, tokens), guide=guide(call), log_probs=bool(call.logprobs))
     generation = await generate(gateway, call.model, inputs, wished)
     calls = ToolCalls(1 if call.parallel_tool_calls is False else None) if tools else None
@@ -167,7 +166,7 @@ def guide(call: ChatCall) -> Guide | None:
         raise bad_request("response_format and tools are not for one call: leave one out, or tool_choice 'none'")
     if form is not None and has_form:
         schema = {"type": "object"} if form.json_schema is None else form.json_schema.schema
-        return "json_schema", json.dumps(schema)
+        return "json_schema", as_json(schema)
     if choice == "none":
         return None
     return calls_guide(functions, choice, call.parallel_tool_calls is False)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tools.shim.errors import bad_request
-from tools.shim.generation import Guide
+from tools.shim.generation import Guide, as_json
 
 
 def function_of(tool: dict[str, Any], place: str) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def calls_guide(functions: Sequence[dict[str, Any]], choice: str | dict[str, Any
         )
     tags = [tag(function) for function in functions]
     shape = {"type": "tags_with_separator", "tags": tags, "separator": "", "at_least_one": True}
-    return "structural_tag", json.dumps({"type": "structural_tag", "format": shape | {"stop_after_first": is_one}})
+    return "structural_tag", as_json({"type": "structural_tag", "format": shape | {"stop_after_first": is_one}})
 
 
 def tag(function: dict[str, Any]) -> dict[str, Any]:
