@@ -10,16 +10,15 @@ from conftest import ROOT
 
 from tools.bench import corpus, machine, report
 from tools.bench.padding import padding
-from tools.bench.report import OURS, SAME, full_table, read, shell_table, strongest, with_front, with_measured
+from tools.bench.report import OURS, SAME, Measured, full_table, shell_table, strongest, with_front, with_measured
 from tools.bench.results import RESULTS, Results, percentiles
 
 
 def test_pages_are_in_step_with_the_results() -> None:
     """`python -m tools.bench.report` brings them there."""
-    results, shell, peers, backfill = read()
-    front, page = report.README.read_text(), report.PAGE.read_text()
-    assert with_front(front, results, peers) == front
-    assert with_measured(page, results, shell, peers, backfill) == page
+    measured, front, page = Measured.read(), report.README.read_text(), report.PAGE.read_text()
+    assert with_front(front, measured) == front
+    assert with_measured(page, measured) == page
 
 
 def test_every_plot_is_there() -> None:
@@ -30,7 +29,7 @@ def test_every_plot_is_there() -> None:
     assert len(plots) == 4
     for path in RESULTS.glob("*.svg"):
         assert "prefers-color-scheme: dark" in path.read_text()
-    assert {*plots, "peers.svg"} <= {path.name for path in RESULTS.iterdir()}
+    assert {*plots, "peers.svg", "residency.svg"} <= {path.name for path in RESULTS.iterdir()}
 
 
 def test_results_are_written_as_they_are_read(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tools.bench import machine
@@ -37,35 +38,50 @@ SHELL_ROWS += [("grpc", 1, 1), ("grpc", 64, 1), ("grpc", 16, 64)]
 """(way, clients, texts a call) of the shell's rows on the page."""
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What the benchmarks wrote."""
+
+    bench: Results
+    shell: Results
+    peers: Results
+    backfill: dict[str, Any]
+    residency: dict[str, Any]
+
+    @classmethod
+    def read(cls) -> Measured:
+        """As it is committed."""
+        bench, shell, peers = (Results.read(RESULTS / f"{name}.json") for name in ("bench", "shell", "peers"))
+        others = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in ("backfill", "residency")}
+        return cls(bench, shell, peers, **others)
+
+
 def main() -> int:
     """Rewrites their parts."""
-    results, shell, peers, backfill = read()
-    README.write_text(with_front(README.read_text(), results, peers))
-    PAGE.write_text(with_measured(PAGE.read_text(), results, shell, peers, backfill))
+    measured = Measured.read()
+    README.write_text(with_front(README.read_text(), measured))
+    PAGE.write_text(with_measured(PAGE.read_text(), measured))
     return 0
 
 
-def read() -> tuple[Results, Results, Results, dict[str, Any]]:
-    """What `make bench`, `make bench-peers` and `python -m tools.bench.backfill` wrote."""
-    backfill = json.loads((RESULTS / "backfill.json").read_text())
-    results, shell, peers = (Results.read(RESULTS / f"{name}.json") for name in ("bench", "shell", "peers"))
-    return results, shell, peers, backfill
-
-
-def with_front(text: str, results: Results, peers: Results) -> str:
+def with_front(text: str, measured: Measured) -> str:
     """The README with the few lines that compare, between the marks."""
-    return _between_marks(text, front_table(peers), front_sentences(results, peers))
+    return _between_marks(text, front_table(measured.peers), front_sentences(measured.bench, measured.peers))
 
 
-def with_measured(text: str, results: Results, shell: Results, peers: Results, backfill: dict[str, Any]) -> str:
+def with_measured(text: str, measured: Measured) -> str:
     """The page with every table and plot, between the marks."""
+    bench, shell, peers = measured.bench, measured.shell, measured.peers
     plot = f"![Tokens per second, and per CPU second, as clients grow]({_path('throughput.svg')})"
-    parts = [table(results), plot, sentences(results)]
+    parts = [table(bench), plot, sentences(bench)]
     corpora = dict.fromkeys(one.corpus for one in peers.measurements)
     parts += ["## Beside others", peers_sentences(peers), *(peers_table(peers, name) for name in corpora)]
     parts += [f"![Texts a second, and latency, of each peer]({_path('peers.svg')})"]
-    parts += ["## A large backfill", backfill_sentences(backfill), "## Around the engine"]
-    return _between_marks(text, *parts, shell_table(shell, SHELL_ROWS), shell_sentences(shell))
+    parts += ["## A large backfill", backfill_sentences(measured.backfill)]
+    parts += ["## Many models in the memory of a few", residency_sentences(measured.residency)]
+    parts += [f"![Memory that each model takes, second by second]({_path('residency.svg')})"]
+    parts += ["## Around the engine", shell_table(shell, SHELL_ROWS), shell_sentences(shell)]
+    return _between_marks(text, *parts)
 
 
 def _between_marks(text: str, *parts: str) -> str:
@@ -217,6 +233,24 @@ def backfill_sentences(backfill: dict[str, Any]) -> str:
         f"The stack's memory stays between {min(resident)} and {max(resident)} MiB.",
         f"At the end it is {resident[-1]} MiB.",
         *(f"N{warning[1:]}." for warning in machine.warnings(backfill["noise"])),
+    ]
+    return "\n".join(textwrap.wrap(" ".join(said), 115, break_on_hyphens=False))
+
+
+def residency_sentences(residency: dict[str, Any]) -> str:
+    """What calls of loaded models took, and what those that waited for a load did."""
+    samples, budget = residency["samples"], residency["budget_bytes"] / 1e6
+    families, most = len(samples[0]["resident"]), max(sum(one["resident"].values()) for one in samples) / 1e6
+    hits, misses = residency["hits"], residency["misses"]
+    calls = hits["calls"] + misses["calls"]
+    said = [
+        f"`python -m tools.bench.residency` serves {families} families of MiniLM's size in {budget:.0f} MB.",
+        f"{residency['clients']} clients call them for {samples[-1]['seconds']:.0f} seconds, the k-th one as",
+        f"often as 1 / k. Of {calls} calls {hits['calls'] / calls:.0%} found their model loaded, and",
+        f"{residency['refused']} were refused. There were {residency['loads']} loads. At most {most:.0f} MB were",
+        f"taken. A call of a loaded model took {hits['p50_ms']:.0f} ms (p50) or {hits['p99_ms']:.0f} ms (p99).",
+        f"One that waited for its model took {misses['p50_ms'] / 1000:.1f} s or {misses['p99_ms'] / 1000:.1f} s.",
+        *(f"N{warning[1:]}." for warning in machine.warnings(residency["noise"])),
     ]
     return "\n".join(textwrap.wrap(" ".join(said), 115, break_on_hyphens=False))
 

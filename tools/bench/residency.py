@@ -55,7 +55,10 @@ def main() -> int:
     names = [f"family-{number:02}" for number in range(1, FAMILIES + 1)]
     build(names)
     with stack(names, REPOSITORY, options=("--preload", names[0], "--memory", MEMORY)) as server:
-        content = {"machine": machine.describe(), **measure(server, names, options.seconds)}
+        moment, cpu = machine.Moment.now(), sum(server.cpu_seconds().values())
+        found = measure(server, names, options.seconds)
+        noise = machine.noise(moment, sum(server.cpu_seconds().values()) - cpu + time.process_time())
+    content = {"machine": machine.describe(), "noise": noise, **found}
     (options.output / "residency.json").write_text(json.dumps(content, indent=1) + "\n")
     plots.draw_residency(content, options.output)
     return 0
@@ -93,6 +96,7 @@ def measure(server: Stack, names: Sequence[str], seconds: int) -> dict[str, Any]
     return {
         "budget_bytes": sum(metric(server, "gateway_model_budget_bytes").values()),
         "loads": sum(metric(server, "gateway_model_loads_total").values()),
+        "clients": CLIENTS,
         "refused": len(refused),
         "hits": {"calls": len(hits), **percentiles(hits)},
         "misses": {"calls": len(misses), **percentiles(misses)},
