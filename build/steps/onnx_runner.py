@@ -101,7 +101,7 @@ class TritonPythonModel:
                 hints.inference_precision: PRECISIONS[precision],
                 hints.performance_mode: mode,
                 properties.inference_num_threads: threads,
-                # Pinned, two encoders would share the first cores, and every run moves its thread to one and back.
+                # Pinned, every run moves its thread to a core and back, whatever else that core is busy with.
                 hints.enable_cpu_pinning: False,
             }
             try:
