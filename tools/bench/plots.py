@@ -80,7 +80,7 @@ def draw_peers(results: Results, folder: Path) -> None:
 
 
 def draw_residency(content: dict[str, Any], folder: Path) -> None:
-    """Writes residency.svg: what each family takes, second by second, under what there is for all."""
+    """Writes residency.svg: what each family takes, over time, under what there is for all."""
     mpl.use("agg")
     seconds = [one["seconds"] for one in content["samples"]]
     names = sorted({name for one in content["samples"] for name in one["resident"]})

@@ -79,7 +79,7 @@ def with_measured(text: str, measured: Measured) -> str:
     parts += [f"![Texts a second, and latency, of each peer]({_path('peers.svg')})"]
     parts += ["## A large backfill", backfill_sentences(measured.backfill)]
     parts += ["## Many models in the memory of a few", residency_sentences(measured.residency)]
-    parts += [f"![Memory that each model takes, second by second]({_path('residency.svg')})"]
+    parts += [f"![Memory that each model takes, over time]({_path('residency.svg')})"]
     parts += ["## Around the engine", shell_table(shell, SHELL_ROWS), shell_sentences(shell)]
     return _between_marks(text, *parts)
 

@@ -72,7 +72,7 @@ def build(names: Sequence[str]) -> None:
 
 
 def measure(server: Stack, names: Sequence[str], seconds: int) -> dict[str, Any]:
-    """Calls for so long, the k-th family as often as 1 / k (Zipf), and samples every second what is loaded."""
+    """Calls for so long, the k-th family as often as 1 / k (Zipf), and samples every other second what is loaded."""
     end, calls, samples, refused = threading.Event(), list[Call](), list[dict[str, Any]](), list[int]()
     start, weights = time.perf_counter(), [1 / k for k in range(1, len(names) + 1)]
 
@@ -90,7 +90,7 @@ def measure(server: Stack, names: Sequence[str], seconds: int) -> dict[str, Any]
             clients.submit(client, number)
         while (now := time.perf_counter() - start) < seconds:
             samples.append({"seconds": round(now, 1), "resident": metric(server, "gateway_model_resident_bytes")})
-            time.sleep(1)
+            time.sleep(2)
         end.set()
     hits, misses = [one for one in calls if not one.waited], [one for one in calls if one.waited]
     return {
