@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import subprocess
 import time
@@ -28,6 +29,9 @@ from test_backfill import (
     run,
     texts_of,
 )
+
+from tools.backfill.origin import Origin
+from tools.backfill.parquet import Parquet
 
 assert gateway  # a fixture
 
@@ -213,6 +217,20 @@ def test_ray_does_nothing_but_parquet(source: list[str], said: str, tmp_path: Pa
     said = f"--engine ray does Parquet and not {said}"
     assert_one_sentence(run(*words, "--engine", "ray", "--url", "http://127.0.0.1:9", status=1), said)
     assert not (tmp_path / "vectors").exists()
+
+
+def test_a_row_with_no_number_is_the_same_row(tmp_path: Path) -> None:
+    """As it is read again, from the middle of a file, beside a NULL."""
+    written, origin = tmp_path / "part.parquet", Origin("m", None, None, None, None, None, 2)
+    numbers = pa.table({"id": ["a", "b", "c", "d"], "share": pa.array([0.5, None, math.nan, 1.0])})
+    pq.write_table(numbers, tmp_path / "source.parquet")
+    *_, (_, part) = Parquet().parts(tmp_path / "source.parquet", 2, None)
+    with written.open("wb") as file:
+        Parquet().write(file, part, "embedding", [[0.0, 1.0], None], origin)
+    again, _ = Parquet().split(written, "embedding")
+    assert Parquet().equal(again, part)
+    other = part.set_column(1, "share", pa.array([math.nan, math.nan]))
+    assert not Parquet().equal(again, other)
 
 
 def test_a_dry_run_writes_nothing(corpus: Corpus) -> None:

@@ -72,7 +72,7 @@ def build(names: Sequence[str]) -> None:
 
 
 def measure(server: Stack, names: Sequence[str], seconds: int) -> dict[str, Any]:
-    """Calls for so long, the k-th family as often as 1 / k (Zipf), and samples every other second what is loaded."""
+    """Calls for so long, the k-th family as often as 1 / k (Zipf), and samples what is loaded."""
     end, calls, samples, refused = threading.Event(), list[Call](), list[dict[str, Any]](), list[int]()
     start, weights = time.perf_counter(), [1 / k for k in range(1, len(names) + 1)]
 
