@@ -74,14 +74,15 @@ def build(names: Sequence[str]) -> None:
 def measure(server: Stack, names: Sequence[str], seconds: int) -> dict[str, Any]:
     """Calls for so long, the k-th family as often as 1 / k (Zipf), and samples what is loaded."""
     end, calls, samples, refused = threading.Event(), list[Call](), list[dict[str, Any]](), list[int]()
-    start, weights = time.perf_counter(), [1 / k for k in range(1, len(names) + 1)]
+    texts, weights = docstrings(), [1 / k for k in range(1, len(names) + 1)]
+    start = time.perf_counter()
 
     def client(number: int) -> None:
         chance = random.Random(SEED + number)
         while not end.is_set():
             (name,) = chance.choices(names, weights)
             try:
-                calls.append(embed(server.address("embed"), name, chance.choice(docstrings())))
+                calls.append(embed(server.address("embed"), name, chance.choice(texts)))
             except HTTPError as error:  # one that could not be loaded in time
                 refused.append(error.code)
 
