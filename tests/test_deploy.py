@@ -12,7 +12,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -477,6 +477,11 @@ def test_chat_and_documents_are_there_where_they_are_asked_for(deployed: Deploye
     (port,) = free_ports(1)
     assert "8103/tcp" not in deployed.inspect("shim", "{{.NetworkSettings.Ports}}")
     own = Deployed(deployed.environment | {"CHAT_PORT": str(port)}, deployed.gateway, checkout)
+    # Their weights come from the usual index: the one for images has none.
+    usual = {name: value for name, value in own.environment.items() if name != "PIP_INDEX_URL"}
+    usual |= {name: value for name, value in os.environ.items() if name == "PIP_INDEX_URL"}
+    built = replace(own, environment=usual).make("build", "CHAT=1", "DOCUMENTS=1")
+    assert built.returncode == 0, built.stdout[-4000:] + built.stderr[-4000:]
     with containers.package_index([*containers.LOCKS, *containers.EXTRAS]):
         done = own.make("deploy", "CHAT=1", "DOCUMENTS=1")
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
