@@ -371,7 +371,8 @@ def test_shared_memory_runs_out(tmp_path: Path) -> None:
 
 @needs_mounts
 def test_too_little_shared_memory_to_start(tmp_path: Path) -> None:
-    stack = Stack(tmp_path / "stack", wrapper=on_small_disk("/dev/shm", "2m"))
+    # Room for one step; with two, a family of two would be served.
+    stack = Stack(tmp_path / "stack", wrapper=on_small_disk("/dev/shm", "1m"))
     stack.launch()
     errors = stack.errors()
     assert stack.process.returncode == 1
