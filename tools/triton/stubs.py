@@ -128,8 +128,8 @@ def children(parent: int) -> Iterator[int]:
 
     Without pathlib and text files: Triton has a hundred threads, and this looks at each four times a second.
     """
-    with contextlib.suppress(OSError):  # it has ended
-        for thread in os.scandir(f"/proc/{parent}/task"):
+    with contextlib.suppress(OSError), os.scandir(f"/proc/{parent}/task") as threads:  # it has ended
+        for thread in threads:
             with contextlib.suppress(OSError), FileIO(f"{thread.path}/children") as file:  # threads come and go
                 yield from map(int, file.read().split())
 
