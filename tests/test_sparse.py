@@ -135,7 +135,7 @@ def test_vectors_equal_the_reference(served: Precision, name: str, texts: list[s
         said = json.loads((TINY / name / "expected.json").read_text())
         least = 2 * said.get("sparse_bf16", said["bf16"]) - 1
     assert cosines(direct[some], reference[some]).min(initial=1) >= least
-    # In bf16, of eight bits, a sum that is nothing may come as a few units in the last place of the largest weight.
+    # In bf16, of eight bits, a sum that is nothing may come as a few units in the last place of the largest one.
     nothing = 0 if served.minimum_cosine >= 0.99999 else 2**-5 * reference.max()
     assert direct[~some].max(initial=0) <= nothing
     np.testing.assert_array_equal(embed_sparse(served.stack, texts, name), direct)
