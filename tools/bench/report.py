@@ -250,7 +250,6 @@ def residency_sentences(residency: dict[str, Any]) -> str:
         f"{residency['refused']} were refused. There were {residency['loads']} loads. At most {most:.0f} MB were",
         f"taken. A call of a loaded model took {hits['p50_ms']:.0f} ms (p50) or {hits['p99_ms']:.0f} ms (p99).",
         f"One that waited for its model took {misses['p50_ms'] / 1000:.1f} s or {misses['p99_ms'] / 1000:.1f} s.",
-        *(f"N{warning[1:]}." for warning in machine.warnings(residency["noise"])),
     ]
     return "\n".join(textwrap.wrap(" ".join(said), 115, break_on_hyphens=False))
 

@@ -55,10 +55,7 @@ def main() -> int:
     names = [f"family-{number:02}" for number in range(1, FAMILIES + 1)]
     build(names)
     with stack(names, REPOSITORY, options=("--preload", names[0], "--memory", MEMORY)) as server:
-        moment, cpu = machine.Moment.now(), sum(server.cpu_seconds().values())
-        found = measure(server, names, options.seconds)
-        noise = machine.noise(moment, sum(server.cpu_seconds().values()) - cpu + time.process_time())
-    content = {"machine": machine.describe(), "noise": noise, **found}
+        content = {"machine": machine.describe(), **measure(server, names, options.seconds)}
     (options.output / "residency.json").write_text(json.dumps(content, indent=1) + "\n")
     plots.draw_residency(content, options.output)
     return 0
