@@ -28,7 +28,7 @@ from tokenizers import Tokenizer
 from tritonclient.grpc.model_config_pb2 import BatchInput, DataType, ModelConfig, ModelInstanceGroup
 from tritonclient.utils import triton_to_np_dtype
 
-from build.config import read_config, runtime_of
+from build.config import REPOSITORY, read_config, runtime_of
 from build.errors import BuildError
 from build.memory import free_memory
 from build.target import WRITERS
@@ -36,8 +36,6 @@ from build.target import WRITERS
 Array: TypeAlias = npt.NDArray[Any]
 Batch: TypeAlias = "list[Array]"
 """The ids of each text."""
-
-REPOSITORY = Path(__file__).parents[1] / "model_repository"
 
 SECONDS = 900
 """That a family may take; one that takes longer hangs."""

@@ -9,6 +9,9 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from build.errors import BuildError
 
+REPOSITORY = Path(__file__).parents[1] / "model_repository"
+"""Where models are built, where nothing else is said."""
+
 
 def read_config(repository: Path, model: str) -> ModelConfig:
     """The configuration of one model; raises BuildError when the repository has none that can be read."""

@@ -13,15 +13,14 @@ from pathlib import Path
 
 from build import catalog, gpu
 from build.catalog import POOLINGS, TASKS, CatalogEntry, Hub
+from build.config import REPOSITORY
 from build.errors import BuildError, NotPackedError
 from build.rendering import family
 from build.sources.files import GRAPHS
 from build.sources.obtain import describe
 from build.target import PRECISIONS, RUNTIMES, WRITERS, Target
 
-ROOT = Path(__file__).parent.parent
-MODEL_REPOSITORY = ROOT / "model_repository"
-CACHE = ROOT / ".cache"
+CACHE = REPOSITORY.parent / ".cache"
 DEFAULT_MODEL = "minilm"
 ASKED = ("name", "dimensions", "max_tokens", "normalise", "adapter", "onnx", "output")
 """Options that take the place of what a catalog entry says."""
@@ -92,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--repository",
         type=Path,
-        default=MODEL_REPOSITORY,
+        default=REPOSITORY,
         help="the model repository to fill (default: model_repository/)",
     )
     options = parser.parse_args(arguments)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from build.catalog import TOLERANCE as TOLERANCES
+from build.config import REPOSITORY
 from build.errors import BuildError
 from build.verification import comparison, quality
 from build.verification.comparison import Row
@@ -31,7 +32,6 @@ from build.verification.served import Served
 from build.verification.texts import docstrings
 from tools.command import Ports
 
-ROOT = Path(__file__).parent.parent
 TOLERANCE = 0.999
 
 LANGUAGES = [
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--repository",
         type=Path,
-        default=ROOT / "model_repository",
+        default=REPOSITORY,
         help="repository that has the family's own tolerance",
     )
     parser.add_argument(

@@ -61,7 +61,7 @@ def test_a_peer_is_measured_or_said_to_be_missing() -> None:
     }
     for way, speed in speeds.items():
         peer = results.peers[way]
-        if way != OURS and (peer.cosine or 1) >= SAME:
+        if way != OURS and peer.cosine is not None and peer.cosine >= SAME:
             assert speed <= speeds[strongest(results)[peer.kind]]
 
 

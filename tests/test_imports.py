@@ -32,11 +32,12 @@ ALLOWED = {
     "build.target",
     # Plans are compiled and checked where nothing is built.
     "build.plans": "build.config build.errors build.graphs build.sources build.target",
-    "build.make": "build.catalog build.errors build.gpu build.rendering build.sources build.target",
+    "build.make": "build.catalog build.config build.errors build.gpu build.rendering build.sources build.target",
     # What is verified is served: the one place of the builder that knows where a stack listens.
     "build.verification.references": "build.errors build.graphs.templates",
     "build.verification": "build.errors build.verification.references tools.direct",
-    "build.verify": "build.catalog build.errors build.verification build.verification.references tools.command",
+    "build.verify": "build.catalog build.config build.errors build.verification build.verification.references "
+    "tools.command",
     "tools.access": "",
     "tools.direct": "",
     "tools.command": "tools.access",

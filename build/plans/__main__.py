@@ -10,12 +10,10 @@ from pathlib import Path
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from build.config import read_config
+from build.config import REPOSITORY, read_config
 from build.errors import BuildError
 from build.plans.engine import QUANTIZATIONS, build_plan, unsupported
 from build.plans.plan import Machine, PlannedModel, Stamp, mismatch, planned_models
-
-REPOSITORY = Path(__file__).parents[2] / "model_repository"
 
 
 def wanted(model: PlannedModel, asked: str | None) -> str:

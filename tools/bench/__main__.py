@@ -67,7 +67,7 @@ def main() -> int:
     )
     options = parser.parse_args()
     cells, rounds = ([cell.part(0.5) for cell in QUICK], 1) if options.quick else (CELLS, options.rounds)
-    CROSS_ENCODER.build(REPOSITORY / f"{FAMILY}-tokenizer" / "1" / "tokenizer.json")
+    CROSS_ENCODER.build()
     with (
         stack([FAMILY, f"{FAMILY}-rerank"], REPOSITORY, options.precision) as embedding,
         stack([CROSS_ENCODER.name], OWN_REPOSITORY, options.precision) as reranking,

@@ -16,6 +16,8 @@ from tools.command import ROOT
 
 CACHE = ROOT / ".cache" / "bench"
 REPOSITORY = CACHE / "repository"
+TOKENIZER = ROOT / "model_repository" / "minilm-tokenizer" / "1" / "tokenizer.json"
+"""MiniLM's."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,12 @@ class Bert:
         """The checkpoint."""
         return CACHE / self.name
 
-    def build(self, minilm_tokenizer: Path, repository: Path = REPOSITORY, checkout: Path = ROOT) -> None:
+    def build(self, repository: Path = REPOSITORY, checkout: Path = ROOT) -> None:
         """Writes the checkpoint and builds it into `repository` with the code of `checkout`."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
-        shutil.copyfile(minilm_tokenizer, self.folder / "tokenizer.json")
-        vocabulary = len(json.loads(minilm_tokenizer.read_bytes())["model"]["vocab"])
+        shutil.copyfile(TOKENIZER, self.folder / "tokenizer.json")
+        vocabulary = len(json.loads(TOKENIZER.read_bytes())["model"]["vocab"])
         for file, content in self._settings(vocabulary).items():
             path = self.folder / file
             path.parent.mkdir(exist_ok=True)

@@ -122,7 +122,8 @@ def strongest(peers: Results) -> dict[str, str]:
     best = {}
     for one in sorted(peers.measurements, key=lambda one: one.texts_per_second):
         peer = peers.peers[one.way]
-        if one.way != OURS and one.key[1:] == ("docstrings", 1, 64) and (peer.cosine or 1) >= SAME:
+        is_same = peer.cosine is not None and peer.cosine >= SAME
+        if is_same and one.way != OURS and one.key[1:] == ("docstrings", 1, 64):
             best[peer.kind] = one.way
     return {kind: best[kind] for kind in FRONT_KINDS if kind in best}
 

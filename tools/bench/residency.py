@@ -20,21 +20,17 @@ from urllib.error import HTTPError
 
 from prometheus_client import parser
 
-from build import catalog
-from build.sources.obtain import obtain
 from build.verification.texts import docstrings
 from tools.bench import machine, plots
 from tools.bench.checkpoint import CACHE, CROSS_ENCODER
-from tools.bench.results import RESULTS
+from tools.bench.results import RESULTS, percentiles
 from tools.bench.server import Stack, stack
-from tools.command import ROOT
 from tools.direct import open_url
 
 FAMILIES, CLIENTS, SEED = 12, 8, 0
 MEMORY = "1200MB"
 """For all of them: less than half of what they would take."""
 REPOSITORY = CACHE / "residency"
-PERCENTILES = (50, 99)
 
 
 @dataclass(frozen=True)
@@ -63,9 +59,8 @@ def main() -> int:
 
 def build(names: Sequence[str]) -> None:
     """The families, all of one shape."""
-    tokenizer = obtain(catalog.load("minilm"), ROOT / ".cache" / "checkpoints").folder / "tokenizer.json"
     for name in names:
-        replace(CROSS_ENCODER, name=name, scores=False).build(tokenizer, REPOSITORY)
+        replace(CROSS_ENCODER, name=name, scores=False).build(REPOSITORY)
 
 
 def measure(server: Stack, names: Sequence[str], seconds: int) -> dict[str, Any]:
@@ -84,20 +79,21 @@ def measure(server: Stack, names: Sequence[str], seconds: int) -> dict[str, Any]
                 refused.append(error.code)
 
     with ThreadPoolExecutor(CLIENTS) as clients:
-        for number in range(CLIENTS):
-            clients.submit(client, number)
+        running = [clients.submit(client, number) for number in range(CLIENTS)]
         while (now := time.perf_counter() - start) < seconds:
             samples.append({"seconds": round(now, 1), "resident": metric(server, "gateway_model_resident_bytes")})
             time.sleep(2)
         end.set()
+        for one in running:
+            one.result()  # what was raised in it
     hits, misses = [one for one in calls if not one.waited], [one for one in calls if one.waited]
     return {
         "budget_bytes": sum(metric(server, "gateway_model_budget_bytes").values()),
         "loads": sum(metric(server, "gateway_model_loads_total").values()),
         "clients": CLIENTS,
         "refused": len(refused),
-        "hits": {"calls": len(hits), **percentiles(hits)},
-        "misses": {"calls": len(misses), **percentiles(misses)},
+        "hits": latencies(hits),
+        "misses": latencies(misses),
         "samples": samples,
     }
 
@@ -113,11 +109,10 @@ def metric(server: Stack, name: str) -> dict[str, int]:
     return {one.labels.get("model", ""): int(one.value) for one in samples if one.name == name}
 
 
-def percentiles(calls: Sequence[Call]) -> dict[str, float]:
-    """Milliseconds, as p50_ms and p99_ms."""
-    ordered = sorted(one.seconds for one in calls)
-    at = {share: ordered[min(len(ordered) - 1, len(ordered) * share // 100)] for share in PERCENTILES if ordered}
-    return {f"p{share}_ms": round(1000 * value, 1) for share, value in at.items()}
+def latencies(calls: Sequence[Call]) -> dict[str, float]:
+    """How many there were, and their milliseconds."""
+    shares = percentiles([1000 * one.seconds for one in calls])
+    return {"calls": len(calls), "p50_ms": round(shares[50], 1), "p99_ms": round(shares[99], 1)}
 
 
 def embed(address: str, model: str, text: str) -> Call:

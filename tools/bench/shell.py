@@ -147,8 +147,7 @@ def serving(model: str, checkout: Path) -> AbstractContextManager[Stack]:
     if model == FAMILY:
         return stack([model], checkout / "model_repository", checkout=checkout)
     repository = CACHE / f"{model}-{checkout.name}"
-    tokenizer = ROOT / "model_repository" / f"{FAMILY}-tokenizer" / "1" / "tokenizer.json"
-    SHELL.build(tokenizer, repository, checkout)
+    SHELL.build(repository, checkout)
     return stack([model], repository, checkout=checkout)
 
 

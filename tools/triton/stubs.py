@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from types import TracebackType
 
 ZOMBIE, STOPPED = "Z", "T"
 STOPPED_SECONDS = 15.0
@@ -68,9 +67,7 @@ class Stubs:
         self.look()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for pid in list(self._watched):
             self._forget(pid)
         self.lost.cancel()

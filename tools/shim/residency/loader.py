@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Literal, TypedDict
 
 from tritonclient.utils import InferenceServerException
@@ -175,17 +174,12 @@ class Residency:
         self._worker = asyncio.create_task(self._work())
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *raised: object) -> None:
         assert self._worker is not None
         self._worker.cancel()
         with suppress(asyncio.CancelledError):
             await self._worker
-        await self._control.__aexit__(kind, error, trace)
+        await self._control.__aexit__(*raised)
 
     def is_loaded(self, ensemble: str) -> bool:
         """Whether it takes calls now."""
