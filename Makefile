@@ -35,7 +35,7 @@ build: setup ## Fill model_repository/ (MODEL=name or folder, CHAT=1, DOCUMENTS=
 serve: build ## Serve on this machine: Triton and the gateway (CHAT=1, DOCUMENTS=1; ARGS="--help" lists the options)
 	@exec $(VENV)/python -m tools.serve --preload $(or $(FAMILIES),minilm) $(ARGS)
 
-deploy: RUNTIME := $(or $(filter-out auto,$(RUNTIME)),$(if $(filter gpu,$(TARGET)),onnxruntime,python))
+deploy: RUNTIME := $(or $(filter-out auto,$(RUNTIME)),$(if $(filter gpu,$(TARGET)),onnxruntime,openvino))
 deploy: export MODELS ?= minilm minilm-rerank $(BESIDE)
 deploy: ## Serve from containers, with Docker (TARGET=gpu, RUNTIME=, CHAT=1, DOCUMENTS=1, WATCH=1)
 	@$(PYTHON) -m tools.deploy check
@@ -55,7 +55,7 @@ pin: ## Write the digests of the images that come from outside into tools/deploy
 	@$(PYTHON) -m tools.deploy pin
 
 # What the tests and benchmarks expect of it.
-test bench bench-peers soak: RUNTIME := python
+test bench bench-peers soak: RUNTIME := openvino
 
 test: build .venv/test.lock .venv/documents.lock .venv/chat.lock .venv/backfill.lock .venv-clients/clients.lock .venv-clients/package-lock.json ## Run the tests (ARGS="-k health" picks some)
 	$(VENV)/python -m pytest -n 2 $(ARGS)

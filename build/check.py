@@ -171,7 +171,6 @@ def _stacked(rows: Sequence[Array]) -> Array:
 
 
 ENGINES: dict[str, type[Engine]] = {
-    "python": OpenVino,
     "openvino": OpenVino,
     "onnxruntime": OnnxRuntime,
     "torch": Torch,

@@ -49,9 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--runtime",
         choices=[*RUNTIMES, *WRITERS, AUTO],
-        default="python",
-        help="what executes the graphs (default: python); auto: torch where it can use a GPU, else python; vllm: "
-        "for models that write text",
+        default="openvino",
+        help="what executes the graphs (default: openvino); auto: torch where it can use a GPU, else openvino; "
+        "vllm: for models that write text",
     )
     parser.add_argument(
         "--precision",
@@ -104,7 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
             except NotPackedError:
                 if options.runtime != AUTO:
                     raise
-                build_one(entry, "python", options)
+                build_one(entry, "openvino", options)
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -142,13 +142,13 @@ def known_entry(model: str, task: str | None = None) -> CatalogEntry:
 def own_runtime(entry: CatalogEntry, precision: str | None) -> str:
     """Torch where this machine has GPUs that it can use, else OpenVINO; says why where GPUs are left out."""
     if "generate" in entry.tasks or not (cards := gpu.cards()):
-        return "python"
+        return "openvino"
     reasons = [*gpu.problems(cards), *too_large(entry, precision, cards)]
     if importlib.util.find_spec("torch") is None:
         reasons.append("torch is not installed: run `make setup`")
     if reasons:
         print(f"{entry.name}: built for the CPU, not the GPU: {reasons[0]}", flush=True)
-    return "python" if reasons else "torch"
+    return "openvino" if reasons else "torch"
 
 
 def too_large(entry: CatalogEntry, precision: str | None, cards: Sequence[gpu.Card]) -> Iterator[str]:

@@ -21,8 +21,6 @@ class Traits:
     """What it loads from the version folder."""
     kind: int
     """Where its instances run, a `ModelInstanceGroup.Kind`."""
-    ragged: bool = True
-    """Requests of any lengths are merged end to end; if not, only those of one length, as rows."""
     precisions: tuple[str, ...] = ("fp32", "bf16", "fp16")
     """What it computes in."""
     gpu_precisions: tuple[str, ...] = ()
@@ -46,7 +44,7 @@ class Traits:
 
 
 RUNTIMES = {
-    "python": Traits("python", "model.onnx", ModelInstanceGroup.KIND_CPU),
+    "openvino": Traits("python", "model.onnx", ModelInstanceGroup.KIND_CPU),
     # On a CPU it has no bf16 arithmetic; on a GPU a mask rules its flash attention out.
     "onnxruntime": Traits(
         "onnxruntime",
@@ -57,8 +55,6 @@ RUNTIMES = {
         narrow_states=True,
         masks="counts",
     ),
-    # Its backend knows no batch_input.
-    "openvino": Traits("openvino", "model.onnx", ModelInstanceGroup.KIND_CPU, ragged=False),
     # Its attention has no kernel for fp32 and takes no word on the softmax; TensorRT-RTX 1.7 cannot compile every
     # boolean mask.
     "tensorrt": Traits(
@@ -75,7 +71,7 @@ RUNTIMES = {
         "python", "model.onnx", ModelInstanceGroup.KIND_AUTO, packed=True, narrow_states=True, masks="counts"
     ),
 }
-"""`python` is OpenVINO too, run by the step `onnx_runner.py` with ragged batches; `torch` by `torch_runner.py`."""
+"""Steps of ours run `openvino` and `torch`: `onnx_runner.py` and `torch_runner.py`. Triton runs the others."""
 
 WRITERS = {
     "vllm": Traits(
@@ -104,7 +100,7 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 class Target:
     """A runtime and a precision."""
 
-    runtime: str = "python"
+    runtime: str = "openvino"
     """One of RUNTIMES or WRITERS."""
     precision: str = "fp32"
     """One of PRECISIONS: the encoder's arithmetic; heads are small and stay in fp32."""

@@ -86,9 +86,7 @@ def requests(ids: list[list[int]]) -> Iterator[tuple[list[int], list[Array]]]:
 
 
 def feeds(runtime: str, batch: list[Array]) -> list[dict[str, Array]]:
-    """What the runtime's backend makes of a batch: one call of the graph, or one for each request."""
-    if not RUNTIMES[runtime].ragged:
-        return [{"input_ids": request} for request in batch]
+    """What the runtime's backend makes of a batch: calls of the graph."""
     lengths = np.array([len(row) for request in batch for row in request], np.int32)
     feed = {"input_ids": np.concatenate([request.reshape(-1) for request in batch]), "lengths": lengths}
     if RUNTIMES[runtime].needs_width:
@@ -99,7 +97,7 @@ def feeds(runtime: str, batch: list[Array]) -> list[dict[str, Array]]:
 def states_fed(runtime: str, states: Array) -> Array:
     """Hidden states as a head gets them: flat where Triton merges requests end to end."""
     traits = RUNTIMES[runtime]
-    return states.reshape(-1) if traits.ragged and not traits.one_step else states
+    return states if traits.one_step else states.reshape(-1)
 
 
 def steps(repository: Path, family: str) -> tuple[Path, Path]:

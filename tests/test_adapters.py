@@ -59,7 +59,7 @@ def vectors(folder: Path, target: Target) -> np.ndarray:
 @pytest.mark.parametrize("adapter", [None, *TASKS])
 def test_each_adapter_gives_what_the_reference_gives(adapter: str | None, precision: str, tmp_path: Path) -> None:
     """They are far from each other, so that none can stand for another."""
-    target = Target("python", precision)
+    target = Target("openvino", precision)
     written(TINY / NAME, tmp_path, adapter, target)
     found = vectors(tmp_path, target)
     assert cosines(found, EXPECTED[adapter or "embeddings"]).min() >= COSINE[precision]

@@ -133,7 +133,7 @@ def test_scores_equal_the_reference(served: Precision) -> None:
 
 
 @pytest.mark.parametrize("engine", [OnnxRuntime, OpenVino])
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "tensorrt"])
+@pytest.mark.parametrize("runtime", ["onnxruntime", "tensorrt"])
 @pytest.mark.parametrize("name", [*EMBEDDERS, RERANKER])
 def test_graphs_run_as_the_cpp_backends_feed_them(
     name: str, runtime: str, engine: type[OnnxRuntime] | type[OpenVino], tmp_path: Path
@@ -216,8 +216,8 @@ def test_weights_keep_their_types(
     moved = {tensor.data_type for tensor in graph.initializer if tensor.data_location == TensorProto.EXTERNAL}
     assert dtype in moved
     for texts, batch in requests(token_ids(name)):
-        (feed,) = feeds("python", batch)
-        vectors = answer(tmp_path / "repository", name, "python", engine, feed)["embeddings"]
+        (feed,) = feeds("openvino", batch)
+        vectors = answer(tmp_path / "repository", name, "openvino", engine, feed)["embeddings"]
         assert cosines(vectors, expected(name)["embeddings"][texts]).min() >= least
 
 
@@ -257,9 +257,9 @@ def test_rows_end_at_the_last_position(
     edit_onnx(folder, shorten_positions)
     build(folder, tmp_path / "repository")
     for _, batch in requests([ids[:56] for ids in token_ids("bert-cls")]):
-        (feed,) = feeds("python", batch)
+        (feed,) = feeds("openvino", batch)
         short, whole = (
-            answer(repository, "bert-cls", "python", engine, feed)["embeddings"]
+            answer(repository, "bert-cls", "openvino", engine, feed)["embeddings"]
             for repository in (tmp_path / "repository", adopted)
         )
         assert cosines(short, whole).min() >= 0.999999
@@ -355,8 +355,8 @@ def test_a_pooled_output_of_unknown_width_takes_dimensions(
     assert "does not declare how wide sentence_embedding is: say it with --dimensions" in capsys.readouterr().err
     build(folder, tmp_path / "repository", "--dimensions", "48")
     for texts, batch in requests(token_ids("nomic-bert")):
-        (feed,) = feeds("python", batch)
-        found = answer(tmp_path / "repository", "nomic-bert", "python", OnnxRuntime, feed)["embeddings"]
+        (feed,) = feeds("openvino", batch)
+        found = answer(tmp_path / "repository", "nomic-bert", "openvino", OnnxRuntime, feed)["embeddings"]
         assert cosines(found, expected("nomic-bert")["embeddings"][texts]).min() >= 0.99999
 
 

@@ -66,9 +66,7 @@ def test_configurations_are_strict(name: str, runtime: str) -> None:
     """Parsed back they are what was meant, and they leave Triton nothing to guess."""
     traits = RUNTIMES[runtime]
     if traits.packed and name not in PACKED:
-        with pytest.raises(
-            BuildError, match="not written for torch: build it for python, onnxruntime, openvino or"
-        ):
+        with pytest.raises(BuildError, match="not written for torch: build it for openvino, onnxruntime or"):
             models_of(tiny_entry(name), Checkpoint(TINY / name), Target(runtime))
         return
     for model in models_of(tiny_entry(name), Checkpoint(TINY / name), Target(runtime)):
@@ -84,9 +82,9 @@ def test_configurations_are_strict(name: str, runtime: str) -> None:
         assert config.backend == (traits.backend if is_graph else "python")
         if is_graph:
             ragged = {tensor.name for tensor in config.input if tensor.allow_ragged_batch}
-            assert ragged == ({tensor.name for tensor in config.input} if traits.ragged else set())
+            assert ragged == {tensor.name for tensor in config.input}
             targets = [name for extra in config.batch_input for name in extra.target_name]
-            assert targets == ["lengths"] * traits.ragged + ["widest"] * traits.needs_width
+            assert targets == ["lengths"] + ["widest"] * traits.needs_width
             assert [sample.batch_size for sample in config.model_warmup] == [1, 1, 8]
             assert all(set(s.inputs) == {t.name for t in config.input} for s in config.model_warmup)
 
@@ -124,7 +122,7 @@ def test_a_damaged_output_is_built_again(tmp_path: Path, entry: CatalogEntry, ca
 
 def test_what_a_family_no_longer_consists_of_goes(tmp_path: Path) -> None:
     """A Triton that loads everything would load it, too."""
-    for runtime, heads in (("onnxruntime", 1), ("python", 0)):
+    for runtime, heads in (("onnxruntime", 1), ("openvino", 0)):
         options = ["--runtime", runtime, "--repository", str(tmp_path)]
         assert command.main([str(TINY / "bert-cls"), *options]) == 0
         assert len(list(tmp_path.glob("*-pooling"))) == heads
@@ -299,9 +297,7 @@ def test_graphs_are_plain_onnx() -> None:
         assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 23)]
 
 
-@pytest.mark.parametrize(
-    ("runtime", "texts"), [("python", 64), ("onnxruntime", 4), ("openvino", 4), ("tensorrt", 4)]
-)
+@pytest.mark.parametrize(("runtime", "texts"), [("openvino", 64), ("onnxruntime", 4), ("tensorrt", 4)])
 def test_batches_are_bounded_by_texts_as_wide_as_the_longest(runtime: str, texts: int) -> None:
     """Triton's own backends take whatever is merged at once; ours cuts it into micro-batches."""
     entry = replace(tiny_entry("bert-cls"), batching=Batching(texts=64, tokens=256))
@@ -311,9 +307,7 @@ def test_batches_are_bounded_by_texts_as_wide_as_the_longest(runtime: str, texts
     assert encoder.max_batch_size == texts
 
 
-@pytest.mark.parametrize(
-    ("runtime", "tensor"), [("openvino", TYPE_FP32), ("onnxruntime", TYPE_BF16), ("tensorrt", TYPE_BF16)]
-)
+@pytest.mark.parametrize(("runtime", "tensor"), [("onnxruntime", TYPE_BF16), ("tensorrt", TYPE_BF16)])
 @pytest.mark.parametrize("name", ["bert-cls", "cross-encoder"])
 def test_hidden_states_pass_in_the_precision_of_the_encoder(name: str, runtime: str, tensor: int) -> None:
     """Where the runtime carries it; what callers get is FP32."""

@@ -77,7 +77,7 @@ def overflowing(folder: Path) -> None:
         (overflowing, " that are not finite numbers for "),
     ],
 )
-@pytest.mark.parametrize(("runtime", "engine"), [("python", "OpenVINO"), ("onnxruntime", "ONNX Runtime")])
+@pytest.mark.parametrize(("runtime", "engine"), [("openvino", "OpenVINO"), ("onnxruntime", "ONNX Runtime")])
 def test_a_graph_that_would_not_serve(
     tmp_path: Path,
     damage: Callable[[Path], None],
@@ -136,8 +136,8 @@ def test_statically_quantised_products(
     whole.unlink()
     build(folder, tmp_path / "repository")
     for texts, batch in requests(token_ids("bert-cls")):
-        (feed,) = feeds("python", batch)
-        vectors = answer(tmp_path / "repository", "bert-cls", "python", engine, feed)["embeddings"]
+        (feed,) = feeds("openvino", batch)
+        vectors = answer(tmp_path / "repository", "bert-cls", "openvino", engine, feed)["embeddings"]
         assert cosines(vectors, expected("bert-cls")["embeddings"][texts]).min() >= 0.99
 
 

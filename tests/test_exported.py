@@ -47,7 +47,7 @@ def at(folder: Path, place: str) -> Path:
     return folder
 
 
-def embeddings(repository: Path, name: str, ids: list[list[int]], runtime: str = "python") -> Array:
+def embeddings(repository: Path, name: str, ids: list[list[int]], runtime: str = "openvino") -> Array:
     """Of every text, in one batch."""
     width = max(map(len, ids))
     rows = np.array([row + [-1] * (width - len(row)) for row in ids], np.int32)
@@ -174,8 +174,8 @@ def test_a_task_that_the_files_do_not_say(tmp_path: Path, capsys: pytest.Capture
     assert "or say --task rerank if the model is a reranker" in refused(folder, capsys)
     build(folder, tmp_path / "repository", "--task", "rerank")
     for texts, batch in requests(token_ids(RERANKER)):
-        (feed,) = feeds("python", batch)
-        found = answer(tmp_path / "repository", RERANKER, "python", OnnxRuntime, feed)["score"][:, 0]
+        (feed,) = feeds("openvino", batch)
+        found = answer(tmp_path / "repository", RERANKER, "openvino", OnnxRuntime, feed)["score"][:, 0]
         np.testing.assert_allclose(found, expected(RERANKER)["scores"][texts], atol=1e-4)
     edit_json(folder / "config.json", architectures=["BertForSequenceClassification"])
     message = refused(folder, capsys, "--task", "embed")
@@ -185,4 +185,4 @@ def test_a_task_that_the_files_do_not_say(tmp_path: Path, capsys: pytest.Capture
 def test_torch_names_the_runtimes_that_adopt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = checkpoint("xlm-roberta", tmp_path)
     message = refused(folder, capsys, "--runtime", "torch")
-    assert "build it for python, onnxruntime, openvino or tensorrt" in message
+    assert "build it for openvino, onnxruntime or tensorrt" in message

@@ -422,7 +422,7 @@ def test_what_a_language_model_is_for_must_be_said() -> None:
 
 def test_another_runtime_is_refused() -> None:
     entry = describe(FOLDER / "tiny-llama", "tiny-llama", "generate")
-    with pytest.raises(BuildError, match="RUNTIME=python or vllm"):
+    with pytest.raises(BuildError, match="RUNTIME=openvino or vllm"):
         generator_models(entry, Checkpoint(FOLDER / "tiny-llama"), Target("onnxruntime"))
 
 
@@ -473,7 +473,7 @@ def test_weights_of_another_file_system_are_copied(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["minilm"], "minilm does not write text, which is all that vllm is for: build it for python"),
+        (["minilm"], "minilm does not write text, which is all that vllm is for: build it for openvino"),
         (["smollm2-135m"], "SmolLM2-135M-Instruct.Q4_1.gguf, which vllm is not given: take one in safetensors"),
     ],
 )

@@ -109,7 +109,7 @@ def test_what_torch_compiles_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_model_that_no_card_has_memory_for(smi: Smi, capsys: pytest.CaptureFixture[str]) -> None:
     smi(SMALL)
-    assert make.own_runtime(catalog.load("qwen3-embedding-8b"), None) == "python"
+    assert make.own_runtime(catalog.load("qwen3-embedding-8b"), None) == "openvino"
     said = capsys.readouterr().out
     assert "it needs 17.1 GB of memory on it, and 11.8 GB are free; " in said
     assert "qwen3-embedding-4b, qwen3-reranker-0.6b" in said
@@ -129,7 +129,7 @@ def test_auto_without_torch(tmp_path: Path, smi: Smi, capsys: pytest.CaptureFixt
     smi(OLD_DRIVER)
     assert make.main(words) == 0
     assert "bert-cls: built for the CPU, not the GPU: the NVIDIA driver" in capsys.readouterr().out
-    assert runtime_of(read_config(tmp_path / "repository", "bert-cls-encoder")) == "python"
+    assert runtime_of(read_config(tmp_path / "repository", "bert-cls-encoder")) == "openvino"
 
 
 def test_a_family_of_torch_without_torch(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_graphs_give_what_the_reference_gives(
             np.testing.assert_allclose(answer["score"][:, 0], expected["scores"][texts], atol=SCORE[precision])
 
 
-SAME = [(partial(OpenVino, precision=hint), "python", precision) for hint, precision in EXACT]
+SAME = [(partial(OpenVino, precision=hint), "openvino", precision) for hint, precision in EXACT]
 SAME += [
     pytest.param(OnnxRuntime, "onnxruntime", precision, marks=needs_opset_24) for precision in ("fp32", "fp16")
 ]

@@ -31,7 +31,7 @@ FILES: dict[str, dict[str, Any]] = json.loads((REFERENCE / "heads.json").read_te
 EXPECTED = np.load(REFERENCE / "heads.npz")
 IDS = token_ids(BASE)[: len(EXPECTED["mean"])]
 ENGINES = [
-    (OpenVino, "python"),
+    (OpenVino, "openvino"),
     (OpenVino, "tensorrt"),
     pytest.param(OnnxRuntime, "onnxruntime", marks=needs_opset_24),
 ]
@@ -54,7 +54,7 @@ def checkpoint(name: str, folder: Path) -> Path:
     return folder
 
 
-def written(folder: Path, into: Path, runtime: str = "python", **asked: Any) -> tuple[Path, Path]:
+def written(folder: Path, into: Path, runtime: str = "openvino", **asked: Any) -> tuple[Path, Path]:
     """What a build writes of the checkpoint: encoder and head."""
     entry = replace(describe(folder, BASE), **asked)
     for model in models_of(entry, Checkpoint(folder), Target(runtime)):
@@ -138,7 +138,7 @@ def test_flags_count_only_where_nothing_newer_is_said(tmp_path: Path) -> None:
 def test_unit_length_as_it_is_asked_for(name: str, normalise: bool, scratch: Path, tmp_path: Path) -> None:
     """Whatever the modules say last, and behind a cut that the checkpoint asks for."""
     head = OpenVino(written(checkpoint(name, tmp_path), tmp_path / "built", normalise=normalise)[1])
-    texts, (call, *_) = states(OpenVino, "python", scratch / "python")[-1]
+    texts, (call, *_) = states(OpenVino, "openvino", scratch / "openvino")[-1]
     vector = head(**call)["embeddings"]
     assert cosines(vector, EXPECTED[name][texts]).min() >= 0.999999
     assert (abs(np.linalg.norm(vector) - 1) < 1e-5) == normalise
@@ -147,7 +147,7 @@ def test_unit_length_as_it_is_asked_for(name: str, normalise: bool, scratch: Pat
 def test_asked_dimensions_take_the_place_of_the_checkpoints(scratch: Path, tmp_path: Path) -> None:
     """Cut before the norm, as --dimensions always does."""
     head = OpenVino(written(checkpoint("cut", tmp_path), tmp_path / "built", dimensions=30)[1])
-    texts, (call, *_) = states(OpenVino, "python", scratch / "python")[-1]
+    texts, (call, *_) = states(OpenVino, "openvino", scratch / "openvino")[-1]
     vector, expected = head(**call)["embeddings"], EXPECTED["mean"][texts][:, :30]
     assert cosines(vector, expected).min() >= 0.999999
     assert abs(np.linalg.norm(vector) - 1) < 1e-5

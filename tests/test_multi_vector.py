@@ -30,7 +30,6 @@ QUERIES, PASSAGES = [query for query, _ in PAIRS], [passage for _, passage in PA
 SIDES = {None: "", "query": "query_", "document": "document_"}
 """Prompt name -> what the reference's arrays are called."""
 RUNS = [
-    (OpenVino, "python"),
     (OpenVino, "openvino"),
     pytest.param(
         OnnxRuntime,

@@ -33,7 +33,6 @@ NAMES = [
 TEXTS: list[str] = json.loads((TINY / "texts.json").read_text())
 BLANK: list[str] = json.loads((REFERENCE / "blank.json").read_text())["texts"]
 RUNS = [
-    (OpenVino, "python"),
     (OpenVino, "openvino"),
     pytest.param(
         OnnxRuntime,
@@ -263,7 +262,7 @@ def test_what_a_build_refuses(
 
 def test_a_runtime_that_gives_no_ragged_results(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = refusal(copy, capsys, SPLADE, {}, "--runtime", "tensorrt")
-    assert "not written for tensorrt: build it for python, onnxruntime or openvino" in said
+    assert "not written for tensorrt: build it for openvino or onnxruntime" in said
 
 
 def test_lexical_weights_that_are_a_pickle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -317,8 +316,8 @@ def test_a_head_of_its_own_and_the_logarithm_twice(copy: Path) -> None:
     assert make.main([str(copy), "--repository", str(repository)]) == 0
     encoder, head = map(OpenVino, steps(repository, "copy"))
     (texts, batch), *_ = requests(token_ids("bert-splade"))
-    (feed,) = feeds("python", batch)
-    found = head(last_hidden_state=states_fed("python", encoder(**feed)["last_hidden_state"]), **feed)
+    (feed,) = feeds("openvino", batch)
+    found = head(last_hidden_state=states_fed("openvino", encoder(**feed)["last_hidden_state"]), **feed)
     reference = expected("bert-splade")[texts]
     dense = opened(found["indices"], found["values"], reference.shape[1])
     np.testing.assert_allclose(dense, np.log1p(reference), rtol=1e-5, atol=1e-5)

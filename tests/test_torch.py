@@ -365,7 +365,7 @@ def test_auto_takes_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     ]
     subprocess.run(command, cwd=ROOT, check=True)
     chosen = [runtime_of(read_config(tmp_path / "own", f"{name}-encoder")) for name in ("bert-cls", "xlm-roberta")]
-    assert chosen == ["torch", "python"]
+    assert chosen == ["torch", "openvino"]
 
 
 def test_models_past_the_memory_of_a_card_are_left_out(repository: Path, tmp_path: Path) -> None:

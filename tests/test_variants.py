@@ -14,7 +14,7 @@ from tiny import VARIANTS, variant
 from build.target import Target
 
 EXPECTED = np.load(REFERENCE / "variants.npz")
-RUNS = [(OpenVino, "python"), (OpenVino, "tensorrt")]
+RUNS = [(OpenVino, "openvino"), (OpenVino, "tensorrt")]
 RUNS += [pytest.param(OnnxRuntime, "onnxruntime", marks=needs_opset_24)]
 
 

@@ -40,7 +40,7 @@ files. Precisions have the default first, each with the gigabytes of the weights
 times those of its precision; [what a server takes](../../docs/memory.md) is measured where it runs.
 
 Each is built for every runtime, but for those under "not for". MPNet, T5, DeBERTa and jina-embeddings-v2 have
-biases in attention, and are not for `torch` either. On a CPU the runtime is `python`, unless another is asked
+biases in attention, and are not for `torch` either. On a CPU the runtime is `openvino`, unless another is asked
 for; [an NVIDIA GPU](../../docs/gpu.md) gets `torch`.
 
 **Only what is tested by `weights` has been built here from published weights.** Of all others the layout is

@@ -5,12 +5,11 @@ length of each batch item (`lengths` [B]). Inside one multi-text request the row
 no token id, so T may hold slots without a token. The encoder drops those and works on the T' real tokens (their
 number rounded up, see STEP).
 
-Two runtimes differ. TensorRT computes shapes before it runs and not from values, so the longest item comes as the
-shape of a third input (`widest` [S]) and every slot counts as a token. OpenVINO's own backend merges only requests
-of equal length, which arrive as rows (`input_ids` [B, S]).
+TensorRT computes shapes before it runs and not from values. There the longest item comes as the shape of a third
+input (`widest` [S]), and every slot counts as a token.
 
-A third needs no layouts: a packed runtime is fed the T' tokens alone, with `positions` [T'], and its attention
-takes them as they are.
+A packed runtime needs no rows: it is fed the T' tokens alone, with `positions` [T'], and its attention takes them
+as they are.
 """
 
 from __future__ import annotations
@@ -72,17 +71,11 @@ class Ragged(Packed):
 
 def ragged_inputs(g: OnnxGraph) -> tuple[str, str]:
     """Declares what the runtime feeds and returns it as (input_ids INT32 [T], lengths INT32 [B])."""
-    if g.traits.ragged:
-        input_ids = g.input("input_ids", TensorProto.INT32, ["tokens" if g.traits.packed else "slots"])
-        lengths = g.input("lengths", TensorProto.INT32, ["batch"])
-        if g.traits.needs_width:
-            g.input(WIDEST, TensorProto.INT32, ["widest"])
-        return input_ids, lengths
-    rows = g.input("input_ids", TensorProto.INT32, ["batch", "width"])
-    shape = g.op("Shape", rows)
-    batch, width = (g.op("Gather", shape, g.constant([axis], np.int64)) for axis in (0, 1))
-    lengths = g.op("Expand", g.op("Cast", width, to=TensorProto.INT32), batch)
-    return g.op("Reshape", rows, g.constant([-1], np.int64)), lengths
+    input_ids = g.input("input_ids", TensorProto.INT32, ["tokens" if g.traits.packed else "slots"])
+    lengths = g.input("lengths", TensorProto.INT32, ["batch"])
+    if g.traits.needs_width:
+        g.input(WIDEST, TensorProto.INT32, ["widest"])
+    return input_ids, lengths
 
 
 def state_inputs(g: OnnxGraph, hidden_size: int) -> tuple[str, str, str]:
@@ -91,9 +84,7 @@ def state_inputs(g: OnnxGraph, hidden_size: int) -> tuple[str, str, str]:
     Triton hands every ragged input over flat, so `last_hidden_state` arrives as [T * H] and is reshaped here.
     Where one step runs both graphs, they come as their encoder gives them.
     """
-    shape: list[int | str] = ["slots * hidden"] if g.traits.ragged else ["batch", "width", hidden_size]
-    if g.traits.one_step:
-        shape = ["slots", hidden_size]
+    shape: list[int | str] = ["slots", hidden_size] if g.traits.one_step else ["slots * hidden"]
     states = g.input("last_hidden_state", g.states, shape)
     if g.states != TensorProto.FLOAT:
         states = g.op("Cast", states, to=TensorProto.FLOAT)
@@ -215,8 +206,4 @@ def last_hidden_state(g: OnnxGraph, packed: str, r: Packed, hidden_size: int) ->
     states = g.op("Where", real, slots, g.scalar(0))
     if g.states == TensorProto.FLOAT:
         states = g.widen(states)
-    shape: list[int | str] = ["slots", hidden_size]
-    if not g.traits.ragged:
-        rows = g.op("Concat", g.op("Shape", "input_ids"), g.constant([hidden_size], np.int64), axis=0)
-        states, shape = g.op("Reshape", states, rows), ["batch", "width", hidden_size]
-    g.output("last_hidden_state", states, g.states, shape)
+    g.output("last_hidden_state", states, g.states, ["slots", hidden_size])

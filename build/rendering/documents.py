@@ -87,9 +87,11 @@ LAYOUT_PREPROCESSOR = {
 def document_models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> list[Model]:
     """The family's ensemble and its step; raises BuildError for what cannot be built."""
     if target.traits.packed:
-        raise NotPackedError(f"{entry.name} reads documents, for which there is no torch: build it for python")
-    if target.runtime not in ("python", "onnxruntime"):
-        raise BuildError(f"{entry.name} reads documents: build it for python or onnxruntime, not {target.runtime}")
+        raise NotPackedError(f"{entry.name} reads documents, for which there is no torch: build it for openvino")
+    if target.runtime not in ("openvino", "onnxruntime"):
+        raise BuildError(
+            f"{entry.name} reads documents: build it for openvino or onnxruntime, not {target.runtime}"
+        )
     (task,) = entry.tasks
     if task == "ocr":
         return ocr_models(entry, checkpoint, target)
@@ -100,8 +102,8 @@ def document_models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target)
 
 def ocr_models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> list[Model]:
     """The family that reads text."""
-    if target.runtime != "python":
-        raise BuildError(f"{entry.name} is a library in Python: build it for python")
+    if target.runtime != "openvino":
+        raise BuildError(f"{entry.name} is a library in Python: build it for openvino")
     step = ModelConfig(
         name=f"{entry.name}-reader",
         backend="python",
@@ -123,8 +125,8 @@ def layout_models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -
         (name,) = entry.files
         path, at_once, write = checkpoint.folder / name, 1, write_cdla
         config = json.dumps({"model_type": "rt_detr_v2", "id2label": dict(enumerate(LABELS))}, indent=2)
-        if target.runtime != "python":
-            raise BuildError(f"{entry.name} takes one page at a time: build it for python")
+        if target.runtime != "openvino":
+            raise BuildError(f"{entry.name} takes one page at a time: build it for openvino")
     step = graph_step(entry, target, PAGES, FINDS, at_once)
     artifacts = {"config.json": config, PREPROCESSOR: json.dumps(LAYOUT_PREPROCESSOR, indent=2)}
     return graph_models(entry, target, step, LAYOUT, artifacts, lambda g: write(g, path))
@@ -185,7 +187,13 @@ def graph_step(
     step.dynamic_batching.max_queue_delay_microseconds = DELAY
     if target.traits.backend == "python":
         # In bf16, finds near the least score come and go.
-        parameters = {"precision": "fp32", "threads": "auto", "token_budget": str(at_once), "spread": "1"}
+        parameters = {
+            "runtime": target.runtime,
+            "precision": "fp32",
+            "threads": "auto",
+            "token_budget": str(at_once),
+            "spread": "1",
+        }
         for key, value in parameters.items():
             step.parameters[key].string_value = value
     else:

@@ -35,7 +35,7 @@ BESIDE = {"openvino_generator": [*COMMON, "guided_decoding"], "vllm_generator": 
 READERS = {"llama": read_llama, "qwen2": read_qwen2, "qwen3": read_qwen3}
 """Architectures that are written with a cache."""
 
-CACHE_TOKENS = {"python": 16384, "vllm": 32768}
+CACHE_TOKENS = {"openvino": 16384, "vllm": 32768}
 """That the cache has room for: those of all prompts and answers under way."""
 
 READ_BY_VLLM = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -69,20 +69,21 @@ def generator_models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target
     """The one model of the family; raises BuildError for what the checkpoint says and nothing here reads."""
     if target.runtime not in CACHE_TOKENS:
         raise BuildError(
-            f"{entry.name} writes text, which is not written for {target.runtime}: take RUNTIME=python or "
+            f"{entry.name} writes text, which is not written for {target.runtime}: take RUNTIME=openvino or "
             f"{' or '.join(WRITERS)}"
         )
     by_vllm, gguf = target.runtime in WRITERS, gguf_file(checkpoint.folder)
     if by_vllm and gguf:
         raise BuildError(
             f"{entry.name} has its weights in {gguf.name}, which {target.runtime} is not given: take one in "
-            "safetensors, or RUNTIME=python"
+            "safetensors, or RUNTIME=openvino"
         )
     model = _of_gguf(checkpoint, gguf) if gguf else _of_transformers(checkpoint, read_elsewhere=by_vllm)
     window = min(entry.max_tokens or model.decoder.positions, model.decoder.positions)
     cache = max(CACHE_TOKENS[target.runtime], window)
     parameters = {
         **entry.facts,
+        "runtime": target.runtime,
         "precision": target.precision,
         "max_tokens": str(window),
         "cache_tokens": str(cache),
@@ -90,8 +91,6 @@ def generator_models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target
         "end_tokens": json.dumps(model.end_tokens),
         "special_tokens": json.dumps(model.special_tokens),
     }
-    if by_vllm:
-        parameters["runtime"] = target.runtime
     if entry.ignore:
         parameters["ignored"] = ", ".join(entry.ignore)
     check_nothing_is_left(checkpoint.unread_settings(), entry.ignore)

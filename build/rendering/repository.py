@@ -193,12 +193,11 @@ def generator(name: str, parameters: Mapping[str, str], kind: int) -> ModelConfi
 def encoder(family: Family) -> ModelConfig:
     """`<family>-encoder`: ragged input_ids -> last_hidden_state [-1, H]."""
     config = _graph_model(family, "encoder", [INPUT_IDS], [_states(family)], "auto", "auto")
-    if family.target.traits.ragged:
-        config.batch_output.add(
-            kind=BatchOutput.BATCH_SCATTER_WITH_INPUT_SHAPE,
-            target_name=["last_hidden_state"],
-            source_input=[INPUT_IDS.name],
-        )
+    config.batch_output.add(
+        kind=BatchOutput.BATCH_SCATTER_WITH_INPUT_SHAPE,
+        target_name=["last_hidden_state"],
+        source_input=[INPUT_IDS.name],
+    )
     return config
 
 
@@ -449,8 +448,9 @@ def _graph_model(
     runtime = family.target.traits
     config = _model(family, step, runtime.backend, inputs, outputs, family.target.kind)
     if runtime.backend == "python":
+        _add_parameters(config, {"runtime": family.target.runtime})
         if runtime.packed:
-            _add_parameters(config, {"runtime": "torch", "token_budget": str(PACKED_BUDGET)})
+            _add_parameters(config, {"token_budget": str(PACKED_BUDGET)})
         else:
             budget = {
                 "token_budget": str(TOKEN_BUDGET),
@@ -472,11 +472,7 @@ def _graph_model(
         if runtime.packed:  # a few numbers for each text, which are in the CPU's memory
             config.instance_group[0].kind = ModelInstanceGroup.KIND_CPU
         return config
-    if runtime.ragged:
-        _add_batch_input(config, BatchInput.BATCH_ITEM_SHAPE_FLATTEN, "lengths")
-    else:
-        for tensor in config.input:
-            tensor.allow_ragged_batch = False
+    _add_batch_input(config, BatchInput.BATCH_ITEM_SHAPE_FLATTEN, "lengths")
     if runtime.needs_width:
         _add_batch_input(config, BatchInput.BATCH_MAX_ELEMENT_COUNT_AS_SHAPE, WIDEST)
         profiles = token_limits(family.max_batch_size, family.max_tokens)

@@ -50,7 +50,7 @@ class Bert:
             path.write_text(json.dumps(content))
         save_file(self._weights(vocabulary), self.folder / "model.safetensors")
         command = [sys.executable, "-m", "build.make", str(self.folder), "--repository", str(repository)]
-        subprocess.run([*command, "--runtime", "python"], check=True, cwd=checkout, stdout=subprocess.DEVNULL)
+        subprocess.run([*command, "--runtime", "openvino"], check=True, cwd=checkout, stdout=subprocess.DEVNULL)
 
     def _settings(self, vocabulary: int) -> dict[str, object]:
         """File -> content."""

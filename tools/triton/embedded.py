@@ -276,7 +276,7 @@ class EmbeddedTriton:
             if need > free:
                 too_large[ensemble] = (
                     f"it needs {need / 1e9:.1f} GB of the GPU's memory, and {free / 1e9:.1f} GB are left: serve "
-                    "fewer or smaller models, or build it with RUNTIME=python"
+                    "fewer or smaller models, or build it with RUNTIME=openvino"
                 )
                 continue
             free -= need
@@ -332,13 +332,13 @@ class EmbeddedTriton:
 
 def _foreign(steps: Mapping[str, str]) -> str | None:
     """Why an ensemble's steps, each with its runtime, cannot be run here, where one of them cannot."""
-    available = ["python", "", *(["torch"] if importlib.util.find_spec("torch") else [])]
+    available = ["python", "openvino", "", *(["torch"] if importlib.util.find_spec("torch") else [])]
     for name, runtime in steps.items():
         if runtime not in available:
             where = "is not installed here" if runtime == "torch" else "the embedded Triton does not have"
             return (
                 f"{name} is built for {runtime}, which {where}: build it "
-                "with RUNTIME=python, or mount the repository into NVIDIA's tritonserver image"
+                "with RUNTIME=openvino, or mount the repository into NVIDIA's tritonserver image"
             )
     return None
 
