@@ -23,7 +23,7 @@ from tiny import tiny_entry
 from build.rendering import family
 from build.target import Target
 from tools.shim import keys, openapi
-from tools.shim.body import MAX_TEXTS
+from tools.shim.body import MAX_ITEMS
 
 LONG = "seven " * 300
 CLIENTS = Path(__file__).parent / "clients"
@@ -131,7 +131,7 @@ def test_tei_info(stack: Stack) -> None:
     assert info["model_type"] == {"embedding": {"pooling": "mean"}}
     assert (info["max_input_length"], info["max_client_batch_size"], info["auto_truncate"]) == (
         256,
-        MAX_TEXTS,
+        MAX_ITEMS,
         True,
     )
     # What TEI's own document requires besides.
@@ -295,7 +295,7 @@ def test_dimensions_are_a_prefix_of_unit_length(cut_stack: Stack, path: str, key
     expected = whole[:, :8] / np.linalg.norm(whole[:, :8], axis=1, keepdims=True)
     np.testing.assert_allclose(cut, expected, atol=1e-6)
     refused = cut_stack.post("embed", path, {key: "a text", "dimensions": 7})
-    assert "dimensions must be 8 to 48" in message(path, refused.json())
+    assert "gives 8 to 48 dimensions" in message(path, refused.json())
 
 
 def test_whole_numbers_are_of_the_vector_that_was_cut(cut_stack: Stack) -> None:

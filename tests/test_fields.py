@@ -189,9 +189,25 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "vLLM, messages": ("/v1/embeddings", {"input": "a", "messages": []}, "send the texts as input"),
     "vLLM, images": ("/v1/score", {"text_1": "a", "text_2": "b", "mm_processor_kwargs": {}}, "text only"),
-    "vLLM, counts": ("/v1/score", {"text_1": ["a", "b"], "text_2": ["c"] * 3}, "text_1 has 2 texts and text_2 3"),
+    "vLLM, counts": (
+        "/v1/score",
+        {"text_1": ["a", "b"], "text_2": ["c"] * 3},
+        "text_1 has 2 texts and text_2 has 3: send one, or as many as in text_2",
+    ),
+    "vLLM, counts by newer names": (
+        "/v1/score",
+        {"queries": ["a", "b"], "items": ["c"] * 3},
+        "queries has 2 texts and items has 3: send one, or as many as in items",
+    ),
     "vLLM, nothing": ("/v1/score", {"text_1": "a"}, "'text_2' is missing"),
-    "vLLM, twice": ("/v1/score", {"text_1": "a", "queries": "a", "text_2": "b"}, "sent twice"),
+    "vLLM, twice": ("/v1/score", {"data_1": "a", "queries": "a", "text_2": "b"}, "send one of queries and data_1"),
+    "vLLM, no items": ("/v1/score", {"queries": "a", "items": []}, "items is empty: send at least one item"),
+    "Cohere, no types": (
+        "/v2/embed",
+        {"texts": ["a"], "embedding_types": []},
+        "embedding_types is empty: send at least one item",
+    ),
+    "Cohere, dimensions": ("/v2/embed", {"texts": ["a"], "output_dimension": 8}, "minilm gives 384 dimensions"),
     "Ollama, a window": (
         "/api/embed",
         {"model": "minilm", "input": LONG, "options": {"num_ctx": 128}},

@@ -15,14 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tools.shim import schedule
-from tools.shim.body import MAX_TEXTS
+from tools.shim.body import MAX_ITEMS
 
 
 def test_order_and_count_of_a_large_call(stack: Stack, reference: Reference) -> None:
-    texts = [f"{reference.texts[i % 20][:40]} {i % 97}" for i in range(MAX_TEXTS)]
+    texts = [f"{reference.texts[i % 20][:40]} {i % 97}" for i in range(MAX_ITEMS)]
     embeddings = stack.embed(texts)
-    assert embeddings.shape == (MAX_TEXTS, 384)
-    some = range(0, MAX_TEXTS, 211)
+    assert embeddings.shape == (MAX_ITEMS, 384)
+    some = range(0, MAX_ITEMS, 211)
     assert (embeddings[some] == np.concatenate([stack.embed([texts[i]]) for i in some])).all()
 
 
@@ -66,7 +66,7 @@ def test_a_deadline(tmp_path: Path, reference: Reference) -> None:
 
 
 def test_the_work_of_a_client_that_goes_away_is_dropped(own_stack: Stack) -> None:
-    body = json.dumps({"texts": [f"{'seven ' * 250}{i}" for i in range(MAX_TEXTS)]}).encode()
+    body = json.dumps({"texts": [f"{'seven ' * 250}{i}" for i in range(MAX_ITEMS)]}).encode()
     head = f"POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     with socket.create_connection(("127.0.0.1", own_stack.ports["embed"])) as connection:
         connection.sendall(head + body)
@@ -74,7 +74,7 @@ def test_the_work_of_a_client_that_goes_away_is_dropped(own_stack: Stack) -> Non
             time.sleep(0.05)
     own_stack.embed(["the next in the queue"])
     computed = own_stack.metric("encoder_tokens_total", state="computed")
-    assert computed < MAX_TEXTS * 250 / 10
+    assert computed < MAX_ITEMS * 250 / 10
     time.sleep(2)
     assert own_stack.metric("encoder_tokens_total", state="computed") == computed
 

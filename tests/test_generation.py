@@ -224,13 +224,16 @@ def test_sampling(server: Stack) -> None:
 
     greedy = EXPECTED["smollm2-135m"][1]["text"]
     assert text(temperature=0, seed=3) == greedy
+    assert text(temperature=0, stop=[]) == greedy
     assert text(temperature=1.5, top_p=0.0001) == greedy
     assert text(temperature=1.5, seed=1) == text(temperature=1.5, seed=1)
     assert len({text(temperature=1.5, seed=seed) for seed in (1, 2, 3)}) == 3
 
 
 REFUSED = {
-    "messages is empty": {"messages": []},
+    "messages is empty: send at least one item": {"messages": []},
+    "tools is empty: send at least one item": {"tools": []},
+    "max_completion_tokens must be below": {"max_completion_tokens": 2**31},
     "messages[0].role must be a string": {"messages": [{"content": "a"}]},
     "a part that is no text": {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
     "must have functions": {"messages": [{"role": "user", "tool_calls": 5}]},

@@ -43,8 +43,8 @@ ALLOWED = {
     "tools.command": "tools.access",
     "tools.preflight": "build.gpu",
     "tools.alive": "tools.access tools.command tools.direct",
-    "tools.plans": "build.errors build.plans",
-    "tools.tritonserver": "tools.access tools.command tools.plans",
+    "tools.check_plans": "build.config build.errors build.plans",
+    "tools.tritonserver": "tools.access tools.check_plans tools.command",
     # The gateway is an image of its own, with what reads a model's configuration of the builder.
     "tools.shim": "build.config build.errors build.gpu build.memory tools.access tools.command tools.direct",
     "tools.triton": "build.config build.errors build.gpu tools.access tools.command tools.preflight",

@@ -22,6 +22,7 @@ from load import Load, Proxy, Split
 from tritonclient.utils import InferenceServerException
 
 from tools import alive
+from tools.access import secret_file
 
 CONFIGURATION = (ROOT / "tools" / "deploy" / "haproxy.cfg").read_text()
 
@@ -277,6 +278,32 @@ def test_alive(tmp_path: Path) -> None:
         supervisor.send_signal(signal.SIGCONT)
         own.end()
     assert alive.main(probe) == 1
+
+
+def test_a_model_that_is_unloaded_meanwhile_is_no_death(monkeypatch: pytest.MonkeyPatch, own_stack: Stack) -> None:
+    """Between the list of models and the question what each is."""
+    listed = alive.loaded
+
+    def unloads(*words: str) -> list[str]:
+        names = listed(*words)
+        for name in ("minilm-rerank", "minilm-scoring"):
+            assert own_stack.manage(f"models/{name}/unload").status == 200
+        containers.until(lambda: not {"minilm-rerank", "minilm-scoring"} & {*listed(*words)}, 10)
+        assert "minilm-rerank" in names
+        return names
+
+    place = ["--http-port", str(own_stack.ports["http"]), "--work-folder", str(own_stack.work_folder)]
+    with monkeypatch.context() as patched:
+        patched.setattr(alive, "loaded", unloads)
+        assert alive.main(place) == 0
+    assert alive.main(place) == 0
+
+
+def test_a_triton_that_does_not_know_the_secret(capsys: pytest.CaptureFixture[str], own_stack: Stack) -> None:
+    secret_file(own_stack.work_folder, own_stack.ports["http"]).write_text("another")
+    place = ["--http-port", str(own_stack.ports["http"]), "--work-folder", str(own_stack.work_folder)]
+    assert alive.main(place) == 1
+    assert "Triton refuses to say what is loaded: HTTP Error 403" in capsys.readouterr().err
 
 
 def test_a_busy_triton_is_alive(monkeypatch: pytest.MonkeyPatch, stack: Stack) -> None:

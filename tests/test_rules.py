@@ -14,9 +14,9 @@ from tools.shim.residency.rules import (
     LOW,
     RESIDENCE,
     Drain,
+    FamilyUse,
     Keep,
     Load,
-    Resident,
     Unload,
     Wait,
     fits,
@@ -27,17 +27,17 @@ from tools.shim.residency.rules import (
 NOW = 1000.0
 
 
-def one(name: str, size: int = 10, **fields: Any) -> Resident:
+def one(name: str, size: int = 10, **fields: Any) -> FamilyUse:
     """A family of the size; one that is there has been there for long."""
     there = {"loaded": 0.0, "used": 0.0} if fields.get("state", "absent") != "absent" else {}
-    return Resident(Family((name,), (f"{name}-encoder",), False, size), size, **(there | fields))
+    return FamilyUse(Family((name,), (f"{name}-encoder",), False, size), size, **(there | fields))
 
 
-def loaded(name: str, used: float = 0.0, **fields: Any) -> Resident:
+def loaded(name: str, used: float = 0.0, **fields: Any) -> FamilyUse:
     return one(name, state="loaded", used=used, **fields)
 
 
-def called(name: str, asked: float = NOW, **fields: Any) -> Resident:
+def called(name: str, asked: float = NOW, **fields: Any) -> FamilyUse:
     """One that a call waits for, and does so for long."""
     return one(name, waiting=1, asked=asked, deadline=NOW + 100, **fields)
 
@@ -159,7 +159,7 @@ def test_whatever_is_called_the_budget_holds_and_everybody_is_served(seed: int) 
     draw = random.Random(seed)
     families = [one(str(i), draw.randrange(5, 30)) for i in range(12)]
     now, budget, waits = 0.0, 60, [0.0]
-    ends: list[tuple[float, Resident]] = []
+    ends: list[tuple[float, FamilyUse]] = []
     for _ in range(4000):
         now += 0.1
         for end, resident in [pair for pair in ends if pair[0] <= now]:

@@ -2,9 +2,9 @@
 
 Triton's own liveness and readiness stay green when the process of a Python backend's step has died. This sends one
 text to every ensemble that is loaded, which it learns with the secret of the server's start. Only what cannot get
-better ends with 1: a Triton that does not answer at all, or one that says that a step's process is dead. A text
-that is not answered in time, or is turned away, is the lot of a busy server, which must not be killed for its
-load.
+better ends with 1: a Triton that does not answer at all or refuses to say what is loaded, or one that says that a
+step's process is dead. A text that is not answered in time, or is turned away, is the lot of a busy server, which
+must not be killed for its load. A model that is unloaded meanwhile is no death either.
 """
 
 from __future__ import annotations
@@ -29,15 +29,26 @@ SECONDS = 5.0
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 1 with the reason when Triton has to be started again."""
     parser = argparse.ArgumentParser(prog="python -m tools.alive", description=str(__doc__).splitlines()[0])
-    parser.add_argument("--http-port", type=int, default=Ports.http, help="Triton v2 over HTTP")
-    parser.add_argument("--work-folder", type=Path, default=Path("/tmp"), help="folder of the secret")  # noqa: S108
+    parser.add_argument(
+        "--http-port", type=int, default=Ports.http, help=f"port of Triton's HTTP endpoint (default: {Ports.http})"
+    )
+    parser.add_argument(
+        "--work-folder",
+        type=Path,
+        default=Path("/tmp"),  # noqa: S108
+        help="the --work-folder that the server was started with (default: /tmp)",
+    )
     options = parser.parse_args(arguments)
     url = f"http://127.0.0.1:{options.http_port}/v2"
     try:
         secret = secret_file(options.work_folder, options.http_port).read_text()
-        configs = [ask(f"{url}/models/{name}/config") for name in loaded(url, secret)]
+        configs = [config for name in loaded(url, secret) if (config := config_of(url, name))]
     except FileNotFoundError as error:
         print(f"Triton has not been started: there is no {error.filename}", file=sys.stderr)
+        return 1
+    except urllib.error.HTTPError as error:
+        with error:
+            print(f"Triton refuses to say what is loaded: {error}", file=sys.stderr)
         return 1
     except OSError as error:
         print(f"Triton does not answer: {error}", file=sys.stderr)
@@ -53,6 +64,15 @@ def loaded(url: str, secret: str) -> list[str]:
     """The models that are loaded."""
     index = ask(f"{url}/repository/index", {"ready": True}, {HEADER: secret})
     return [model["name"] for model in index]
+
+
+def config_of(url: str, name: str) -> Any:
+    """A model's configuration; None where it has been unloaded since it was listed."""
+    try:
+        return ask(f"{url}/models/{name}/config")
+    except urllib.error.HTTPError as error:
+        error.close()
+        return None
 
 
 def dead_step(url: str, config: Any) -> str | None:

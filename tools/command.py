@@ -98,8 +98,7 @@ def make_parser(
         nargs="+",
         default=models,
         metavar="MODEL",
-        help="ensembles to serve; the first of a task answers calls that name no model"
-        + ("" if models else " (default: all in the repository)"),
+        help=f"models to serve (default: {' '.join(models) if models else 'all in the repository'})",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     return parser
@@ -107,6 +106,10 @@ def make_parser(
 
 def add_gateway_options(parser: argparse.ArgumentParser) -> None:
     """Options of the commands that run the gateway."""
+    parser.epilog = (
+        "The first model of a task answers calls that name none: of --models, or else of --pin, --preload and the "
+        "repository, in this order."
+    )
     parser.add_argument(
         "--embed-port", type=int, metavar="PORT", default=EMBED_PORT, help="gateway, by convention for /embed"
     )
@@ -157,8 +160,7 @@ def add_residency_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="MODEL",
-        help="models to load at the start; the first of a task answers calls that name no model (default: those "
-        "of --models, or the first of each task)",
+        help="models to load at the start (default: those of --models, else the first of each task)",
     )
     parser.add_argument(
         "--pin",

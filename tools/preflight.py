@@ -6,6 +6,7 @@ With `--lock` it prints the name of the lock that belongs on this machine: `gpu`
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import importlib.util
 import platform
@@ -71,11 +72,14 @@ def loadable(library: str) -> bool:
     return False
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Prints every problem, and why a GPU is not used; returns 1 when there is a problem."""
+    parser = argparse.ArgumentParser(prog="python -m tools.preflight", description=str(__doc__).splitlines()[0])
+    parser.add_argument("--lock", action="store_true", help="print the name of the lock for this machine instead")
+    options = parser.parse_args(arguments)
     cards = gpu.cards()
     reasons = list(gpu.problems(cards))
-    if "--lock" in arguments:
+    if options.lock:
         print("gpu" if cards and not reasons else "serve")
         return 0
     found = list(problems())
@@ -87,4 +91,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -29,7 +29,7 @@ from tools.shim import keys
 from tools.shim.residency.control import Control
 from tools.shim.residency.families import DOCUMENTS
 from tools.shim.residency.plan import Plan, task_in
-from tools.shim.server import Front
+from tools.shim.server import GatewaySettings
 from tools.shim.upstream import Absent
 from tools.shim.workers import serving
 from tools.triton.embedded import EmbeddedTriton
@@ -82,10 +82,10 @@ async def gateway(
         secret = secret_file(options.work_folder, options.http_port)
         control = Control(address, f"{options.host}:{options.metrics_port}", secret)
         residency = plan.residency(control, left_out, triton.cause, triton.lost)
-    front = Front(
+    settings = GatewaySettings(
         address, options.models, options.timeout, accepted, absent, aliases(options), options.allow_origin
     )
-    async with serving(front, options, residency):
+    async with serving(settings, options, residency):
         loaded = [name for name in (options.models if plan is None else plan.start) if name not in left_out]
         others = [name for name in options.models if name not in loaded and name not in left_out]
         if plan is not None:  # the gateway does not see the calls of the others

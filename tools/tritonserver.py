@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools import access, plans
+from tools import access
+from tools.check_plans import fits
 from tools.command import Ports, add_triton_options, make_parser, server_arguments, switches
 
 
@@ -21,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     folder, models = options.repository, options.models
     if isinstance(folder, Path):
-        models = [name for name in models if plans.main([name, "--repository", str(folder)]) == 0]
+        models = [name for name in models if fits(folder, [name])]
     if not models:
         return 1
     ports = Ports.of(options)

@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = found.add_argument
     add("source", help="postgresql://..., a folder of .parquet or .jsonl, or - for JSON lines of stdin to stdout")
-    add("goal", nargs="?", type=Path, help="folder that vectors of a folder go to")
+    add("output", nargs="?", type=Path, help="folder to write the vectors into, where the source is a folder")
     add("--table", help="table of Postgres, as SCHEMA.TABLE where needed")
     add("--id", default="id", help="column that names a row (default: id)")
     add("--text", default="text", help="column to embed (default: text)")
@@ -61,9 +61,13 @@ def parser() -> argparse.ArgumentParser:
         "--prompt",
         help="name of the prompt put before each text, or none (default: document, where the model has it)",
     )
-    add("--dimensions", type=int, help="cut vectors to so many dimensions, where the model was trained for that")
+    add("--dimensions", type=int, help="cut vectors to this many dimensions, where the model was trained for that")
     add("--calls", type=int, default=4, help="calls at once, to each gateway (default: 4)")
-    add("--replace", action="store_true", help="embed rows again that have vectors of another origin")
+    add(
+        "--replace",
+        action="store_true",
+        help="embed again the rows whose vectors come from another model, build or prompt",
+    )
     add("--dry-run", action="store_true", help="count what is to be done and estimate how long it takes")
     add("--refused", type=Path, metavar="FILE", help="append id and reason of each refused row, as JSON lines")
     add("--part-rows", type=int, default=4096, help="rows of an output file (default: 4096)")
@@ -71,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
         "--engine",
         choices=["local", "ray"],
         default="local",
-        help="ray does Parquet on a Ray cluster (RAY_ADDRESS)",
+        help="where the work runs: local (default), or ray: on a Ray cluster (RAY_ADDRESS), for Parquet only",
     )
     add("--workers", type=int, default=2, help="workers of ray, one CPU each (default: 2)")
     return found
@@ -121,13 +125,13 @@ def check(options: argparse.Namespace) -> None:
     if not is_table and (used := [name for name in ("table", "where", "into", "index") if getattr(options, name)]):
         raise BackfillError(f"--{used[0]} is for Postgres: begin with a URL such as postgresql://localhost/mydb")
     if is_table or options.source == "-":
-        if options.goal is not None:
-            raise BackfillError(f"vectors go back to where the texts are from: leave {options.goal} out")
-    elif options.goal is None:
+        if options.output is not None:
+            raise BackfillError(f"vectors go back to where the texts are from: leave {options.output} out")
+    elif options.output is None:
         raise BackfillError("name the folder that the vectors go to, behind that of the texts")
     elif not Path(options.source).exists():
         raise BackfillError(f"there is no folder or file {options.source}")
-    elif Path(options.source).resolve() == options.goal.resolve():
+    elif Path(options.source).resolve() == options.output.resolve():
         raise BackfillError("vectors go into a folder of their own: name another than that of the texts")
     if options.engine == "ray":
         check_ray(options.source)
@@ -219,7 +223,7 @@ async def folder(options: argparse.Namespace, client: Client, progress: Progress
     source = Path(options.source)
     store = Files(
         source,
-        options.goal,
+        options.output,
         format_of(source),
         Columns(options.id, options.text, options.vector),
         options.part_rows,

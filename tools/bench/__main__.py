@@ -63,7 +63,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="one short round of the main rows, printed only")
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="(default: what the server picks)")
     parser.add_argument(
-        "--output", type=Path, default=RESULTS, help="folder of JSON and plots (default: results/)"
+        "--output", type=Path, default=RESULTS, help="folder of JSON and plots (default: tools/bench/results/)"
     )
     options = parser.parse_args()
     cells, rounds = ([cell.part(0.5) for cell in QUICK], 1) if options.quick else (CELLS, options.rounds)

@@ -27,7 +27,9 @@ def main() -> int:
     """Sends, prints and writes."""
     parser = argparse.ArgumentParser(prog="python -m tools.bench.backfill", description=__doc__)
     parser.add_argument("--texts", type=int, default=100_000, help="(default: 100000)")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON (default: results/)")
+    parser.add_argument(
+        "--output", type=Path, default=RESULTS, help="folder of the JSON (default: tools/bench/results/)"
+    )
     options = parser.parse_args()
     progress = []
     with stack([FAMILY], ROOT / "model_repository") as server, ThreadPoolExecutor(CLIENTS) as clients:

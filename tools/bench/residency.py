@@ -46,7 +46,9 @@ def main() -> int:
     """Builds, serves, calls, samples, writes."""
     words = argparse.ArgumentParser(prog="python -m tools.bench.residency", description=__doc__)
     words.add_argument("--seconds", type=int, default=240, help="(default: 240)")
-    words.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON (default: results/)")
+    words.add_argument(
+        "--output", type=Path, default=RESULTS, help="folder of the JSON (default: tools/bench/results/)"
+    )
     options = words.parse_args()
     names = [f"family-{number:02}" for number in range(1, FAMILIES + 1)]
     build(names)

@@ -47,7 +47,9 @@ def main() -> int:
     parser.add_argument("--texts", type=int, default=4096, help="(default: 4096)")
     parser.add_argument("--rounds", type=int, default=5, help="(default: 5)")
     parser.add_argument("--model", choices=[FAMILY, SHELL.name], default=FAMILY, help="(default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON (default: results/)")
+    parser.add_argument(
+        "--output", type=Path, default=RESULTS, help="folder of the JSON (default: tools/bench/results/)"
+    )
     options = parser.parse_args()
     texts = list(islice(distinct_texts(), options.texts))
     ways = {"backfill": backfill_turn, "embed": embed_turn}

@@ -15,12 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tools.command import Ports
+from tools.command import ROOT, Ports
 from tools.direct import channel_options
 
-ROOT = Path(__file__).parent.parent.parent
 SECONDS = 10.0
-"""That Triton may take to say what it has."""
+"""Time that Triton may take to say what it has."""
 PARTIAL = 3
 
 
@@ -33,23 +32,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tools.documents",
         description=str(__doc__).split("\n\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("file", type=Path, help="PDF to convert")
-    parser.add_argument("--triton", default=f"localhost:{Ports.grpc}", metavar="HOST:PORT", help="its gRPC port")
-    parser.add_argument("--ocr", default="docling-ocr", metavar="MODEL", help="what reads text")
+    parser.add_argument(
+        "--triton",
+        default=f"localhost:{Ports.grpc}",
+        metavar="HOST:PORT",
+        help=f"host:port of Triton's gRPC (default: localhost:{Ports.grpc})",
+    )
+    parser.add_argument(
+        "--ocr", default="docling-ocr", metavar="MODEL", help="model that reads text (default: %(default)s)"
+    )
     parser.add_argument(
         "--scan", action="store_true", help="read whole pages, not only where docling finds parts without text"
     )
-    parser.add_argument("--language", default="english", help="of the text, as docling sends it along")
     parser.add_argument(
-        "--layout", default="docling-layout-cdla", metavar="MODEL", help="what finds parts of pages"
+        "--language",
+        default="english",
+        help="language of the text; docling passes it to the OCR model (default: english)",
+    )
+    parser.add_argument(
+        "--layout",
+        default="docling-layout-cdla",
+        metavar="MODEL",
+        help="model that finds parts of pages (default: %(default)s)",
     )
     parser.add_argument(
         "--artifacts",
         type=Path,
         metavar="FOLDER",
-        help="docling's artifacts_path, as the build of the layout model writes it; by default where it does",
+        help="folder for docling's artifacts_path (default: the one that the build of --layout wrote)",
     )
     options = parser.parse_args(arguments)
     try:

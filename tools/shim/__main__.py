@@ -23,7 +23,7 @@ from tools.command import (
 from tools.shim import keys
 from tools.shim.residency.control import Control
 from tools.shim.residency.plan import Plan
-from tools.shim.server import Front
+from tools.shim.server import GatewaySettings
 from tools.shim.workers import serving
 
 
@@ -36,15 +36,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--repository",
         type=Path,
-        help="Triton's model repository, to load models as they are called (default: those of --models are loaded "
-        "already)",
+        help="Triton's model repository: its models are loaded at their first call (default: none; Triton has "
+        "loaded those of --models)",
     )
     parser.add_argument(
         "--secret-file",
         type=Path,
-        help="file that this Triton wrote its secret to when it started (default: none)",
+        help="file with the secret of Triton's start; --repository needs it (default: none)",
     )
-    parser.add_argument("--metrics", default="", help="host:port of its metrics (default: none)")
+    parser.add_argument(
+        "--metrics",
+        default="",
+        help=f"host:port of Triton's metrics (default: port {Ports.metrics} of the host of --triton)",
+    )
     return run(partial(serve, parser.parse_args(arguments)))
 
 
@@ -65,7 +69,7 @@ async def serve(options: argparse.Namespace, stop: asyncio.Event) -> None:
             residency = plan.residency(Control(options.triton, metrics, options.secret_file))
     elif options.models is None:
         options.models = DEFAULT_MODELS
-    front = Front(
+    settings = GatewaySettings(
         options.triton,
         options.models,
         options.timeout,
@@ -73,7 +77,7 @@ async def serve(options: argparse.Namespace, stop: asyncio.Event) -> None:
         aliases=aliases(options),
         origins=options.allow_origin,
     )
-    async with serving(front, options, residency):
+    async with serving(settings, options, residency):
         ports = f"{options.host}:{options.embed_port} and :{options.rerank_port}"
         print(f"gateway on {ports}, Triton at {options.triton}", flush=True)
         await stop.wait()

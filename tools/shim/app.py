@@ -120,7 +120,7 @@ def post_handler(
     accepted: Collection[bytes],
     metrics: Metrics,
 ) -> Handler:
-    """Answers the one of `routes` whose key the body has, else the first, within the call's deadline."""
+    """Answers by the first of `routes` that takes the body, or by the first of all, within the call's deadline."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
         route = routes[0]

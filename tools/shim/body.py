@@ -20,12 +20,13 @@ import orjson
 
 from tools.shim.errors import MAX_ECHO, bad_request, cut, quoted, too_large
 
-MAX_TEXTS = 2048
-"""Texts in one call."""
+MAX_ITEMS = 2048
+"""Items of a list in a body: texts, messages, tools."""
 
 NOT_EMPTY = "holds a character"
 VISIBLE = "holds more than white space"
 POSITIVE = "is at least 1"
+MAY_BE_EMPTY = "may have no items"
 SURROGATE = re.compile("[\ud800-\udfff]")
 VECTOR = "float32 [D], as numpy has it"
 
@@ -146,7 +147,7 @@ def _reader(kind: Any) -> Reader:
     if origin is Literal:
         return _literal_reader(arguments, mark)
     if origin is list:
-        return _list_reader(arguments[0])
+        return _list_reader(arguments[0], mark == MAY_BE_EMPTY)
     if base is Any:
         return lambda value, _: value
     if origin is dict:
@@ -210,16 +211,16 @@ def _dict_reader(value: Any, where: str) -> Any:
     return value
 
 
-def _list_reader(item: Any) -> Reader:
+def _list_reader(item: Any, may_be_empty: bool) -> Reader:
     reader = _reader(item)
 
     def items(value: Any, where: str) -> Any:
         if type(value) is not list:
             raise bad_request(f"{where} must be {_words(list[item])}, not {_json_type(value)}")
-        if not value:
-            raise bad_request(f"{where} is empty: send at least one text")
-        if len(value) > MAX_TEXTS:
-            raise too_large(f"{where} holds {len(value)} texts: send at most {MAX_TEXTS} a call")
+        if not value and not may_be_empty:
+            raise bad_request(f"{where} is empty: send at least one item")
+        if len(value) > MAX_ITEMS:
+            raise too_large(f"{where} has {len(value)} items: send at most {MAX_ITEMS} in a call")
         return [reader(one, f"{where}[{i}]") for i, one in enumerate(value)]
 
     return items

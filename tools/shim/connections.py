@@ -43,14 +43,14 @@ def most_connections(ports: int) -> float:
 
 def open_ports(host: str, ports: Sequence[int]) -> list[socket.socket]:
     """Listens on every port."""
-    doors = []
+    sockets = []
     for port in ports:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        doors.append(socket.create_server((host, port), family=family, backlog=WAITING))
-    return doors
+        sockets.append(socket.create_server((host, port), family=family, backlog=WAITING))
+    return sockets
 
 
-class Doors:
+class Listener:
     """The ports of a server, and who has come in by them."""
 
     def __init__(
@@ -63,22 +63,22 @@ class Doors:
         """With the connections that are `busy` with a call at any time; a port lets `at_once` in together."""
         self._server = server
         self._busy = busy
-        self._doors = listening
+        self._sockets = listening
         self._at_once = at_once
         self._most = most_connections(len(listening))
-        self._listeners: list[asyncio.AbstractServer] = []
+        self._servers: list[asyncio.AbstractServer] = []
 
     async def open(self) -> None:
         """Lets callers in."""
         loop = asyncio.get_running_loop()
-        for door in self._doors:
-            self._listeners.append(await loop.create_server(self._enter, sock=door, backlog=self._at_once))
-            door.listen(WAITING)  # the loop's backlog is both this and how many it accepts at once
+        for one in self._sockets:
+            self._servers.append(await loop.create_server(self._enter, sock=one, backlog=self._at_once))
+            one.listen(WAITING)  # the loop's backlog is both this and how many it accepts at once
 
     def close(self) -> None:
         """Lets nobody else in."""
-        for listener in self._listeners:
-            listener.close()
+        for server in self._servers:
+            server.close()
 
     def _enter(self) -> asyncio.BaseProtocol:
         """What answers a new connection."""
@@ -116,7 +116,7 @@ class Refusal(asyncio.Protocol):
         transport.close()
 
 
-class Seldom(logging.Filter):
+class RateLimit(logging.Filter):
     """Lets one record of a kind pass in a second: what goes wrong for each caller must not fill a disk."""
 
     def __init__(self) -> None:

@@ -131,7 +131,9 @@ def client_gone() -> GatewayError:
 
 def timed_out() -> GatewayError:
     """504: the deadline passed."""
-    message = "the deadline passed: send fewer texts a call, or give it more time, at most --timeout"
+    message = (
+        "the deadline passed: send fewer texts in a call, or raise X-Request-Timeout, up to the server's --timeout"
+    )
     return GatewayError(HTTPStatus.GATEWAY_TIMEOUT, "timeout", message)
 
 

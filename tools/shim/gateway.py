@@ -1,4 +1,7 @@
-"""The calls under every dialect, embed, rerank and classify, and the lanes that all callers queue in."""
+"""The calls that every dialect uses: embed, embed_all, embed_sparse, rerank, classify and tokenize.
+
+And the lanes that they queue in.
+"""
 
 from __future__ import annotations
 
@@ -305,7 +308,7 @@ def check_dimensions(model: ServedModel, dimensions: int | None) -> None:
         raise bad_request(f"{model.name} gives {model.dimensions} dimensions and was not trained to give fewer")
     if not model.minimum_dimensions <= dimensions <= model.dimensions:
         allowed = f"{model.minimum_dimensions} to {model.dimensions}"
-        raise bad_request(f"dimensions must be {allowed} for {model.name}, not {dimensions}")
+        raise bad_request(f"{model.name} gives {allowed} dimensions: ask for one of these, not {dimensions}")
 
 
 def unit_length(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

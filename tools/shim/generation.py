@@ -27,7 +27,7 @@ Guide: TypeAlias = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Wish:
+class Sampling:
     """How an answer is to be written; None for what the model does by itself."""
 
     max_tokens: int | None = None
@@ -132,12 +132,12 @@ class Generation:
 
 
 async def generate(
-    gateway: Gateway, model_name: str | None, inputs: Mapping[str, Tensor], wish: Wish
+    gateway: Gateway, model_name: str | None, inputs: Mapping[str, Tensor], sampling: Sampling
 ) -> Generation:
     """An answer by the model called so, or the first that writes; raises GatewayError where there is none."""
     model = await gateway.upstream.model("generate", model_name)
     stream: dict[str, Tensor] = {"stream": ("BOOL", np.array([[True]]))}
-    return Generation(gateway, model, {**inputs, **wish.tensors(), **stream})
+    return Generation(gateway, model, {**inputs, **sampling.tensors(), **stream})
 
 
 def as_json(value: Any) -> str:

@@ -150,7 +150,7 @@ class Metrics:
         requests = Counter("gateway_requests", about, ["route", "status"], registry=registry)
         self._requests = Children[tuple[str, int], Counter](lambda key: requests.labels(*key))
 
-        about = "Calls until their answer can be sent, errors included"
+        about = "Seconds from a call's arrival until its answer can be sent, errors included"
         seconds = Histogram("gateway_call_seconds", about, ["route"], registry=registry, buckets=SECONDS)
         self._seconds = Children[str, Histogram](seconds.labels)
 
@@ -159,20 +159,22 @@ class Metrics:
         for kind in OWN_ERRORS:
             self._errors[kind].inc(0)
 
-        about = "Stages of the calls that were answered with vectors or scores"
+        about = "Seconds of each stage of calls that were answered with vectors or scores"
         stages = Histogram("gateway_stage_seconds", about, ["stage"], registry=registry, buckets=SECONDS)
         self._stages = Children[str, Histogram](stages.labels)
 
-        texts = Counter("gateway_texts", "Texts of these calls", ["model"], registry=registry)
-        tokens = Counter("gateway_tokens", "Tokens of these texts", ["model"], registry=registry)
-        cut = Counter("gateway_truncated_texts", "Those texts that were cut to fit", ["model"], registry=registry)
+        texts = Counter("gateway_texts", "Texts of answered calls", ["model"], registry=registry)
+        tokens = Counter("gateway_tokens", "Tokens of the texts of answered calls", ["model"], registry=registry)
+        cut = Counter(
+            "gateway_truncated_texts", "Texts that were cut to the model's window", ["model"], registry=registry
+        )
         self._amounts = Children[str, list[Counter]](lambda model: [c.labels(model) for c in (texts, tokens, cut)])
 
         prompts = Counter(
             "gateway_prompt_tokens", "Tokens of prompts that were answered", ["model"], registry=registry
         )
         written = Counter("gateway_generated_tokens", "Tokens of answers", ["model"], registry=registry)
-        about = "Calls of models that write until their first piece of text"
+        about = "Seconds until the first piece of an answer that a model writes"
         first = Histogram("gateway_first_token_seconds", about, ["model"], registry=registry, buckets=SECONDS)
         self._written = Children[str, tuple[Counter, Counter, Histogram]](
             lambda model: (prompts.labels(model), written.labels(model), first.labels(model))

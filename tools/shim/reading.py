@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import hdrs, web
 
-from tools.shim.body import MAX_TEXTS
+from tools.shim.body import MAX_ITEMS
 from tools.shim.errors import GatewayError, busy_reading, client_gone, too_large
 
 MAX_BODY_BYTES = 16 * 2**20
@@ -43,7 +43,7 @@ class Bodies:
         if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
             await request.writer.write(CONTINUE)
             request.writer.output_size = 0  # the answer has not begun
-        body, marks, held = bytearray(), Marks(), 0
+        body, marks, held = bytearray(), MarkCounter(), 0
         try:
             while chunk := await request.content.readany():
                 body += chunk
@@ -51,7 +51,7 @@ class Bodies:
                 if len(body) > MAX_BODY_BYTES:
                     raise over_the_limit()
                 if marks.counted > MAX_MARKS:
-                    raise too_large(f"the body holds too many values: send at most {MAX_TEXTS} texts a call")
+                    raise too_large(f"the body holds too many values: send at most {MAX_ITEMS} texts in a call")
                 more = max(0, len(body) - FREE_BYTES) - held
                 if more and self._held + more > self._most:
                     raise busy_reading()
@@ -76,7 +76,7 @@ async def continue_later(_: web.Request) -> None:
     """Sends no `100 Continue` yet: `Bodies.read` does, once nothing speaks against the call."""
 
 
-class Marks:
+class MarkCounter:
     """Counts the bytes of a JSON text that stand outside of its strings, as it comes in pieces."""
 
     def __init__(self) -> None:

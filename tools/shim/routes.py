@@ -31,7 +31,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Post:
-    """A route that takes a body. Where several share a path, the first that fits the body is taken."""
+    """A route that takes a body. Where several share a path, the first that takes the body answers."""
 
     path: str
     body: type
@@ -39,15 +39,15 @@ class Post:
     gives: Any
     """Type of the answer."""
     key: str = ""
-    """A field of the body by which it fits."""
+    """The route takes bodies that have this field. "": only where no other route of the path takes them."""
     fits: Callable[[dict[str, Any]], bool] | None = None
-    """Or what tells."""
+    """Tells whether the route takes a body, in place of `key`."""
     error: ErrorDialect = own_error
     streams: bool = False
-    """Whether the answer comes as server-sent events where the body asks for them."""
+    """Whether the OpenAPI document also offers server-sent events. The answer itself decides by `Reply.events`."""
 
     def takes(self, content: dict[str, Any]) -> bool:
-        """Whether it fits a body."""
+        """Whether the route is for a body, which may still be refused."""
         return self.fits(content) if self.fits else self.key in content
 
 

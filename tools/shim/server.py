@@ -14,7 +14,7 @@ from aiohttp import web, web_response
 from aiohttp.http_exceptions import HttpProcessingError
 
 from tools.shim.app import make_app
-from tools.shim.connections import BACKLOG, Doors, Seldom, open_ports
+from tools.shim.connections import BACKLOG, Listener, RateLimit, open_ports
 from tools.shim.residency.loader import Residency
 from tools.shim.upstream import Absent, Upstream
 
@@ -44,7 +44,7 @@ def spare_the_collector() -> None:
 
 
 @dataclass(frozen=True)
-class Front:
+class GatewaySettings:
     """What a gateway is told of its calls and its Triton."""
 
     triton: str
@@ -63,32 +63,35 @@ class Front:
 
 @asynccontextmanager
 async def listening(
-    front: Front, host: str, ports: Sequence[int], residency: Residency | None = None
+    settings: GatewaySettings, host: str, ports: Sequence[int], residency: Residency | None = None
 ) -> AsyncIterator[None]:
     """Answers calls on every one of `ports`; on leaving, drains.
 
     A `residency` loads models as they are called; without one they are there or not.
     """
-    async with answering(front, open_ports(host, ports), residency):
+    async with answering(settings, open_ports(host, ports), residency):
         yield
 
 
 @asynccontextmanager
 async def answering(
-    front: Front, doors: Sequence[socket.socket], residency: Residency | None = None, workers: int = 1
+    settings: GatewaySettings,
+    sockets: Sequence[socket.socket],
+    residency: Residency | None = None,
+    workers: int = 1,
 ) -> AsyncIterator[None]:
     """The same, of sockets that listen, as one of so many `workers`."""
     # The header `Server`, which would tell everybody the versions of Python and aiohttp.
     web_response.SERVER_SOFTWARE = "triton-embeddings"  # type: ignore[attr-defined]
     logging.getLogger("aiohttp.server").addFilter(is_ours)
-    for name in ("asyncio", Doors.__module__):
-        logging.getLogger(name).addFilter(Seldom())
+    for name in ("asyncio", Listener.__module__):
+        logging.getLogger(name).addFilter(RateLimit())
     async with (
         residency or nullcontext(),
-        Upstream(front.triton, front.models, front.absent, front.aliases, residency) as upstream,
+        Upstream(settings.triton, settings.models, settings.absent, settings.aliases, residency) as upstream,
     ):
         busy: set[asyncio.BaseProtocol] = set()
-        app = make_app(upstream, front.timeout, front.accepted, busy, front.origins, workers)
+        app = make_app(upstream, settings.timeout, settings.accepted, busy, settings.origins, workers)
         runner = web.AppRunner(
             app,
             access_log=None,
@@ -101,12 +104,12 @@ async def answering(
         assert runner.server is not None
         try:
             # Of several, the idlest comes first to each caller.
-            entrance = Doors(runner.server, doors, busy, BACKLOG if workers == 1 else 1)
+            listener = Listener(runner.server, sockets, busy, BACKLOG if workers == 1 else 1)
             try:
-                await entrance.open()
+                await listener.open()
                 spare_the_collector()
                 yield
             finally:
-                entrance.close()
+                listener.close()
         finally:
             await runner.cleanup()

@@ -26,7 +26,7 @@ from tools.command import ServerError, die_with_parent, run
 from tools.shim.connections import open_ports
 from tools.shim.metrics import FOLDER
 from tools.shim.residency.loader import Residency
-from tools.shim.server import DRAIN_SECONDS, Front, answering, listening
+from tools.shim.server import DRAIN_SECONDS, GatewaySettings, answering, listening
 from tools.shim.upstream import Absent
 
 START_SECONDS = 60.0
@@ -37,45 +37,53 @@ READY = b"ready\n"
 
 
 @asynccontextmanager
-async def serving(front: Front, options: argparse.Namespace, residency: Residency | None) -> AsyncIterator[None]:
+async def serving(
+    settings: GatewaySettings, options: argparse.Namespace, residency: Residency | None
+) -> AsyncIterator[None]:
     """Answers calls on the ports of a command's options, by this process or, where they say so, by several."""
     ports = [options.embed_port, options.rerank_port, *filter(None, [options.chat_port])]
     if options.workers == 1:
-        async with listening(front, options.host, ports, residency):
+        async with listening(settings, options.host, ports, residency):
             yield
     else:
-        async with together(front, options.host, ports, options.workers):
+        async with together(settings, options.host, ports, options.workers):
             yield
 
 
 @asynccontextmanager
-async def together(front: Front, host: str, ports: Sequence[int], workers: int) -> AsyncIterator[None]:
+async def together(
+    settings: GatewaySettings, host: str, ports: Sequence[int], workers: int
+) -> AsyncIterator[None]:
     """Answers calls as `server.listening` does, by so many processes; on leaving, all drain.
 
     A worker that dies is started again. Raises ServerError where one cannot be started at first.
     """
-    doors = open_ports(host, ports)
+    sockets = open_ports(host, ports)
     with tempfile.TemporaryDirectory(prefix="gateway-") as folder:
         ready = [asyncio.get_running_loop().create_future() for _ in range(workers)]
-        keepers = [asyncio.create_task(_keep(front, doors, workers, folder, one)) for one in ready]
+        keepers = [asyncio.create_task(_keep(settings, sockets, workers, folder, one)) for one in ready]
         try:
             await asyncio.gather(*ready)
             yield
         finally:
-            for door in doors:
-                door.close()
+            for one in sockets:
+                one.close()
             for keeper in keepers:
                 keeper.cancel()
             await asyncio.gather(*keepers, return_exceptions=True)
 
 
 async def _keep(
-    front: Front, doors: Sequence[socket.socket], workers: int, folder: str, ready: asyncio.Future[None]
+    settings: GatewaySettings,
+    sockets: Sequence[socket.socket],
+    workers: int,
+    folder: str,
+    ready: asyncio.Future[None],
 ) -> None:
     """Has a worker run until this is cancelled; `ready` is done when the first one answers, or cannot."""
     while True:
         try:
-            process = await _start(front, doors, workers, folder)
+            process = await _start(settings, sockets, workers, folder)
         except OSError as error:
             if not ready.done():
                 ready.set_exception(ServerError(f"no worker of the gateway can be started: {error.strerror}"))
@@ -104,21 +112,21 @@ async def _keep(
 
 
 async def _start(
-    front: Front, doors: Sequence[socket.socket], workers: int, folder: str
+    settings: GatewaySettings, sockets: Sequence[socket.socket], workers: int, folder: str
 ) -> asyncio.subprocess.Process:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", __name__),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         env=os.environ | {FOLDER: folder},
-        pass_fds=[door.fileno() for door in doors],
+        pass_fds=[one.fileno() for one in sockets],
         # Ctrl-C reaches the terminal's group; workers are told by this process, once.
         start_new_session=True,
         preexec_fn=die_with_parent,
     )
     assert process.stdin is not None
-    told = asdict(front) | {"accepted": [key.decode() for key in front.accepted]}
-    told |= {"doors": [door.fileno() for door in doors], "workers": workers}
+    told = asdict(settings) | {"accepted": [key.decode() for key in settings.accepted]}
+    told |= {"sockets": [one.fileno() for one in sockets], "workers": workers}
     with suppress(ConnectionError):  # it has ended, which its keeper sees
         process.stdin.write(json.dumps(told).encode())  # not in the arguments, which everybody can read
         await process.stdin.drain()
@@ -140,11 +148,11 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 async def work(told: Mapping[str, Any], stop: asyncio.Event) -> None:
     """One worker: answers on the ports that it has been handed, until told to stop."""
     words = dict(told)
-    doors = [socket.socket(fileno=number) for number in words.pop("doors")]
+    sockets = [socket.socket(fileno=number) for number in words.pop("sockets")]
     workers = words.pop("workers")
     words["accepted"] = [key.encode() for key in words["accepted"]]
     words["absent"] = {name: Absent(**known) for name, known in words["absent"].items()}
-    async with answering(Front(**words), doors, workers=workers):
+    async with answering(GatewaySettings(**words), sockets, workers=workers):
         sys.stdout.buffer.write(READY)
         sys.stdout.buffer.flush()
         await stop.wait()

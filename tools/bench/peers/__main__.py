@@ -99,7 +99,9 @@ def main() -> int:
     parser.add_argument(
         "--only", nargs="+", choices=names, default=names, metavar="NAME", help=f"printed only: {', '.join(names)}"
     )
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of JSON and plot (default: results/)")
+    parser.add_argument(
+        "--output", type=Path, default=RESULTS, help="folder of JSON and plot (default: tools/bench/results/)"
+    )
     options = parser.parse_args()
     rounds, counts = (1, QUICK) if options.quick else (options.rounds, TEXTS)
     with ExitStack() as running:

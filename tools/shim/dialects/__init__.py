@@ -1,4 +1,4 @@
-"""The dialects that callers speak: each a list of routes over the gateway's two calls."""
+"""The dialects that callers speak. Each is a list of routes over the calls of `Gateway`, and `generate`."""
 
 from tools.shim.dialects import chat, cohere, nim, ollama, openai, own, tei, vllm
 from tools.shim.errors import ErrorDialect, own_error
@@ -14,7 +14,7 @@ ROUTES: list[Post | Get | Action] = [
     *vllm.ROUTES,
     *ollama.ROUTES,
 ]
-"""Of two that share a path and fit a body alike, the first is taken."""
+"""All routes. Of two that share a path and both take a body, the first answers."""
 
 
 def error_dialect(path: str) -> ErrorDialect:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import orjson
 
-from tools.shim.body import Positive, Text
+from tools.shim.body import MAY_BE_EMPTY, Positive, Text
 from tools.shim.dialects import openai
 from tools.shim.dialects.chat_answers import ChatCompletion, Completion, LogProbs, TokenLogProb, Usage
 from tools.shim.dialects.chat_messages import TEXT_ALONE, message, reserved
@@ -20,7 +20,7 @@ from tools.shim.dialects.guides import calls_guide, function_of
 from tools.shim.dialects.tool_calls import ToolCall, ToolCalls
 from tools.shim.errors import bad_request
 from tools.shim.gateway import Gateway
-from tools.shim.generation import Generation, Guide, Wish, as_json, generate, strings
+from tools.shim.generation import Generation, Guide, Sampling, as_json, generate, strings
 from tools.shim.routes import Post, Reply
 
 Number = float | int
@@ -82,7 +82,7 @@ class ChatCall:
     safety_identifier: str | None = None
     seed: int | None = None
     service_tier: str | None = None
-    stop: str | list[str] | None = None
+    stop: str | Annotated[list[str], MAY_BE_EMPTY] | None = None
     store: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -109,7 +109,7 @@ class CompletionCall:
     n: Annotated[Literal[1], ONE] | None = None
     presence_penalty: Number | None = None
     seed: int | None = None
-    stop: str | list[str] | None = None
+    stop: str | Annotated[list[str], MAY_BE_EMPTY] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     suffix: Annotated[Literal[""], "a model goes on behind its prompt only"] | None = None
@@ -130,12 +130,10 @@ async def chat(gateway: Gateway, call: ChatCall) -> Reply:
     if tools:
         asked["tools"] = tools
     asked |= reserved(call.chat_template_kwargs or {})
-    if not call.messages:
-        raise bad_request("messages is empty: send one at least")
-    tokens = call.max_completion_tokens or call.max_tokens
     inputs = {"chat": strings([as_json(asked)])}
-    wished = replace(wish(call, tokens), guide=guide(call), log_probs=bool(call.logprobs))
-    generation = await generate(gateway, call.model, inputs, wished)
+    limit = "max_completion_tokens" if call.max_completion_tokens else "max_tokens"
+    sampling = replace(sampling_of(call, limit), guide=guide(call), log_probs=bool(call.logprobs))
+    generation = await generate(gateway, call.model, inputs, sampling)
     calls = ToolCalls(1 if call.parallel_tool_calls is False else None) if tools else None
     head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": generation.model.name}
     if call.stream:
@@ -208,7 +206,7 @@ async def completion(gateway: Gateway, call: CompletionCall) -> Reply:
     if len(prompts) != 1:
         raise bad_request(f"prompt has {len(prompts)} texts: send each in a call of its own")
     inputs = {"text_input": strings(prompts)}
-    generation = await generate(gateway, call.model, inputs, wish(call, call.max_tokens))
+    generation = await generate(gateway, call.model, inputs, sampling_of(call, "max_tokens"))
     head = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time())}
     head["model"] = generation.model.name
     if call.stream:
@@ -218,8 +216,12 @@ async def completion(gateway: Gateway, call: CompletionCall) -> Reply:
     return Reply({**head, "choices": [choice], "usage": usage(generation)}, generation=generation)
 
 
-def wish(call: ChatCall | CompletionCall, max_tokens: int | None) -> Wish:
-    """What a call says of sampling and of the end; raises GatewayError 400 for a value out of its range."""
+def sampling_of(call: ChatCall | CompletionCall, limit: str) -> Sampling:
+    """What a call says of sampling and of the end, of which the field `limit` has the number of tokens.
+
+    Raises GatewayError 400 for a value out of its range.
+    """
+    max_tokens: int | None = getattr(call, limit)
     ranges = {"temperature": (0, 2), "top_p": (0, 1), "frequency_penalty": (-2, 2), "presence_penalty": (-2, 2)}
     for name, (least, most) in ranges.items():
         value = getattr(call, name)
@@ -228,11 +230,11 @@ def wish(call: ChatCall | CompletionCall, max_tokens: int | None) -> Wish:
     if call.seed is not None and not 0 <= call.seed < 2**63:
         raise bad_request(f"seed must be from 0 to {2**63 - 1}, not {call.seed}")
     if max_tokens is not None and max_tokens >= 2**31:
-        raise bad_request(f"max_tokens must be below {2**31}, not {max_tokens}")
+        raise bad_request(f"{limit} must be below {2**31}, not {max_tokens}")
     stops = [call.stop] if isinstance(call.stop, str) else call.stop or []
     if len(stops) > MAX_STOPS or not all(stops):
         raise bad_request(f"stop must be up to {MAX_STOPS} strings of one character at least")
-    return Wish(
+    return Sampling(
         max_tokens,
         call.temperature,
         call.top_p,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypedDict
 
 from tools.shim.body import Lenient, Positive, Query, Text, Vector
@@ -206,24 +206,13 @@ def meta(version: str, tokens: int) -> dict[str, Any]:
     return {"api_version": {"version": version}, "tokens": {"input_tokens": tokens}}
 
 
-def is_wide(content: dict[str, Any]) -> bool:
-    """Whether a body for `/rerank`, with documents, has more than the gateway's own dialect takes."""
-    documents = content.get("documents")
-    if not isinstance(documents, list):
-        return False
-    return bool(EXTRAS & content.keys()) or any(isinstance(one, dict) for one in documents)
-
-
-EXTRAS = {one.name for one in fields(WideRerankCall)} - {"query", "documents", "model", "ignored"}
-
-
 def error(error: GatewayError) -> tuple[int, object]:
     """Cohere's `message`, beside Jina's `detail`."""
     return error.status, {"message": error.message, "detail": error.message}
 
 
 ROUTES: list[Post | Get] = [
-    Post("/rerank", WideRerankCall, rerank, Ranking, fits=is_wide, error=error),
+    Post("/rerank", WideRerankCall, rerank, Ranking, key="documents", error=error),
     Post("/v1/rerank", WideRerankCall, rerank, Ranking, error=error),
     Post("/v2/rerank", RerankCall, rerank, Ranking, error=error),
     Post("/v1/embed", EmbedCall, embed, Embeddings, error=error),

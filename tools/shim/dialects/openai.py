@@ -11,7 +11,7 @@ from tools.shim.dialects.lengths import check_tokens, normalised
 from tools.shim.errors import GatewayError, bad_request
 from tools.shim.gateway import Gateway
 from tools.shim.residency.families import Task
-from tools.shim.residency.loader import Residence, Residency
+from tools.shim.residency.loader import ModelStatus, Residency
 from tools.shim.routes import Get, Post, Reply
 from tools.shim.upstream import ServedModel
 
@@ -132,7 +132,7 @@ class Model(TypedDict):
     """sha256 of graphs, weights, tokenizer, prompts and window, where the gateway reads the repository."""
     ignored: str | None
     """Of the checkpoint, what its build passed over because it was told to."""
-    residency: Residence | None
+    residency: ModelStatus | None
     """Where models are loaded as they are called."""
 
 

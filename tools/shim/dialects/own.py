@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, TypedDict
 
 from tools.shim import gpu
@@ -90,6 +90,19 @@ async def rerank(gateway: Gateway, call: RerankCall) -> Reply:
     return Reply(content, result)
 
 
+def is_own(content: dict[str, Any]) -> bool:
+    """Whether a body with documents is in this dialect: Cohere's, Jina's and vLLM's are told by what it lacks."""
+    documents = content.get("documents", ())
+    has_objects = isinstance(documents, list) and any(isinstance(one, dict) for one in documents)
+    return "documents" in content and not (has_objects or WIDER & content.keys())
+
+
+WIDER = (
+    {one.name for one in fields(cohere.WideRerankCall)} - {one.name for one in fields(RerankCall)} - {"ignored"}
+)
+"""Fields of a body for `/rerank` that this dialect does not have."""
+
+
 async def models(gateway: Gateway) -> Reply:
     """Lists what is served, and what of it is in memory."""
     served = await gateway.upstream.models()
@@ -162,13 +175,7 @@ async def health(gateway: Gateway, verbose: bool = False, partial: bool = False)
 
 ROUTES: list[Post | Get | Action] = [
     Post("/embed", EmbedCall, embed, Embeddings, key="texts"),
-    Post(
-        "/rerank",
-        RerankCall,
-        rerank,
-        Scores,
-        fits=lambda content: not cohere.is_wide(content) and "documents" in content,
-    ),
+    Post("/rerank", RerankCall, rerank, Scores, fits=is_own),
     Get("/models", models, Models),
     Action("/models/{name}/load", load, dict[str, Any]),
     Action("/models/{name}/unload", unload, dict[str, Any]),

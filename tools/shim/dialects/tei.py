@@ -16,7 +16,7 @@ from typing import Any, Literal, TypedDict, get_args
 import numpy as np
 import orjson
 
-from tools.shim.body import MAX_TEXTS, Lenient, Positive, Query, Text, Vector
+from tools.shim.body import MAX_ITEMS, Lenient, Positive, Query, Text, Vector
 from tools.shim.dialects.lengths import normalised
 from tools.shim.dialects.openai import refuse_token_ids
 from tools.shim.errors import GatewayError, bad_request
@@ -320,7 +320,7 @@ async def info(gateway: Gateway) -> Reply:
         "max_input_length": model.max_tokens,
         "max_batch_tokens": model.max_batch_size * model.max_tokens,
         "max_batch_requests": model.max_batch_size,
-        "max_client_batch_size": MAX_TEXTS,
+        "max_client_batch_size": MAX_ITEMS,
         "auto_truncate": True,
         "tokenization_workers": 1,
         "version": "1.9",

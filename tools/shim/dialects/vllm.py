@@ -6,12 +6,12 @@ import uuid
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypedDict
 
-from tools.shim.body import MAX_TEXTS, Lenient, Query
+from tools.shim.body import Lenient, Query
 from tools.shim.dialects import openai
 from tools.shim.dialects.cohere import INSTRUCTION
 from tools.shim.dialects.lengths import check_tokens
 from tools.shim.dialects.openai import TEXT_ALONE
-from tools.shim.errors import bad_request, too_large
+from tools.shim.errors import bad_request
 from tools.shim.gateway import Gateway
 from tools.shim.routes import Get, Post, Reply
 
@@ -68,11 +68,11 @@ class Scores(TypedDict):
 
 async def score(gateway: Gateway, call: ScoreCall) -> Reply:
     """Scores pairs."""
-    queries = either(call.text_1, call.queries, call.data_1, name="text_1")
-    documents = either(call.text_2, call.documents, call.data_2, call.items, name="text_2")
+    left, queries = either(call, "text_1", "queries", "data_1")
+    right, documents = either(call, "text_2", "documents", "data_2", "items")
     if len(queries) not in (1, len(documents)):
         raise bad_request(
-            f"text_1 has {len(queries)} texts and text_2 {len(documents)}: send one text_1, or as many as text_2"
+            f"{left} has {len(queries)} texts and {right} has {len(documents)}: send one, or as many as in {right}"
         )
     query = queries[0] if len(queries) == 1 else queries
     result = await gateway.rerank(query, documents, call.model, instruction=call.instruction)
@@ -95,17 +95,15 @@ async def score(gateway: Gateway, call: ScoreCall) -> Reply:
     return Reply(content, result)
 
 
-def either(*texts: str | list[str] | None, name: str) -> list[str]:
-    """The one of `texts` that was sent, as a list; raises GatewayError 400 where none or several were."""
-    sent = [one for one in texts if one is not None]
-    if len(sent) != 1:
-        raise bad_request(
-            f"the field {name!r} is missing" if not sent else f"{name!r} is sent twice, by two names"
-        )
-    found = [sent[0]] if isinstance(sent[0], str) else sent[0]
-    if len(found) > MAX_TEXTS:
-        raise too_large(f"{name} holds {len(found)} texts: send at most {MAX_TEXTS} a call")
-    return found
+def either(call: ScoreCall, *names: str) -> tuple[str, list[str]]:
+    """Which of the fields `names` was sent, and its texts; raises GatewayError 400 where none or several were."""
+    sent = {name: texts for name in names if (texts := getattr(call, name)) is not None}
+    if not sent:
+        raise bad_request(f"the field {names[0]!r} is missing")
+    if len(sent) > 1:
+        raise bad_request(f"send one of {' and '.join(sent)}, not several")
+    ((name, texts),) = sent.items()
+    return name, [texts] if isinstance(texts, str) else texts
 
 
 ROUTES: list[Post | Get] = [

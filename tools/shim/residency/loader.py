@@ -21,9 +21,9 @@ from tools.shim.residency.families import Family, families, fingerprint, hint, k
 from tools.shim.residency.rules import (
     LOW,
     Drain,
+    FamilyUse,
     Keep,
     Load,
-    Resident,
     State,
     Unload,
     Wait,
@@ -55,8 +55,8 @@ DEATH_SECONDS = 5.0
 """In which Triton notices that a process has died while its model is loaded, unless it was very young."""
 
 STUCK = (
-    "a process of it died while it was loaded, or it took forever, and this Triton does not get over that: start "
-    "it again, and see its log"
+    "a process of this model died while it loaded, or the load never ended. Triton cannot recover from that: "
+    "restart it, and read its log"
 )
 
 ATTEMPTS = 3
@@ -74,7 +74,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Kept(Resident):
+class Tracked(FamilyUse):
     """A family with what the loader knows of it besides."""
 
     build: str = ""
@@ -94,7 +94,7 @@ class Kept(Resident):
     preload: bool = False
 
 
-class Residence(TypedDict):
+class ModelStatus(TypedDict):
     """What is known of a model in memory: of all together that share its steps."""
 
     state: State
@@ -143,7 +143,7 @@ class Residency:
         self._control = control
         self.repository = repository
         self._keep_alive = keep_alive
-        self.families = [self._kept(family, preload, pinned, causes) for family in families]
+        self.families = [self._tracked(family, preload, pinned, causes) for family in families]
         self._of = {name: one for one in self.families for name in one.family.ensembles}
         self._changed = asyncio.Event()
         self._is_over = False
@@ -153,11 +153,11 @@ class Residency:
         self._worker: asyncio.Task[None] | None = None
         self._looking = asyncio.Lock()
 
-    def _kept(
+    def _tracked(
         self, family: Family, preload: Collection[str], pinned: Collection[str], causes: Mapping[str, str]
-    ) -> Kept:
+    ) -> Tracked:
         known = hint(self.repository, family)
-        one = Kept(family, known or family.estimate, known is not None)
+        one = Tracked(family, known or family.estimate, known is not None)
         one.build = fingerprint(self.repository, family)
         one.pinned = not {*pinned}.isdisjoint(family.ensembles)
         one.preload = one.pinned or not {*preload}.isdisjoint(family.ensembles)
@@ -248,7 +248,7 @@ class Residency:
         one.pinned = pinned
         self._changed.set()
 
-    def describe(self, ensemble: str) -> Residence:
+    def describe(self, ensemble: str) -> ModelStatus:
         """A model's family, as operators want to know of it."""
         one = self._of[ensemble]
         now = time.monotonic()
@@ -266,7 +266,7 @@ class Residency:
             "cause": one.cause or None,
         }
 
-    async def _wait(self, one: Kept, seconds: float) -> None:
+    async def _wait(self, one: Tracked, seconds: float) -> None:
         """Waits until a family is loaded, and counts a call to it."""
         now = time.monotonic()
         if self._away:
@@ -304,14 +304,14 @@ class Residency:
             raise self._late(one)
         future.result()
 
-    def _count(self, one: Kept) -> None:
+    def _count(self, one: Tracked) -> None:
         """Has the rules see who waits now."""
         one.waiting, one.deadline = len(one.waiters), min(one.waiters.values(), default=math.inf)
         if not one.waiters and not one.wanted:
             one.asked = math.inf
         self._changed.set()
 
-    def _renew(self, one: Kept) -> str:
+    def _renew(self, one: Tracked) -> str:
         """Forgets what is known of an older build of a family that is not there; returns which one it is now."""
         build = fingerprint(self.repository, one.family)
         if build and build != one.build:
@@ -324,7 +324,7 @@ class Residency:
                 one.retry, one.failures, one.cause = -math.inf, 0, ""
         return build
 
-    def _grant(self, one: Kept) -> None:
+    def _grant(self, one: Tracked) -> None:
         """Lets all in who wait for a family that is there."""
         one.wanted, one.asked = False, math.inf
         one.retry, one.failures, one.cause = -math.inf, 0, ""
@@ -333,38 +333,38 @@ class Residency:
                 one.calls += 1
                 future.set_result(None)
 
-    def _give_up(self, one: Kept) -> None:
+    def _give_up(self, one: Tracked) -> None:
         """Turns all away who wait for a family that cannot be loaded."""
         one.state, one.unwanted = "absent", False
         self._turn_away(one, self._failed)
         print(f"{one.family.name} cannot be loaded: {one.cause}", flush=True)
 
-    def _turn_away(self, one: Kept, why: Callable[[Kept], GatewayError]) -> None:
+    def _turn_away(self, one: Tracked, why: Callable[[Tracked], GatewayError]) -> None:
         """Ends the wait for a family that will not come."""
         one.wanted, one.asked = False, math.inf
         for future in one.waiters:
             if not future.done():
                 future.set_exception(why(one))
 
-    def _failed(self, one: Kept) -> GatewayError:
+    def _failed(self, one: Tracked) -> GatewayError:
         after = min(FAILED_SECONDS[1], one.retry - time.monotonic())
         return not_ready(f"Triton cannot serve {one.family.name}: {one.cause}", after)
 
-    def _seconds_to_load(self, one: Kept) -> float:
+    def _seconds_to_load(self, one: Tracked) -> float:
         """Until a family may be there, by what those before it took the last time."""
         before = [other for other in self.families if other.asked < one.asked and other is not one]
         return sum(max(1.0, other.load_seconds) for other in (*before, one))
 
-    def _late(self, one: Kept) -> GatewayError:
+    def _late(self, one: Tracked) -> GatewayError:
         return not_ready(
             f"{one.family.name} is not loaded yet: try again, or give the call more time",
             self._seconds_to_load(one),
         )
 
-    def _too_big(self, one: Kept) -> GatewayError:
+    def _too_big(self, one: Tracked) -> GatewayError:
         pinned = sum(other.size for other in self.families if other.pinned and other is not one)
         return too_big(
-            f"{one.family.name} takes {_shown(one.size)}, and of {_shown(self.budget)} for models "
+            f"{one.family.name} takes {_shown(one.size)}; of the {_shown(self.budget)} for models only "
             f"{_shown(max(0, self.budget - pinned))} are not pinned: "
             + ("unpin another, or " if pinned else "")
             + "give models more by --memory, or build it in a smaller precision"
@@ -392,13 +392,13 @@ class Residency:
         total = taken(self.families)
         self._is_over = total > (LOW * self.budget if self._is_over else self.budget)
         match next_step(self.families, self.budget, self._is_over, now):
-            case Load(Kept() as one):
+            case Load(Tracked() as one):
                 await self._load(one)
-            case Unload(Kept() as one, reason):
+            case Unload(Tracked() as one, reason):
                 await self._unload(one, reason)
             case Drain(one):
                 one.state = "draining"
-            case Keep(Kept() as one):
+            case Keep(Tracked() as one):
                 one.state = "loaded"
                 self._grant(one)
             case Wait(seconds):
@@ -417,7 +417,7 @@ class Residency:
                 one.cause = self._too_big(one).message
                 self._turn_away(one, self._too_big)
 
-    async def _load(self, one: Kept) -> None:
+    async def _load(self, one: Tracked) -> None:
         started = time.monotonic()
         one.state = "loading"
         try:
@@ -448,13 +448,13 @@ class Residency:
         self._grant(one)
         print(f"{one.family.name}: loaded in {one.load_seconds:.1f} s, takes {_shown(one.size)}", flush=True)
 
-    def _arrive(self, one: Kept) -> None:
+    def _arrive(self, one: Tracked) -> None:
         """Notes that a family is there, from now on."""
         one.state = "loaded"
         one.loaded = one.used = time.monotonic()
         one.expires = one.used + self._keep_alive
 
-    def _why(self, one: Kept, error: Exception) -> str:
+    def _why(self, one: Tracked, error: Exception) -> str:
         """What a load failed for."""
         if not isinstance(error, InferenceServerException):
             log.error("%s cannot be loaded", one.family.name, exc_info=error)
@@ -464,7 +464,7 @@ class Residency:
             return (self._explain and self._explain(one.family.name)) or said
         return said
 
-    async def _bring(self, one: Kept) -> None:
+    async def _bring(self, one: Tracked) -> None:
         """Has Triton load a family whole, as one build wrote it; raises InferenceServerException."""
         models = (*one.family.ensembles, *one.family.steps)
         for _ in range(ATTEMPTS):
@@ -490,7 +490,7 @@ class Residency:
                 return
         raise InferenceServerException(f"{one.family.name} is being built again and again")
 
-    async def _unload(self, one: Kept, reason: str) -> None:
+    async def _unload(self, one: Tracked, reason: str) -> None:
         one.state = "draining"
         try:
             await self._control.unload((*one.family.ensembles, *one.family.steps))
@@ -505,7 +505,7 @@ class Residency:
         one.evictions[reason] += 1
         print(f"{one.family.name}: unloaded ({reason.replace('_', ' ')})", flush=True)
 
-    def _lost(self, one: Kept) -> bool:
+    def _lost(self, one: Tracked) -> bool:
         return not {*self._lost_models}.isdisjoint(one.family.steps)
 
     async def look(self) -> None:
@@ -532,7 +532,7 @@ class Residency:
                 if one.state != "absent":
                     self._measure(one, memory)
 
-    def _measure(self, one: Kept, memory: Mapping[tuple[str, str], int]) -> None:
+    def _measure(self, one: Tracked, memory: Mapping[tuple[str, str], int]) -> None:
         kind = "gpu" if one.family.on_gpu else "process"
         sizes = [memory.get((step, kind), 0) for step in one.family.steps]
         if sum(sizes) and (one.family.on_gpu or all(sizes)):

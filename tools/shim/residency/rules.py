@@ -31,7 +31,7 @@ Reason = Literal["room", "turn", "memory", "keep_alive", "asked"]
 
 
 @dataclass
-class Resident:
+class FamilyUse:
     """A family, and all that is known of how it is used. Times are of one clock, in seconds."""
 
     family: Family
@@ -73,14 +73,14 @@ class Resident:
 class Load:
     """Load one."""
 
-    one: Resident
+    one: FamilyUse
 
 
 @dataclass(frozen=True)
 class Unload:
     """Unload one, which is idle."""
 
-    one: Resident
+    one: FamilyUse
     reason: Reason
 
 
@@ -88,14 +88,14 @@ class Unload:
 class Drain:
     """Let no new call to one."""
 
-    one: Resident
+    one: FamilyUse
 
 
 @dataclass(frozen=True)
 class Keep:
     """Let calls to one again that was draining."""
 
-    one: Resident
+    one: FamilyUse
 
 
 @dataclass(frozen=True)
@@ -108,27 +108,25 @@ class Wait:
 Step: TypeAlias = "Load | Unload | Drain | Keep | Wait"
 
 
-def taken(residents: Iterable[Resident]) -> int:
+def taken(families: Iterable[FamilyUse]) -> int:
     """Bytes of all that is there."""
-    return sum(one.size for one in residents if one.state != "absent")
+    return sum(one.size for one in families if one.state != "absent")
 
 
-T = TypeVar("T", bound=Resident)
+T = TypeVar("T", bound=FamilyUse)
 
 
-def idle(residents: Iterable[T]) -> list[T]:
+def idle(families: Iterable[T]) -> list[T]:
     """Those that may go at once, the least recently used first."""
-    there = (one for one in residents if one.state == "loaded" and one.calls == 0 and not one.pinned)
+    there = (one for one in families if one.state == "loaded" and one.calls == 0 and not one.pinned)
     return sorted(there, key=lambda one: one.used)
 
 
-def next_step(residents: Collection[Resident], budget: int, is_over: bool, now: float) -> Step:
+def next_step(families: Collection[FamilyUse], budget: int, is_over: bool, now: float) -> Step:
     """What is to be done now; `is_over` while more than the `budget` is being brought down to LOW of it."""
-    there = [one for one in residents if one.state in ("loaded", "draining")]
-    asked = [
-        one for one in residents if one.state == "absent" and (one.waiting or one.wanted) and now >= one.retry
-    ]
-    queue = sorted((one for one in asked if fits(one, residents, budget)), key=lambda one: one.asked)
+    there = [one for one in families if one.state in ("loaded", "draining")]
+    asked = [one for one in families if one.state == "absent" and (one.waiting or one.wanted) and now >= one.retry]
+    queue = sorted((one for one in asked if fits(one, families, budget)), key=lambda one: one.asked)
     for one in there:
         if one.unwanted and one.calls == 0:
             return Unload(one, "asked")
@@ -143,18 +141,18 @@ def next_step(residents: Collection[Resident], budget: int, is_over: bool, now: 
     for one in free:
         if now >= one.expires:
             return Unload(one, "keep_alive")
-    if is_over and free and taken(residents) > LOW * budget:
+    if is_over and free and taken(families) > LOW * budget:
         return Unload(free[0], "memory")
     sleep = min((one.expires - now for one in free), default=math.inf)
-    sleep = min([sleep, *(one.retry - now for one in residents if one.retry > now)])
+    sleep = min([sleep, *(one.retry - now for one in families if one.retry > now)])
     if not queue:
         return Wait(sleep)
-    if taken(residents) + queue[0].size <= budget:
+    if taken(families) + queue[0].size <= budget:
         return Load(queue[0])
     return _room(queue[0], there, free, now) or Wait(sleep)
 
 
-def _room(one: Resident, there: Sequence[Resident], free: Sequence[Resident], now: float) -> Step | None:
+def _room(one: FamilyUse, there: Sequence[FamilyUse], free: Sequence[FamilyUse], now: float) -> Step | None:
     """How one more comes to fit; None where only a call's end helps."""
     if free:
         # Not one that is called more often in place of one that has just come.
@@ -169,6 +167,6 @@ def _room(one: Resident, there: Sequence[Resident], free: Sequence[Resident], no
     return Drain(longest) if now >= longest.settled else Wait(longest.settled - now)
 
 
-def fits(one: Resident, residents: Iterable[Resident], budget: int) -> bool:
+def fits(one: FamilyUse, families: Iterable[FamilyUse], budget: int) -> bool:
     """Whether there could ever be room for one beside those that never go."""
-    return one.size + sum(other.size for other in residents if other.pinned and other is not one) <= budget
+    return one.size + sum(other.size for other in families if other.pinned and other is not one) <= budget
