@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT, Stack
 
@@ -15,6 +17,7 @@ from tools import docs
 
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
+PYTHON = ROOT / ".venv-clients" / "bin" / "python"
 DEPLOY = ROOT / "tools" / "deploy"
 CATALOG = ROOT / "build" / "catalog" / "README.md"
 PAGES = {path: path.read_text() for path in (README, ROOT / "CONTRIBUTING.md", CATALOG, *DOCS)}
@@ -55,6 +58,37 @@ def test_python_example(stack: Stack) -> None:
     values: dict[str, object] = {}
     exec(code.replace("localhost:8201", f"127.0.0.1:{stack.ports['grpc']}"), values)
     assert (values["embeddings"] == stack.embed(["one text", "and another, of any length"])).all()
+
+
+CLIENT_EXAMPLES = re.findall(
+    r"^```python\n((?:import|from) (openai|langchain_openai|cohere)\b.*?)^```$",
+    PAGES[README] + CLIENTS,
+    re.MULTILINE | re.DOTALL,
+)
+
+
+def test_every_client_has_its_example() -> None:
+    assert [package for _, package in CLIENT_EXAMPLES] == ["openai", "langchain_openai", "cohere"]
+
+
+@pytest.mark.parametrize(("code", "package"), CLIENT_EXAMPLES, ids=[package for _, package in CLIENT_EXAMPLES])
+def test_examples_of_clients(stack: Stack, code: str, package: str, tmp_path: Path) -> None:
+    """They give what the gateway's own dialect does."""
+    if not PYTHON.exists():
+        pytest.skip("`make .venv-clients/clients.lock` installs the clients")
+    code = code.replace("localhost:8101", f"127.0.0.1:{stack.ports['embed']}")
+    shown = "[best.index, best.relevance_score]" if package == "cohere" else "vectors"
+    output = subprocess.check_output(
+        [PYTHON, "-c", f"{code}\nimport json\nprint(json.dumps({shown}))"],
+        text=True,
+        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)},
+    )
+    if package == "cohere":
+        documents = ["The bank raised its rates.", "Photosynthesis turns light into sugar."]
+        scores = stack.rerank("How do plants make sugar?", documents)["scores"]
+        assert json.loads(output) == [1, pytest.approx(max(scores), rel=1e-6)]
+    else:
+        np.testing.assert_allclose(json.loads(output), stack.embed(["a text", "and another"]), rtol=1e-6)
 
 
 def test_clients_are_of_the_versions_that_are_tested() -> None:
