@@ -73,7 +73,7 @@ def with_measured(text: str, measured: Measured) -> str:
     """The page with every table and plot, between the marks."""
     bench, shell, peers = measured.bench, measured.shell, measured.peers
     plot = f"![Tokens per second, and per CPU second, as clients grow]({_path('throughput.svg')})"
-    parts = [table(bench), plot, sentences(bench)]
+    parts = [RAW, table(bench), plot, sentences(bench)]
     corpora = dict.fromkeys(one.corpus for one in peers.measurements)
     parts += ["## Beside others", peers_sentences(peers), *(peers_table(peers, name) for name in corpora)]
     parts += [f"![Texts a second, and latency, of each peer]({_path('peers.svg')})"]
@@ -93,6 +93,10 @@ def _path(name: str) -> str:
     """Of a plot, as the page links to it."""
     return f"../{(RESULTS / name).relative_to(ROOT)}"
 
+
+RAW = """The raw loop is OpenVINO alone. It runs again before and after each load.
+*Share of raw* is what a load keeps of those runs, not of the first row."""
+"""How to read the first table."""
 
 OURS = "this"
 """The stack among its peers."""
@@ -152,17 +156,18 @@ def front_sentences(results: Results, peers: Results) -> str:
     busy, large = (results.find("embed", "docstrings", *load).share_of_raw for load in ((64, 1), (1, 64)))
     docstring = peers.find(OURS, "docstrings", 1).rounds[0]
     precisions = {way: peers.peers[way].precision for way in (OURS, *strongest(peers).values())}
+    unlike = ", ".join(f"{precision} ({way})" for way, precision in precisions.items())
     said = [
         f"Texts are docstrings, {docstring.tokens / docstring.texts:.0f} tokens each on average.",
-        "The fastest is the one that is so in calls of 64 texts, with vectors whose cosine with the ones here is",
-        f"{SAME} or more.",
-        f"Precisions are {', '.join(f'{precision} ({way})' for way, precision in precisions.items())}.".replace(
-            f"({OURS})", "(here)"
-        ),
+        "Fastest means: in calls of 64 texts.",
+        f"Peers whose cosine with ours is below {SAME} are left out.",
+        f"All compute in {precisions[OURS]}."
+        if len({*precisions.values()}) == 1
+        else f"Precisions are {unlike}.".replace(f"({OURS})", "(here)"),
         "The home-made gateway is FastAPI before the same Triton and engine: it pads, and pools in numpy.",
         "A library takes one call at a time.",
-        f"Of the tokens per CPU second of the bare engine `/embed` keeps {busy:.0%} with 64 clients and "
-        f"{large:.0%} in large calls.",
+        "Of the tokens per CPU second of the bare engine, run beside each load, `/embed` keeps "
+        f"{busy:.0%} with 64 clients and {large:.0%} in large calls.",
         *(f"N{warning[1:]}." for warning in machine.warnings(peers.noise)),
     ]
     return "\n".join(textwrap.wrap(" ".join(said), 115, break_on_hyphens=False))
@@ -177,7 +182,7 @@ def table(results: Results) -> str:
         f"| docstrings, {length:.0f} tokens each on average, {results.precision}, {cores} cores "
         "| texts/s | tokens per CPU s | share of raw | p50 ms | p99 ms | batch |",
         "|---|---|---|---|---|---|---|",
-        f"| raw OpenVINO loop, nothing around it: the limit | {raw.texts_per_second:.0f} "
+        f"| raw OpenVINO loop: the limit | {raw.texts_per_second:.0f} "
         f"| {raw.tokens_per_cpu_second:.0f} | 1.00 | | | |",
     ]
     for key in ROWS:
@@ -198,7 +203,7 @@ def sentences(results: Results) -> str:
     rerank = results.find("rerank", "cross-encoder", 1, 80)
     resident = sum(results.memory["resident_mib"].values())
     said = [
-        f"Medians of {len(rerank.rounds)} rounds on {results.machine['cpu']}.",
+        f"{medians(results)} on {results.machine['cpu']}.",
         f"One query against 80 documents through a cross-encoder of MiniLM's size takes "
         f"{rerank.percentiles_ms[50]:.0f} ms, {rerank.texts_per_second:.0f} pairs a second.",
         f"The whole stack takes {resident} MiB of memory after the load, of which "
@@ -210,11 +215,10 @@ def sentences(results: Results) -> str:
 
 def peers_sentences(peers: Results) -> str:
     """What the peers are."""
-    rounds = len(peers.measurements[0].rounds)
     said = [
         "`make bench-peers` measures other ways to get the same vectors on the same machine.",
-        f"Numbers are medians of {rounds} {'round' if rounds == 1 else 'rounds'}.",
-        "In each, all take turns at every load.",
+        "It is another run than the table above, of other texts, so the numbers of the stack itself differ.",
+        f"{medians(peers)}. In each, all take turns at every load.",
         "All have the same number of threads.",
         "Home-made is a gateway of FastAPI before the same Triton and engine: it pads, and pools in numpy.",
         "Cosine is the lowest of a peer's vectors with those of the stack.",
@@ -297,13 +301,18 @@ def shell_table(results: Results, keys: Sequence[tuple[str, int, int]] = ()) -> 
 
 def shell_sentences(results: Results) -> str:
     """What the table is of."""
-    rounds = len(results.measurements[0].rounds)
     said = [
         "This is the same stack before a model of one layer of width 64: nearly all CPU time is spent around it.",
-        f"Medians of {rounds} {'round' if rounds == 1 else 'rounds'} on {results.machine['cpu']}.",
+        f"{medians(results)} on {results.machine['cpu']}.",
         *(f"N{warning[1:]}." for warning in machine.warnings(results.noise)),
     ]
     return "\n".join(textwrap.wrap(" ".join(said), 115, break_on_hyphens=False))
+
+
+def medians(results: Results) -> str:
+    """Over how many rounds the numbers are medians."""
+    rounds = len(results.measurements[0].rounds)
+    return "Numbers are of one round" if rounds == 1 else f"Numbers are medians of {rounds} rounds"
 
 
 def peers_table(results: Results, corpus: str) -> str:
