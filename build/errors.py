@@ -5,5 +5,5 @@ class BuildError(Exception):
     """A checkpoint, catalog entry or folder cannot be built; the message says what to change."""
 
 
-class NotPackedError(BuildError):
-    """A checkpoint's graph is not one on packed tokens, and the runtime that was asked for runs no other."""
+class UnsupportedRuntimeError(BuildError):
+    """The runtime that was asked for does not run this model; the message names those that do."""

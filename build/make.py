@@ -12,19 +12,22 @@ from dataclasses import replace
 from pathlib import Path
 
 from build import catalog, gpu
-from build.catalog import POOLINGS, TASKS, CatalogEntry, Hub
+from build.catalog import POOLINGS, CatalogEntry, Hub
 from build.config import REPOSITORY
-from build.errors import BuildError, NotPackedError
+from build.errors import BuildError, UnsupportedRuntimeError
 from build.rendering import family
+from build.runtimes import DEFAULT, RUNTIMES
 from build.sources.files import GRAPHS
 from build.sources.obtain import describe
-from build.target import PRECISIONS, RUNTIMES, WRITERS, Target
+from build.target import PRECISIONS, Target
+from build.tasks import TASKS
 
 CACHE = REPOSITORY.parent / ".cache"
 DEFAULT_MODEL = "minilm"
 ASKED = ("name", "dimensions", "max_tokens", "normalise", "adapter", "onnx", "output")
 """Options that take the place of what a catalog entry says."""
-AUTO = "auto"
+AUTO, GPU = "auto", "torch"
+"""A runtime that is chosen here, and the one for this machine's GPU."""
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 
 
@@ -48,9 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--runtime",
-        choices=[*RUNTIMES, *WRITERS, AUTO],
-        default="openvino",
-        help="what executes the graphs (default: openvino); auto: torch where it can use a GPU, else openvino; "
+        choices=[*RUNTIMES, AUTO],
+        default=DEFAULT,
+        help=f"what executes the graphs (default: {DEFAULT}); auto: {GPU} where it can use a GPU, else {DEFAULT}; "
         "vllm: for models that write text",
     )
     parser.add_argument(
@@ -101,10 +104,10 @@ def main(arguments: list[str] | None = None) -> int:
             runtime = own_runtime(entry, options.precision) if options.runtime == AUTO else options.runtime
             try:
                 build_one(entry, runtime, options)
-            except NotPackedError:
+            except UnsupportedRuntimeError:
                 if options.runtime != AUTO:
                     raise
-                build_one(entry, "openvino", options)
+                build_one(entry, DEFAULT, options)
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -140,15 +143,15 @@ def known_entry(model: str, task: str | None = None) -> CatalogEntry:
 
 
 def own_runtime(entry: CatalogEntry, precision: str | None) -> str:
-    """Torch where this machine has GPUs that it can use, else OpenVINO; says why where GPUs are left out."""
-    if "generate" in entry.tasks or not (cards := gpu.cards()):
-        return "openvino"
+    """GPU where this machine has cards that it can use, else DEFAULT; says why where GPUs are left out."""
+    if not {*entry.tasks} <= {*RUNTIMES[GPU].tasks} or not (cards := gpu.cards()):
+        return DEFAULT
     reasons = [*gpu.problems(cards), *too_large(entry, precision, cards)]
-    if importlib.util.find_spec("torch") is None:
-        reasons.append("torch is not installed: run `make setup`")
+    if importlib.util.find_spec(GPU) is None:
+        reasons.append(f"{GPU} is not installed: run `make setup`")
     if reasons:
         print(f"{entry.name}: built for the CPU, not the GPU: {reasons[0]}", flush=True)
-    return "openvino" if reasons else "torch"
+    return DEFAULT if reasons else GPU
 
 
 def too_large(entry: CatalogEntry, precision: str | None, cards: Sequence[gpu.Card]) -> Iterator[str]:

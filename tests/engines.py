@@ -15,7 +15,7 @@ import openvino
 from conftest import TINY, rows
 from tokenizers import Tokenizer
 
-from build.target import RUNTIMES
+from build.runtimes import RUNTIMES
 
 Array = npt.NDArray[Any]
 Engine: TypeAlias = "OnnxRuntime | OpenVino"
@@ -97,7 +97,7 @@ def feeds(runtime: str, batch: list[Array]) -> list[dict[str, Array]]:
 def states_fed(runtime: str, states: Array) -> Array:
     """Hidden states as a head gets them: flat where Triton merges requests end to end."""
     traits = RUNTIMES[runtime]
-    return states if traits.one_step else states.reshape(-1)
+    return states if traits.joins_head else states.reshape(-1)
 
 
 def steps(repository: Path, family: str) -> tuple[Path, Path]:

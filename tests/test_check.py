@@ -20,8 +20,10 @@ from test_exported import refused
 from test_families import expected
 from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
 
-from build import check, make
+from build import make
+from build.check import families
 from build.config import read_config
+from build.errors import BuildError
 
 AGAIN = "take another graph of the model, exported with dynamic axes for batch and sequence"
 
@@ -73,7 +75,7 @@ def overflowing(folder: Path) -> None:
     [
         (of_seven_tokens, "bert-cls-encoder cannot be run by {} with texts of 1 tokens: "),
         (of_sixteen_positions, "bert-cls-encoder cannot be run by {} with texts of 48 tokens: "),
-        (without_mask, "bert-cls gives a text other embeddings beside longer texts than alone: alike by 0."),
+        (without_mask, "bert-cls gives a text other embeddings beside longer texts than alone: they agree to 0."),
         (overflowing, " that are not finite numbers for "),
     ],
 )
@@ -150,7 +152,8 @@ def test_a_declared_length_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_an_engine_that_is_not_here_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     build(TINY / "bert-cls", tmp_path, "--runtime", "tensorrt")
-    assert "bert-cls: its graphs were not tried, for want of tensorrt here\n" in capsys.readouterr().out
+    said = "bert-cls: its graphs were not checked: this check runs no graph on tensorrt\n"
+    assert said in capsys.readouterr().out
 
 
 def test_bf16_in_onnxruntime_is_for_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,30 +166,30 @@ def test_bf16_in_onnxruntime_is_for_a_gpu(tmp_path: Path, capsys: pytest.Capture
         assert make.main([str(TINY / "bert-cls"), *options, *asked]) == 0
         for step in ("encoder", "pooling"):
             assert read_config(tmp_path, f"bert-cls-{step}").instance_group[0].kind == kind
-        note = "bert-cls: its graphs were not tried, for want of a GPU here"
+        note = "bert-cls: its graphs were not checked: this check runs no graph on a GPU"
         assert (note in capsys.readouterr().out) == bool(asked)
 
 
-def test_what_is_not_tried_is_said(
+def test_what_is_not_checked_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Large models are tried with shorter texts, and not where memory is short."""
+    """Large models are checked with shorter texts, and not where memory is short."""
     assert make.main([str(TINY / "bert-cls"), "--repository", str(tmp_path)]) == 0
-    assert "were not tried" not in capsys.readouterr().out
-    monkeypatch.setattr(check, "BUDGET", 10_000_000)
-    (note,) = check.check(tmp_path, "bert-cls")
-    assert note.startswith("bert-cls: its graphs were tried with texts of up to ")
+    assert "were not checked" not in capsys.readouterr().out
+    monkeypatch.setattr(families, "BUDGET", 10_000_000)
+    (note,) = families.check(tmp_path, "bert-cls")
+    assert note.startswith("bert-cls: its graphs were checked with texts of up to ")
     assert note.endswith(" of 64 tokens")
-    monkeypatch.setattr(check, "MEMORY", 10**9)
-    (note,) = check.check(tmp_path, "bert-cls")
-    assert "its graphs were not tried: they may take" in note
+    monkeypatch.setattr(families, "MEMORY", 10**9)
+    (note,) = families.check(tmp_path, "bert-cls")
+    assert "its graphs were not checked: they may take" in note
 
 
 @pytest.mark.parametrize(
     ("number", "words"),
     [
         (11, "end the engine that runs them, by signal 11"),
-        (9, "were killed in their trial: most likely memory"),
+        (9, "were killed in their check: most likely memory"),
     ],
 )
 def test_an_engine_that_dies_of_a_graph(
@@ -195,9 +198,9 @@ def test_an_engine_that_dies_of_a_graph(
     interpreter = tmp_path / "python"
     interpreter.write_text(f"#!/bin/sh\nkill -{number} $$\n")
     interpreter.chmod(0o755)
-    monkeypatch.setattr(check.sys, "executable", str(interpreter))
-    with pytest.raises(check.BuildError, match=words):
-        check.check_apart(tmp_path, ["bert-cls"])
+    monkeypatch.setattr(families.sys, "executable", str(interpreter))
+    with pytest.raises(BuildError, match=words):
+        families.check_apart(tmp_path, ["bert-cls"])
 
 
 def test_the_command_checks_what_is_there(tmp_path: Path) -> None:

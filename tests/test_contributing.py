@@ -23,7 +23,7 @@ def test_commands_exist() -> None:
     assert named == {"build", "docs", "lint", "lock", "test"} <= targets
     modules = set(re.findall(r"python -m ([a-z_.]+\.[a-z_.]+)", PAGE))
     assert modules == {"build.catalog", "build.verify", "tools.shim.openapi"}
-    assert len(PICKS) == 6
+    assert len(PICKS) == 7
     assert [name for name in modules if importlib.util.find_spec(name) is None] == []
 
 

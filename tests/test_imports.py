@@ -19,23 +19,26 @@ ALLOWED = {
     "build.memory": "",
     "build.inspect": "",
     "build.config": "build.errors",
-    "build.target": "build.errors",
-    "build.catalog": "build.errors",
+    "build.tasks": "",
+    "build.runtimes": "build.tasks",
+    "build.target": "build.errors build.runtimes",
+    "build.catalog": "build.errors build.runtimes build.tasks",
     # Copied beside the models, where nothing of ours is installed.
     "build.steps": "",
     "build.sources": "build.catalog build.errors build.steps",
     # The texts around a query are for the reference, too, which has no onnx.
     "build.graphs.templates": "",
     "build.graphs": "build.catalog build.errors build.graphs.templates build.sources build.target",
-    "build.check": "build.config build.errors build.memory build.steps build.target",
-    "build.rendering": "build.catalog build.check build.errors build.graphs build.sources build.steps "
-    "build.target",
+    "build.check": "build.config build.errors build.memory build.steps",
+    "build.rendering": "build.catalog build.check build.errors build.graphs build.runtimes build.sources "
+    "build.steps build.target build.tasks",
     # Plans are compiled and checked where nothing is built.
-    "build.plans": "build.config build.errors build.graphs build.sources build.target",
-    "build.make": "build.catalog build.config build.errors build.gpu build.rendering build.sources build.target",
+    "build.plans": "build.config build.errors build.graphs build.runtimes build.sources",
+    "build.make": "build.catalog build.config build.errors build.gpu build.rendering build.runtimes build.sources "
+    "build.target build.tasks",
     # What is verified is served: the one place of the builder that knows where a stack listens.
     "build.verification.references": "build.errors build.graphs.templates",
-    "build.verification": "build.errors build.verification.references tools.direct",
+    "build.verification": "build.errors build.tasks build.verification.references tools.direct",
     "build.verify": "build.catalog build.config build.errors build.verification build.verification.references "
     "tools.command",
     "tools.access": "",
@@ -50,10 +53,10 @@ ALLOWED = {
     "tools.triton": "build.config build.errors build.gpu tools.access tools.command tools.preflight",
     "tools.serve": "build.catalog tools.access tools.command tools.shim tools.triton",
     "tools.deploy": "build.gpu tools.command tools.direct",
-    "tools.bench.gpu": "build.errors build.gpu build.graphs build.rendering build.sources build.steps "
-    "build.verification build.verification.references tools.bench tools.command tools.direct",
-    "tools.bench": "build.catalog build.graphs build.rendering build.sources build.verification tools.command "
-    "tools.direct tools.triton",
+    "tools.bench.gpu": "build.errors build.gpu build.graphs build.rendering build.runtimes build.sources "
+    "build.steps build.verification build.verification.references tools.bench tools.command tools.direct",
+    "tools.bench": "build.catalog build.graphs build.rendering build.runtimes build.sources build.verification "
+    "tools.command tools.direct tools.triton",
     # Where it runs, nothing of the server's is installed.
     "tools.backfill": "tools.command tools.direct",
     "tools.documents": "tools.command tools.direct",

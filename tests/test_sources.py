@@ -37,6 +37,7 @@ from build.sources.files import sha256
 from build.sources.hub import data_files, pointer_hash
 from build.sources.obtain import describe, obtain
 from build.target import PRECISIONS, Target
+from build.tasks import DOCUMENT_TASKS, TASKS
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 MODEL = "org/Tiny-Qwen3"
@@ -540,14 +541,13 @@ def test_every_page(name: str) -> None:
     assert entry.languages
     assert entry.licence
     assert entry.parameters
-    if entry.tasks[0] in catalog.DOCUMENT_TASKS:
+    if entry.tasks[0] in DOCUMENT_TASKS:
         assert len(entry.tasks) == 1
         assert entry.precisions == ("fp32",)
         assert not isinstance(entry.source, catalog.Hub) or re.fullmatch("[0-9a-f]{40}", entry.source.revision)
         return
-    assert entry.tasks[0] in catalog.ENTRY_TOLERANCE
     assert entry.tasks[1:] in ((), ("rerank",))
-    assert (entry.width is None) == (entry.tasks in (("rerank",), ("generate",)))
+    assert (entry.width is None) == (entry.tasks in (("rerank",), ("classify",), ("generate",)))
     assert set(entry.precisions) <= set(PRECISIONS)
     assert entry.tolerance.keys() == set(entry.precisions)
     assert entry.max_tokens
@@ -558,6 +558,14 @@ def test_every_page(name: str) -> None:
         assert catalog.find(entry.source.repository, "") == (entry if entry.adapter is None else None)
         own = entry.source.repository.rpartition("/")[2].lower()
         assert entry.name == own if entry.adapter is None else entry.name.startswith(f"{own}-")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_can_have_a_page(task: str) -> None:
+    """A row of the table, and a tolerance for what says none."""
+    cells = page_of_catalog.row(replace(catalog.load("minilm"), tasks=(task,))).split(" | ")
+    assert cells[1] == TASKS[task].gives
+    assert catalog.ENTRY_TOLERANCE[task].keys() == set(PRECISIONS)
 
 
 def test_no_commit_stands_on_two_pages() -> None:

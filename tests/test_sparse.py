@@ -262,7 +262,7 @@ def test_what_a_build_refuses(
 
 def test_a_runtime_that_gives_no_ragged_results(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = refusal(copy, capsys, SPLADE, {}, "--runtime", "tensorrt")
-    assert "not written for tensorrt: build it for openvino or onnxruntime" in said
+    assert "is for embed_sparse, which tensorrt does not run: build it for openvino, onnxruntime or torch" in said
 
 
 def test_lexical_weights_that_are_a_pickle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -339,13 +339,13 @@ def test_tokens_are_counted(stack: Stack) -> None:
     assert (count("received") - before[0], count("computed") - before[1]) == (tokens, tokens // 2)
 
 
-def test_a_build_tries_the_graphs(tmp_path: Path) -> None:
+def test_a_build_checks_the_graphs(tmp_path: Path) -> None:
     """Where there is torch; where there is none it says so."""
     command = ["-m", "build.make", str(TINY / "bert-cross-encoder"), "--runtime", "torch", "--repository"]
     for python, said in ((PYTHON, 0), (ROOT / ".venv" / "bin" / "python", 1)):
         words = [str(python), *command, str(tmp_path / python.parent.parent.name)]
         output = subprocess.check_output(words, cwd=ROOT, text=True)
-        assert output.count("its graphs were not tried, for want of torch here") == said
+        assert output.count("its graphs were not checked: torch is not installed") == said
 
 
 def test_auto_takes_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

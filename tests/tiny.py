@@ -29,7 +29,7 @@ def is_reranker(name: str) -> bool:
 
 STATIC = [name for one in ARCHITECTURES.values() if one.static for name in one.fixtures]
 """Those without layers."""
-PACKED = [name for one in ARCHITECTURES.values() if one.packed for name in one.fixtures]
+PACKED = [name for one in ARCHITECTURES.values() if one.packed_attention for name in one.fixtures]
 """Those that run on packed tokens, too."""
 RERANKERS = [name for name in NAMES if is_reranker(name)]
 EMBEDDERS = [name for name in NAMES if name not in RERANKERS]

@@ -4,29 +4,12 @@ from __future__ import annotations
 
 from build import catalog
 from build.catalog import CatalogEntry, Wheel
+from build.runtimes import RUNTIMES
+from build.tasks import DOCUMENT_TASKS, TASKS
 
 PUBLISHED = ("all-mpnet-base-v2",)
-"""Beside the wheels, those whose files of the Hub the tests have from elsewhere, by the same hashes."""
+"""Models of the Hub whose published weights the tests build, too: they get the same files elsewhere, by hash."""
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-KINDS = {
-    "embed": "embeddings",
-    "embed_all": "vectors of tokens",
-    "embed_sparse": "sparse vectors",
-    "rerank": "reranker",
-    "generate": "answers",
-    "ocr": "text of pages",
-    "layout": "layout of pages",
-    "picture": "kinds of pictures",
-}
-NOT_FOR = {
-    "embed_all": "tensorrt",
-    "embed_sparse": "tensorrt",
-    "generate": "any but python",
-    "ocr": "any but python",
-    "layout": "tensorrt, openvino, torch",
-    "picture": "tensorrt, openvino, torch",
-}
-"""First task -> the runtimes that it is not written for."""
 PATH = catalog.FOLDER / "README.md"
 
 HEAD = """\
@@ -36,12 +19,13 @@ HEAD = """\
 
 Models that are built by their name: `make serve MODEL=bge-small-en-v1.5`. An entry says where a checkpoint lies,
 at which commit, and what its own files leave open, as prompts; pooling, norms and tokenizer are read from those
-files. Precisions have the default first, each with the gigabytes of the weights. The trial of a build takes three
-times those of its precision; [what a server takes](../../docs/memory.md) is measured where it runs.
+files. Precisions have the default first, each with the gigabytes of the weights. The check at the end of a build
+needs free memory of three times those of its precision; [what a server takes](../../docs/memory.md) is measured
+where it runs.
 
-Each is built for every runtime, but for those under "not for". MPNet, T5, DeBERTa and jina-embeddings-v2 have
-biases in attention, and are not for `torch` either. On a CPU the runtime is `openvino`, unless another is asked
-for; [an NVIDIA GPU](../../docs/gpu.md) gets `torch`.
+Each is built for every runtime, but for those under "not for"; `vllm` runs models that write text, and no other.
+MPNet, T5, DeBERTa and jina-embeddings-v2 have biases in attention, and are not for `torch` either. On a CPU the
+runtime is `openvino`, unless another is asked for; [an NVIDIA GPU](../../docs/gpu.md) gets `torch`.
 
 **Only what is tested by `weights` has been built here from published weights.** Of all others the layout is
 tested, with tiny random checkpoints of the same `model_type`, against transformers and sentence-transformers.
@@ -56,7 +40,7 @@ a built family with its reference.
 
 def row(entry: CatalogEntry) -> str:
     """One model's line of the table."""
-    kinds = " and ".join(KINDS[task] for task in entry.tasks)
+    kinds = " and ".join((TASKS | DOCUMENT_TASKS)[task].gives for task in entry.tasks)
     sizes = [f"{precision} {gigabytes(entry, precision):.2g}" for precision in entry.precisions]
     cells = [
         f"[{entry.name}]({entry.name}.toml)",
@@ -67,10 +51,15 @@ def row(entry: CatalogEntry) -> str:
         entry.licence,
         entry.parameters,
         ", ".join(sizes),
-        NOT_FOR.get(entry.tasks[0], ""),
+        ", ".join(not_for(entry)),
         "weights" if isinstance(entry.source, Wheel) or entry.name in PUBLISHED else "layout",
     ]
     return f"| {' | '.join(str(cell) for cell in cells)} |\n"
+
+
+def not_for(entry: CatalogEntry) -> list[str]:
+    """The runtimes of encoders that do not run the model's tasks."""
+    return [name for name, one in RUNTIMES.items() if "embed" in one.tasks and not {*entry.tasks} <= {*one.tasks}]
 
 
 def gigabytes(entry: CatalogEntry, precision: str) -> float:

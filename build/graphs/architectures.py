@@ -165,8 +165,9 @@ class Architecture:
     """The key of `config.json` that is of the half that reads text, where another half is left out."""
     static: bool = False
     """Whether tensors say its sizes, and a token's vector does not depend on other tokens."""
-    packed: bool = True
-    """Whether its graph is written for packed tokens, too."""
+    packed_attention: bool = True
+    """Whether its attention also runs on packed tokens (`Runtime.packed_attention`). False where attention adds a
+    bias to each score."""
     own_code: frozenset[str] = frozenset()
     """Modules of published checkpoints' own code that compute what its graph computes."""
 
@@ -247,7 +248,7 @@ ARCHITECTURES = {
             # Positions are left out of what the first layer reads.
             unused=(*BUFFERS, *POOLER, "embeddings.position_embeddings.weight", *DEBERTAS_LANGUAGE_HEADS),
             rerankers={"DebertaV2ForSequenceClassification": Reranker(deberta_logit)},
-            packed=False,
+            packed_attention=False,
         ),
         Architecture(
             "distilbert",
@@ -318,7 +319,7 @@ ARCHITECTURES = {
             harmless=(*BERTS_OWN, "model_max_length", "attn_implementation"),
             unused=(*BUFFERS, *LANGUAGE_HEADS, *POOLER),
             rerankers={"JinaBertForSequenceClassification": Reranker(bert_logit)},
-            packed=False,
+            packed_attention=False,
             own_code=frozenset({"configuration_bert", "modeling_bert"}),
         ),
         Architecture(
@@ -422,7 +423,7 @@ ARCHITECTURES = {
             harmless=("tie_word_embeddings",),
             unused=(*BUFFERS, *LANGUAGE_HEADS, *POOLER),
             rerankers={"MPNetForSequenceClassification": Reranker(roberta_logit)},
-            packed=False,
+            packed_attention=False,
         ),
         Architecture(
             "new",
@@ -521,7 +522,7 @@ ARCHITECTURES = {
             ),
             # Of the half that writes text; the two have one table of words.
             unused=("decoder.*", "lm_head.*", "encoder.embed_tokens.weight"),
-            packed=False,
+            packed_attention=False,
         ),
         Architecture(
             "xlm-roberta",

@@ -38,7 +38,7 @@ def mixture(g: OnnxGraph, x: str, chosen: str, shares: str, experts: Iterable[Ca
     total = ""
     for i, expert in enumerate(experts):
         column = g.constant([i], np.int64)
-        if g.traits.packed or g.traits.needs_width:
+        if g.traits.packed_attention or g.traits.needs_width:
             found = expert(x)
         else:
             found = _for_some(g, x, g.op("Gather", chosen, column, axis=1), expert)

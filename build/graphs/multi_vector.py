@@ -173,7 +173,7 @@ def write_vectors(g: OnnxGraph, vectors: MultiVector) -> None:
     x, input_ids, lengths = state_inputs(g, vectors.hidden_size)
     for module in vectors.modules:
         x = module.write(g, x)
-    if g.traits.packed:
+    if g.traits.packed_attention:
         kept = g.op("KeptOfTexts", x, input_ids, lengths, domain=PACKED)
         g.output(VECTORS, kept, TensorProto.FLOAT, ["batch", "most", vectors.width])
         count = g.op("CountOfKept", input_ids, lengths, domain=PACKED)

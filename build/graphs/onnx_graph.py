@@ -117,7 +117,7 @@ class OnnxGraph:
     def raise_opset(self, version: int) -> None:
         """Writes the graph in this opset, and in its IR version, so that older runtimes load it."""
         standard = helper.make_opsetid("", version)
-        self._opsets = [standard, *([helper.make_opsetid(PACKED, 1)] if self.traits.packed else [])]
+        self._opsets = [standard, *([helper.make_opsetid(PACKED, 1)] if self.traits.packed_attention else [])]
         self._ir_version = helper.find_min_ir_version_for([standard])
 
     def widen(self, x: str) -> str:

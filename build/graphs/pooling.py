@@ -203,7 +203,7 @@ def write_pooling(g: OnnxGraph, pooling: Pooling) -> None:
 
 def mean_of_tokens(g: OnnxGraph, states: str, input_ids: str, lengths: str) -> str:
     """[T, H] -> [B, H]: the mean over the tokens of each item, special tokens included."""
-    if g.traits.packed:
+    if g.traits.packed_attention:
         return g.op("MeanOfTexts", states, lengths, domain=PACKED)
     slot, real = token_rows(g, input_ids, lengths)
     return g.op("Div", _sum(g, states, slot, real), _count(g, real))
@@ -211,7 +211,7 @@ def mean_of_tokens(g: OnnxGraph, states: str, input_ids: str, lengths: str) -> s
 
 def mean_by_root(g: OnnxGraph, states: str, input_ids: str, lengths: str) -> str:
     """[T, H] -> [B, H]: the sum over the tokens of each item by the square root of their number."""
-    if g.traits.packed:
+    if g.traits.packed_attention:
         count = g.op("Unsqueeze", g.op("Cast", lengths, to=TensorProto.FLOAT), g.constant([1], np.int64))
         return g.op("Mul", g.op("MeanOfTexts", states, lengths, domain=PACKED), g.op("Sqrt", count))
     slot, real = token_rows(g, input_ids, lengths)
@@ -220,7 +220,7 @@ def mean_by_root(g: OnnxGraph, states: str, input_ids: str, lengths: str) -> str
 
 def weighted_mean(g: OnnxGraph, states: str, input_ids: str, lengths: str) -> str:
     """[T, H] -> [B, H]: the mean over the tokens of each item, of which the n-th counts n times."""
-    if g.traits.packed:
+    if g.traits.packed_attention:
         return g.op("WeightedMeanOfTexts", states, lengths, domain=PACKED)
     slot, real = token_rows(g, input_ids, lengths)
     place = g.op("CumSum", real, g.constant(1, np.int64))
@@ -232,7 +232,7 @@ def weighted_mean(g: OnnxGraph, states: str, input_ids: str, lengths: str) -> st
 
 def largest(g: OnnxGraph, states: str, input_ids: str, lengths: str) -> str:
     """[T, H] -> [B, H]: the largest value of each item's tokens."""
-    if g.traits.packed:
+    if g.traits.packed_attention:
         return g.op("MaxOfTexts", states, lengths, domain=PACKED)
     slot, real = token_rows(g, input_ids, lengths)
     is_token = g.op("Cast", g.op("Unsqueeze", real, g.constant([2], np.int64)), to=TensorProto.BOOL)
@@ -242,7 +242,7 @@ def largest(g: OnnxGraph, states: str, input_ids: str, lengths: str) -> str:
 
 def first_token(g: OnnxGraph, states: str, input_ids: str, lengths: str) -> str:
     """[T, H] -> [B, H]: the vector of each item's first token."""
-    if g.traits.packed:
+    if g.traits.packed_attention:
         return g.op("Gather", states, g.op("CumSum", lengths, g.constant(0, np.int64), exclusive=1))
     slot, _ = token_rows(g, input_ids, lengths)
     return g.op("Gather", states, g.op("Gather", slot, g.constant(0, np.int64), axis=1))
@@ -250,7 +250,7 @@ def first_token(g: OnnxGraph, states: str, input_ids: str, lengths: str) -> str:
 
 def last_token(g: OnnxGraph, states: str, input_ids: str, lengths: str) -> str:
     """[T, H] -> [B, H]: the vector of each item's last token."""
-    if g.traits.packed:
+    if g.traits.packed_attention:
         ends = g.op("CumSum", lengths, g.constant(0, np.int64))
         return g.op("Gather", states, g.op("Sub", ends, g.constant(1, np.int32)))
     slot, real = token_rows(g, input_ids, lengths)
@@ -264,7 +264,7 @@ def last_but(g: OnnxGraph, passed: int, states: str, input_ids: str, lengths: st
     """[T, H] -> [B, H]: the vector of each item's last token whose id is not `passed`; the first where all are."""
     is_passed, one = _whole(g, g.op("Equal", input_ids, g.constant(passed, np.int32))), g.constant(1, np.int64)
     counts = g.op("Sub", one, is_passed)
-    if g.traits.packed:
+    if g.traits.packed_attention:
         zero, flat = g.constant(0, np.int64), g.constant([-1], np.int64)
         index = g.op("CumSum", g.op("Add", counts, is_passed), zero, exclusive=1)
         column = g.op("Cast", g.op("Mul", index, counts), to=TensorProto.FLOAT)

@@ -71,7 +71,7 @@ class Ragged(Packed):
 
 def ragged_inputs(g: OnnxGraph) -> tuple[str, str]:
     """Declares what the runtime feeds and returns it as (input_ids INT32 [T], lengths INT32 [B])."""
-    input_ids = g.input("input_ids", TensorProto.INT32, ["tokens" if g.traits.packed else "slots"])
+    input_ids = g.input("input_ids", TensorProto.INT32, ["tokens" if g.traits.packed_attention else "slots"])
     lengths = g.input("lengths", TensorProto.INT32, ["batch"])
     if g.traits.needs_width:
         g.input(WIDEST, TensorProto.INT32, ["widest"])
@@ -84,7 +84,7 @@ def state_inputs(g: OnnxGraph, hidden_size: int) -> tuple[str, str, str]:
     Triton hands every ragged input over flat, so `last_hidden_state` arrives as [T * H] and is reshaped here.
     Where one step runs both graphs, they come as their encoder gives them.
     """
-    shape: list[int | str] = ["slots", hidden_size] if g.traits.one_step else ["slots * hidden"]
+    shape: list[int | str] = ["slots", hidden_size] if g.traits.joins_head else ["slots * hidden"]
     states = g.input("last_hidden_state", g.states, shape)
     if g.states != TensorProto.FLOAT:
         states = g.op("Cast", states, to=TensorProto.FLOAT)
@@ -116,7 +116,7 @@ def item_rows(g: OnnxGraph, lengths: str) -> tuple[str, str]:
 
 def ragged(g: OnnxGraph, input_ids: str, lengths: str) -> Packed:
     """The tokens of one batch of `input_ids` [T] and `lengths` [B]."""
-    if g.traits.packed:
+    if g.traits.packed_attention:
         return Packed(input_ids, g.input("positions", TensorProto.INT32, ["tokens"]), lengths)
     return opened(g, input_ids, lengths)
 

@@ -103,7 +103,7 @@ def write_splade(
     table = g.weight("decoder.weight", _table(weights, head, size, hidden, tied))
     bias = g.weight("decoder.bias", _bias(weights, head, size, tied))
 
-    if g.traits.packed:
+    if g.traits.packed_attention:
         logits = g.linear(x, table, bias)
         if splade.strategy == "max":
             best = g.op("MaxOfTexts", logits, lengths, domain=PACKED)
@@ -171,7 +171,7 @@ def write_lexical(g: OnnxGraph, encoder: Dimensions, weights: Weights, layer: st
     own = g.op(
         "Mul", g.op("Reshape", each, g.constant([-1], np.int64)), g.op("Gather", g.weight("kept", kept), ids)
     )
-    if g.traits.packed:
+    if g.traits.packed_attention:
         largest = g.op("LargestOfIds", own, ids, lengths, domain=PACKED, size=encoder.vocab_size)
         write_sparse(g, largest, encoder.vocab_size)
         return
@@ -185,7 +185,7 @@ def write_lexical(g: OnnxGraph, encoder: Dimensions, weights: Weights, layer: st
 
 def write_sparse(g: OnnxGraph, scores: str, size: int) -> None:
     """Declares the outputs `indices` and `values`: what is above zero of `scores` [B, `size`]."""
-    if g.traits.packed:
+    if g.traits.packed_attention:
         above = g.op("PlacesAboveZero", scores, domain=PACKED)
         g.output("indices", above, TensorProto.INT32, ["batch", "most"])
         values = g.op("AtPlaces", scores, above, domain=PACKED)

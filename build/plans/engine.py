@@ -29,7 +29,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from build.errors import BuildError
 from build.graphs.ragged import WIDEST
 from build.plans.plan import GRAPH, Machine, PlannedModel, Stamp, tensorrt_module
-from build.target import token_limits
+from build.runtimes import token_limits
 
 CACHE = Path(__file__).parents[2] / ".cache"
 

@@ -31,18 +31,17 @@ from tritonclient.grpc.model_config_pb2 import (
 )
 
 from build.catalog import CatalogEntry
-from build.errors import BuildError, NotPackedError
+from build.errors import BuildError, UnsupportedRuntimeError
 from build.graphs.documents import LABELS, SIDE, picture_shape, write_cdla, write_layout, write_picture_classes
 from build.graphs.onnx_graph import OnnxGraph
-from build.rendering.model import DEADLINE, MEMORY, STEPS, Model, graph
+from build.rendering.model import Model, graph
 from build.rendering.models import graph_to_adopt
 from build.rendering.repository import Tensor
+from build.runtimes import DEFAULT
 from build.sources.checkpoint import Checkpoint
 from build.sources.files import PREPROCESSOR, files_of, is_listed, own_file
 from build.sources.labels import label_names
 from build.target import Target
-
-OCR_STEP = STEPS / "ocr.py"
 
 IMAGE = Tensor("image", TYPE_UINT8, (1, -1, -1, 3))
 LANG_TYPE = Tensor("lang_type", TYPE_STRING, (1, 1), optional=True)
@@ -86,24 +85,16 @@ LAYOUT_PREPROCESSOR = {
 
 def document_models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> list[Model]:
     """The family's ensemble and its step; raises BuildError for what cannot be built."""
-    if target.traits.packed:
-        raise NotPackedError(f"{entry.name} reads documents, for which there is no torch: build it for openvino")
-    if target.runtime not in ("openvino", "onnxruntime"):
-        raise BuildError(
-            f"{entry.name} reads documents: build it for openvino or onnxruntime, not {target.runtime}"
-        )
     (task,) = entry.tasks
     if task == "ocr":
-        return ocr_models(entry, checkpoint, target)
+        return ocr_models(entry, checkpoint)
     if task == "picture":
         return picture_models(entry, checkpoint, target)
     return layout_models(entry, checkpoint, target)
 
 
-def ocr_models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> list[Model]:
-    """The family that reads text."""
-    if target.runtime != "openvino":
-        raise BuildError(f"{entry.name} is a library in Python: build it for openvino")
+def ocr_models(entry: CatalogEntry, checkpoint: Checkpoint) -> list[Model]:
+    """The family that reads text: a library in Python, which runs its own files."""
     step = ModelConfig(
         name=f"{entry.name}-reader",
         backend="python",
@@ -112,7 +103,7 @@ def ocr_models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> l
         instance_group=[ModelInstanceGroup(count=1, kind=ModelInstanceGroup.KIND_CPU)],
     )
     weights = tuple(checkpoint.folder / name for name in entry.files)
-    return [Model(ensemble(entry, step)), Model(step, step=OCR_STEP, files=(*weights, DEADLINE, MEMORY))]
+    return [Model(ensemble(entry, step)), Model(step, step="ocr", files=weights)]
 
 
 def layout_models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> list[Model]:
@@ -125,8 +116,8 @@ def layout_models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -
         (name,) = entry.files
         path, at_once, write = checkpoint.folder / name, 1, write_cdla
         config = json.dumps({"model_type": "rt_detr_v2", "id2label": dict(enumerate(LABELS))}, indent=2)
-        if target.runtime != "openvino":
-            raise BuildError(f"{entry.name} takes one page at a time: build it for openvino")
+        if not target.traits.step:  # a backend of Triton's runs a whole batch at once
+            raise UnsupportedRuntimeError(f"{entry.name} takes one page at a time: build it for {DEFAULT}")
     step = graph_step(entry, target, PAGES, FINDS, at_once)
     artifacts = {"config.json": config, PREPROCESSOR: json.dumps(LAYOUT_PREPROCESSOR, indent=2)}
     return graph_models(entry, target, step, LAYOUT, artifacts, lambda g: write(g, path))
@@ -185,7 +176,7 @@ def graph_step(
     )
     step.dynamic_batching.preferred_batch_size.append(AT_ONCE)
     step.dynamic_batching.max_queue_delay_microseconds = DELAY
-    if target.traits.backend == "python":
+    if target.traits.step:
         # In bf16, finds near the least score come and go.
         parameters = {
             "runtime": target.runtime,

@@ -18,21 +18,23 @@ import onnx
 import tokenizers
 from google import protobuf
 
-from build.catalog import DOCUMENT_TASKS, QUANTISED_TOLERANCE, TOLERANCE, CatalogEntry, Hub
-from build.check import check_apart
-from build.errors import BuildError
+from build.catalog import QUANTISED_TOLERANCE, TOLERANCE, CatalogEntry, Hub
+from build.check.families import check_apart
+from build.errors import BuildError, UnsupportedRuntimeError
 from build.graphs.colbert import pickled_head
 from build.rendering.documents import document_models
 from build.rendering.generation import generator_models
 from build.rendering.model import Model, write_model
 from build.rendering.models import graph_to_adopt, models_of
+from build.runtimes import runtimes_for
 from build.sources import hub
 from build.sources.checkpoint import Checkpoint
 from build.sources.files import GRAPHS, files_of, sha256
 from build.sources.obtain import obtain
 from build.sources.onnx_file import data_files, read_onnx
 from build.sources.settings import check_nothing_is_left
-from build.target import RUNTIMES, WRITERS, Target
+from build.target import Target
+from build.tasks import DOCUMENT_TASKS
 
 BUILDER = Path(__file__).parents[1]
 
@@ -50,10 +52,10 @@ def build(entry: CatalogEntry, target: Target, model_repository: Path, cache: Pa
 
     Raises BuildError, and leaves the repository as it was, when the checkpoint cannot be had or built.
     """
-    if target.runtime in WRITERS and not _writes_text(entry):
-        raise BuildError(
-            f"{entry.name} does not write text, which is all that {target.runtime} is for: build it for "
-            f"{', '.join(RUNTIMES)}"
+    if lacking := [task for task in entry.tasks if task not in target.traits.tasks]:
+        raise UnsupportedRuntimeError(
+            f"{entry.name} is for {lacking[0]}, which {target.runtime} does not run: build it for "
+            f"{runtimes_for(entry.tasks)}"
         )
     if isinstance(entry.source, Hub):
         entry = replace(entry, source=hub.pin(entry.source))

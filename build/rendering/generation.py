@@ -15,28 +15,23 @@ from pathlib import Path
 from typing import Any
 
 from build.catalog import CatalogEntry
-from build.errors import BuildError
+from build.errors import BuildError, UnsupportedRuntimeError
 from build.graphs.architectures import ARCHITECTURES, HARMLESS
 from build.graphs.decoder import Decoder, read_llama, read_qwen2, read_qwen3
 from build.graphs.generator import MODEL, Tensors, write_generator, write_least
 from build.graphs.vocabulary import DETOKENIZER, write_vocabulary
 from build.rendering import repository
-from build.rendering.model import STEPS, Model
+from build.rendering.model import Model
 from build.rendering.models import check_weights_are_plain
+from build.runtimes import DEFAULT
 from build.sources.checkpoint import CHAT_TEMPLATE, Checkpoint
 from build.sources.files import gguf_file, is_listed, own_file
 from build.sources.settings import Settings, check_nothing_is_left, read_json
 from build.steps.vocabulary import token_texts
-from build.target import WRITERS, Target
+from build.target import Target
 
-COMMON = ["generator", "engine", "chat_template", "text_stream", "vocabulary", "json_schema", "deadline", "memory"]
-BESIDE = {"openvino_generator": [*COMMON, "guided_decoding"], "vllm_generator": COMMON}
-"""Step -> what lies beside it."""
 READERS = {"llama": read_llama, "qwen2": read_qwen2, "qwen3": read_qwen3}
 """Architectures that are written with a cache."""
-
-CACHE_TOKENS = {"openvino": 16384, "vllm": 32768}
-"""That the cache has room for: those of all prompts and answers under way."""
 
 READ_BY_VLLM = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 """Files of a checkpoint, beside its weights and tokenizer.json."""
@@ -67,20 +62,16 @@ class LanguageModel:
 
 def generator_models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> list[Model]:
     """The one model of the family; raises BuildError for what the checkpoint says and nothing here reads."""
-    if target.runtime not in CACHE_TOKENS:
-        raise BuildError(
-            f"{entry.name} writes text, which is not written for {target.runtime}: take RUNTIME=openvino or "
-            f"{' or '.join(WRITERS)}"
-        )
-    by_vllm, gguf = target.runtime in WRITERS, gguf_file(checkpoint.folder)
-    if by_vllm and gguf:
-        raise BuildError(
+    runtime, gguf = target.traits, gguf_file(checkpoint.folder)
+    loads_checkpoint = not runtime.step
+    if loads_checkpoint and gguf:
+        raise UnsupportedRuntimeError(
             f"{entry.name} has its weights in {gguf.name}, which {target.runtime} is not given: take one in "
-            "safetensors, or RUNTIME=openvino"
+            f"safetensors, or RUNTIME={DEFAULT}"
         )
-    model = _of_gguf(checkpoint, gguf) if gguf else _of_transformers(checkpoint, read_elsewhere=by_vllm)
+    model = _of_gguf(checkpoint, gguf) if gguf else _of_transformers(checkpoint, read_elsewhere=loads_checkpoint)
     window = min(entry.max_tokens or model.decoder.positions, model.decoder.positions)
-    cache = max(CACHE_TOKENS[target.runtime], window)
+    cache = max(runtime.cache_tokens, window)
     parameters = {
         **entry.facts,
         "runtime": target.runtime,
@@ -98,21 +89,13 @@ def generator_models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target
     if model.template is not None:
         made[CHAT_TEMPLATE] = model.template
     config = repository.generator(entry.name, parameters, target.kind)
-    if by_vllm:
+    if loads_checkpoint:
         beside = [path for name in READ_BY_VLLM if is_listed(path := checkpoint.folder / name)]
         files = [*model.files, *(own_file(path, checkpoint.folder) for path in beside)]
-        step, write = "vllm_generator", partial(_link, files)
+        write = partial(_link, files)
     else:
-        step, write = "openvino_generator", partial(_write, model, window, target.precision)
-    return [
-        Model(
-            config,
-            step=STEPS / f"{step}.py",
-            files=tuple(STEPS / f"{name}.py" for name in BESIDE[step]),
-            made=made,
-            write=write,
-        )
-    ]
+        write = partial(_write, model, window, target.precision)
+    return [Model(config, step=runtime.generator, made=made, write=write)]
 
 
 def cache_bytes(decoder: Decoder, precision: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,12 +16,6 @@ from build.sources.checkpoint import Checkpoint
 from build.target import Target
 
 STEPS = Path(__file__).parents[1] / "steps"
-TOKENIZER_STEP = STEPS / "tokenizer.py"
-LONG_TEXT, DEADLINE = STEPS / "long_text.py", STEPS / "deadline.py"
-REQUESTS, MEMORY = STEPS / "requests.py", STEPS / "memory.py"
-ONNX_RUNNER_STEP = STEPS / "onnx_runner.py"
-TORCH_RUNNER_STEP = STEPS / "torch_runner.py"
-TORCH = (STEPS / "torch_graph.py", STEPS / "packed_encoder.py")
 
 
 @dataclass(frozen=True)
@@ -28,8 +23,8 @@ class Model:
     """One Triton model of a family and what its version folder holds."""
 
     config: ModelConfig
-    step: Path | None = None
-    """The source of `model.py`; an ensemble has none."""
+    step: str = ""
+    """The file of `build/steps`, without .py, that becomes `model.py`; "" where no step of ours runs it."""
     write_graph: Callable[[OnnxGraph], None] | None = None
     """Writes `model.onnx`."""
     head: Model | None = None
@@ -37,9 +32,9 @@ class Model:
     target: Target = field(default_factory=Target)
     """What the graph is written for."""
     files: tuple[Path, ...] = ()
-    """Files of the checkpoint to copy."""
+    """Files of the checkpoint to copy into the version folder."""
     made: Mapping[str, str] = field(default_factory=dict)
-    """Files that are made of it: name -> content."""
+    """Text files to write into the version folder: name -> content."""
     beside: Mapping[str, str] = field(default_factory=dict)
     """Files beside the version folder, which Triton passes over: path -> content."""
     write: Callable[[Path], None] | None = None
@@ -48,26 +43,35 @@ class Model:
 
 def with_head(encoder: Model, head: Model, sided: bool = False) -> list[Model]:
     """Encoder and head as the models that they are, or as one; `sided`, where the head reads ids of its own."""
-    if not encoder.target.traits.one_step:
+    if not encoder.target.traits.joins_head:
         return [encoder, head]
     return [replace(encoder, config=repository.with_head(encoder.config, head.config, sided), head=head)]
 
 
 def tokenizer(config: ModelConfig, checkpoint: Checkpoint) -> Model:
     """The tokenizer model with the checkpoint's tokenizer.json, or the one that is made of its words."""
-    path, files = checkpoint.transformer / "tokenizer.json", (LONG_TEXT, DEADLINE, MEMORY)
+    path = checkpoint.transformer / "tokenizer.json"
     if checkpoint.made_tokenizer is None:
-        return Model(config, step=TOKENIZER_STEP, files=(path, *files))
-    return Model(config, step=TOKENIZER_STEP, files=files, made={path.name: checkpoint.made_tokenizer})
+        return Model(config, step="tokenizer", files=(path,))
+    return Model(config, step="tokenizer", made={path.name: checkpoint.made_tokenizer})
 
 
 def graph(config: ModelConfig, target: Target, write_graph: Callable[[OnnxGraph], None]) -> Model:
     """A model of `model.onnx`, with the step that runs it where no backend of Triton's does."""
-    step, files = None, tuple[Path, ...]()
-    if target.traits.backend == "python":
-        step, files = (TORCH_RUNNER_STEP, TORCH) if target.traits.packed else (ONNX_RUNNER_STEP, ())
-        files = (REQUESTS, DEADLINE, MEMORY, *files)
-    return Model(config, step, files=files, write_graph=write_graph, target=target)
+    return Model(config, target.traits.step, write_graph=write_graph, target=target)
+
+
+def imports_of(step: str) -> list[str]:
+    """The names of the files of `build/steps` that a step imports, itself or by one another."""
+    found: dict[str, None] = {}
+    left = [step]
+    while left:
+        for node in ast.walk(ast.parse((STEPS / f"{left.pop()}.py").read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                names = [node.module] if node.module else [alias.name for alias in node.names]
+                left += [name for name in names if name not in found]
+                found |= dict.fromkeys(names)
+    return list(found)
 
 
 def write_model(model: Model, folder: Path) -> None:
@@ -76,8 +80,10 @@ def write_model(model: Model, folder: Path) -> None:
     version = folder / "1"
     version.mkdir(parents=True)
     (folder / "config.pbtxt").write_text(repository.render(model.config))
-    if model.step is not None:
-        shutil.copyfile(model.step, version / "model.py")
+    if model.step:
+        shutil.copyfile(STEPS / f"{model.step}.py", version / "model.py")
+        for name in imports_of(model.step):
+            shutil.copyfile(STEPS / f"{name}.py", version / f"{name}.py")
     for file in model.files:
         shutil.copyfile(file, version / file.name)
     for name, content in model.made.items():

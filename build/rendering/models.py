@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from build.catalog import CatalogEntry
-from build.errors import BuildError, NotPackedError
+from build.errors import BuildError, UnsupportedRuntimeError
 from build.graphs.adopted import Adopted
 from build.graphs.architectures import ARCHITECTURES, HARMLESS, Architecture
 from build.graphs.colbert import read_multi_vector
@@ -18,17 +18,15 @@ from build.rendering import repository
 from build.rendering.model import Model, graph, tokenizer
 from build.rendering.repository import Family
 from build.rendering.scores import check_no_prompt, classifying_models, reranking_models
-from build.rendering.tokens import check_ragged_results, multi_vector_models, sparse_models
+from build.rendering.tokens import check_has_weights, multi_vector_models, sparse_models
 from build.rendering.vectors import embedding_models
+from build.runtimes import runtimes_for
 from build.sources.checkpoint import Checkpoint, own_code
 from build.sources.files import GRAPHS, SHARDS, WEIGHTS, files_of, is_listed
 from build.sources.quantised import Quantised
 from build.sources.settings import check_nothing_is_left
 from build.sources.tokenization import check_tokenizer
-from build.target import Target, others_than_packed
-
-PACKED_TEXTS = 256
-"""In one batch of packed tokens at least, so that short ones fill a GPU too; its step cuts batches by tokens."""
+from build.target import Target
 
 SCALES_BY_BATCH = (
     "its graph is quantised dynamically, so a text's result depends a little on what it is computed beside; "
@@ -44,8 +42,8 @@ def models_of(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> li
     exported = graph_to_adopt(entry, checkpoint, files_of(checkpoint.folder))
     if exported is not None and entry.adapter is not None:
         raise BuildError(
-            f"{entry.name} would be adopted from {exported}, and adapters are added to weights only: leave "
-            "--adapter out"
+            f"{entry.name} would be built from the exported graph {exported}, and adapters are added to weights "
+            "only: leave --adapter out"
         )
     if exported is None and entry.output is not None:
         raise BuildError(
@@ -58,11 +56,11 @@ def models_of(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> li
             f"{entry.name} is {what}, so its tokens' vectors are not pooled: leave --pooling and --normalise out"
         )
     if {"embed_all", "embed_sparse"} & set(entry.tasks):
-        check_ragged_results(entry, target, exported)
+        check_has_weights(entry, exported)
     if "classify" in entry.tasks and exported is not None:
         raise BuildError(
-            f"{entry.name} would be adopted from {exported}, and classifiers of several labels are written from "
-            "weights only: take a checkpoint that has model.safetensors"
+            f"{entry.name} would be built from the exported graph {exported}, and classifiers of several labels "
+            "are written from weights only: take a checkpoint that has model.safetensors"
         )
     if exported is None:
         parts = written_models(entry, checkpoint, target)
@@ -75,10 +73,10 @@ def models_of(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> li
 def written_models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> list[Model]:
     """The family of a graph that is written from the weights."""
     architecture = ARCHITECTURES[checkpoint.model_type]
-    if target.traits.packed and not architecture.packed:
-        raise NotPackedError(
+    if target.traits.packed_attention and not architecture.packed_attention:
+        raise UnsupportedRuntimeError(
             f"{entry.name} is of {architecture.model_type!r}, whose biases in attention are not written for "
-            f"{target.runtime}: build it for {others_than_packed()}"
+            f"{target.runtime}: build it for {runtimes_for(entry.tasks, rows=True)}"
         )
     check_weights_are_plain(checkpoint, architecture)
     quantised = Quantised.of(checkpoint.config)
@@ -156,10 +154,10 @@ def adopted_models(
     entry: CatalogEntry, checkpoint: Checkpoint, target: Target, path: Path, name: str
 ) -> list[Model]:
     """The family of a graph that somebody else exported, which is all that says how it computes."""
-    if target.traits.packed:
-        raise NotPackedError(
-            f"{entry.name} would be adopted from {name}, and {target.runtime} runs only graphs that are written "
-            f"here from the weights: build it for {others_than_packed()}"
+    if target.traits.packed_attention:
+        raise UnsupportedRuntimeError(
+            f"{entry.name} would be built from the exported graph {name}, and {target.runtime} runs only graphs "
+            f"that are written here from the weights: build it for {runtimes_for(entry.tasks, rows=True)}"
         )
     encoder = any_dimensions(checkpoint.config)
     checkpoint.config.skip(checkpoint.config)
@@ -193,12 +191,10 @@ def family_of(
     """
     check_tokenizer(checkpoint)
     max_tokens = checkpoint.max_tokens(encoder.positions, entry.max_tokens, longest)
-    texts = entry.batching.texts
-    if target.traits.backend != "python":
+    texts = max(entry.batching.texts, target.traits.least_texts)
+    if not target.traits.step:
         # Triton counts texts, and all of them may be as long as the longest or take its width in attention.
         texts = min(texts, max(1, entry.batching.tokens // max_tokens))
-    elif target.traits.packed:
-        texts = max(texts, PACKED_TEXTS)
     if entry.ignore:
         facts = {**facts, "ignored": ", ".join(entry.ignore)}
     known, beyond = known_ids(checkpoint, encoder.vocab_size), max(encoder.segment_offset, encoder.unseen_offset)

@@ -32,17 +32,12 @@ from tritonclient.grpc.model_config_pb2 import (
 )
 
 from build.graphs.ragged import WIDEST
-from build.target import Target, token_limits
-
-TOKEN_BUDGET = 512
-"""Tokens in one engine call: larger calls gain nothing on a CPU and leave less to share among its cores."""
+from build.runtimes import token_limits
+from build.target import Target
 
 SPREAD, SPREAD_ADOPTED = 3.0, 1.5
 """The widest row of one engine call over its narrowest. Our own graphs pad in attention only, which costs less
 than one more call does. An adopted graph computes all of its padding."""
-
-PACKED_BUDGET = 16384
-"""The same on packed tokens, whose engine wants a GPU: enough to fill a large one."""
 
 WARM_UP = {"short": (1, 16), "long": (1, 512), "batch": (8, 64)}
 """Sample -> (texts, tokens each) that every graph runs once before its model is ready."""
@@ -323,13 +318,13 @@ def _vector_steps(
     """Tokenizer, encoder and vectors over the ensemble tensor `text`, the tokenizer's input `source`."""
     tokenizer, *others = _pooling_steps(family, text, ["token_embeddings", "vector_count"], prefix, prompt_name)
     head = others[-1]
-    if not family.target.traits.one_step:
+    if not family.target.traits.joins_head:
         head.model_name = f"{family.name}-vectors"
     if sided:
         tokenizer.input_map[source] = text
         if source != "text":
             del tokenizer.input_map["text"]
-        kept = "kept_ids" if family.target.traits.one_step else "input_ids"
+        kept = "kept_ids" if family.target.traits.joins_head else "input_ids"
         tokenizer.output_map["kept_ids"] = head.input_map[kept] = f"{prefix}kept_ids"
     return [tokenizer, *others]
 
@@ -370,7 +365,7 @@ def _scoring_ensemble(family: Family, inputs: Sequence[Tensor], results: Sequenc
 
     steps = config.ensemble_scheduling.step
     steps.append(_step(f"{family.name}-tokenizer", same(inputs), same([INPUT_IDS, TOKEN_COUNT, TRUNCATED])))
-    if family.target.traits.one_step:
+    if family.target.traits.joins_head:
         steps.append(_step(f"{family.name}-encoder", same([INPUT_IDS]), same(results)))
         return config
     states = {"last_hidden_state": "last_hidden_state"}
@@ -419,7 +414,7 @@ def _pooling_steps(
     tokenized = {"input_ids": ids} | {n: f"{prefix}{n}" for n in ("token_count", "truncated")}
     prompt = {"prompt_name": prompt_name} if prompt_name else {}
     tokenizer = _step(f"{family.name}-tokenizer", {"text": text} | prompt, tokenized)
-    if family.target.traits.one_step:
+    if family.target.traits.joins_head:
         return [tokenizer, _step(f"{family.name}-encoder", {"input_ids": ids}, given)]
     return [
         tokenizer,
@@ -447,16 +442,15 @@ def _graph_model(
     """A model of `model.onnx`; precision and threads are what `onnx_runner.py` computes it with."""
     runtime = family.target.traits
     config = _model(family, step, runtime.backend, inputs, outputs, family.target.kind)
-    if runtime.backend == "python":
-        _add_parameters(config, {"runtime": family.target.runtime})
-        if runtime.packed:
-            _add_parameters(config, {"token_budget": str(PACKED_BUDGET)})
-        else:
-            budget = {
-                "token_budget": str(TOKEN_BUDGET),
-                "spread": str(SPREAD_ADOPTED if "onnx" in family.facts else SPREAD),
-            }
-            _add_parameters(config, {"precision": precision, "threads": threads} | budget)
+    if runtime.step:
+        known = {
+            "precision": precision,
+            "threads": threads,
+            "token_budget": str(runtime.token_budget),
+            "spread": str(SPREAD_ADOPTED if "onnx" in family.facts else SPREAD),
+        }
+        own = {key: known[key] for key in runtime.parameters}
+        _add_parameters(config, {"runtime": family.target.runtime} | own)
         if step == "encoder":
             limits = {
                 "max_tokens": str(family.max_tokens),
@@ -469,7 +463,7 @@ def _graph_model(
     else:
         config.default_model_filename = runtime.file
     if not any(tensor.ragged for tensor in inputs):
-        if runtime.packed:  # a few numbers for each text, which are in the CPU's memory
+        if runtime.step:  # a few numbers for each text, which are in the CPU's memory
             config.instance_group[0].kind = ModelInstanceGroup.KIND_CPU
         return config
     _add_batch_input(config, BatchInput.BATCH_ITEM_SHAPE_FLATTEN, "lengths")

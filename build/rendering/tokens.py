@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from build.catalog import CatalogEntry
-from build.errors import BuildError, NotPackedError
+from build.errors import BuildError
 from build.graphs.architectures import ARCHITECTURES
 from build.graphs.dimensions import Dimensions
 from build.graphs.multi_vector import MultiVector, Side, write_maxsim, write_vectors
@@ -18,20 +18,14 @@ from build.rendering.model import Model, graph, tokenizer, with_head
 from build.rendering.repository import Family
 from build.sources.checkpoint import Checkpoint
 from build.sources.weights import Weights
-from build.target import Target, others_than_packed
 
 
-def check_ragged_results(entry: CatalogEntry, target: Target, exported: str | None) -> None:
-    """Raises BuildError where nothing gives a text as many numbers as it happens to have."""
+def check_has_weights(entry: CatalogEntry, exported: str | None) -> None:
+    """Raises BuildError where an `exported` graph is all that there is: it gives every text as many numbers."""
     if exported is not None:
         raise BuildError(
-            f"{entry.name} would be adopted from {exported}, and {entry.tasks[0]} is written from weights only: "
-            "take a checkpoint that has model.safetensors"
-        )
-    if target.traits.needs_width:
-        raise NotPackedError(
-            f"{entry.name} gives as many values as a text happens to have, which is not written for "
-            f"{target.runtime}: build it for {others_than_packed(with_width=False)}"
+            f"{entry.name} would be built from the exported graph {exported}, and {entry.tasks[0]} is written "
+            "from weights only: take a checkpoint that has model.safetensors"
         )
 
 
@@ -72,7 +66,7 @@ def multi_vector_models(
     words = repository.sided_tokenizer(
         family, prompts, {name: one.parameter(window) for name, one in sides.items()}
     )
-    if vectors.unseen and family.target.traits.packed:
+    if vectors.unseen and family.target.traits.packed_attention:
         states = replace(states, config=repository.with_unseen(states.config, vocabulary))
     head = family.target.head
     ensembles = [Model(repository.vectors_ensemble(family, vectors.width, bool(sides)))]

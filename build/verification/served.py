@@ -13,6 +13,7 @@ from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
 
 from build.errors import BuildError
+from build.tasks import TASKS
 from build.verification.references.loading import Pair
 from tools.direct import channel_options
 
@@ -20,14 +21,8 @@ REQUEST = 8
 """Texts in one request."""
 CLIENTS = 8
 """Requests at once."""
-KINDS = {
-    "score": "rerank",
-    "probabilities": "classify",
-    "token_embeddings": "embed_all",
-    "indices": "embed_sparse",
-    "embeddings": "embed",
-}
-"""An output -> what the family that has it does."""
+VERIFIED = ("rerank", "classify", "embed_all", "embed_sparse", "embed")
+"""Tasks that have a reference."""
 FILLING = {"indices": -1}
 """What shorter rows of an output are filled up with, where it is not 0."""
 
@@ -54,9 +49,9 @@ class Served:
     @property
     def kind(self) -> str:
         """What it does, in the catalog's words; raises BuildError where it does none of that."""
-        for output, kind in KINDS.items():
-            if output in self._outputs:
-                return kind
+        for task in VERIFIED:
+            if TASKS[task].output in self._outputs:
+                return task
         raise BuildError(
             f"{self.family!r} gives {', '.join(self._outputs)}, so it neither embeds nor scores texts"
         )
@@ -133,8 +128,8 @@ class Served:
         except InferenceServerException as error:
             if error.status() == "StatusCode.UNAVAILABLE":
                 raise BuildError(
-                    f"no server answers at {self._url}: start one that serves {self.family!r} "
-                    f"(`make serve` with its name in --models), or name another with --url"
+                    f"no server answers at {self._url}: start one with `make serve MODEL={self.family}`, or name "
+                    "another with --url"
                 ) from None
             raise BuildError(f"the server at {self._url} says: {error.message()}") from None
 

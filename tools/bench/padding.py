@@ -10,7 +10,8 @@ import sys
 from types import ModuleType
 
 from build.graphs.ragged import STEP
-from build.rendering.repository import SPREAD, TOKEN_BUDGET
+from build.rendering.repository import SPREAD
+from build.runtimes import RUNTIMES
 
 
 def padding(lengths: list[int], batch: int) -> dict[str, float]:
@@ -21,7 +22,7 @@ def padding(lengths: list[int], batch: int) -> dict[str, float]:
     linear = attention = 0
     for start in range(0, len(lengths), batch):
         items = [step.Item({}, length) for length in lengths[start : start + batch]]
-        for cut in step._micro_batches(items, TOKEN_BUDGET, SPREAD):
+        for cut in step._micro_batches(items, RUNTIMES["openvino"].token_budget, SPREAD):
             linear += _rounded(sum(item.length for item in cut))
             attention += len(cut) * _rounded(max(item.length for item in cut))
     tokens = sum(lengths)

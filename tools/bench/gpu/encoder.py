@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from build.rendering.repository import PACKED_BUDGET
+from build.runtimes import RUNTIMES
 from build.steps.packed_encoder import PackedEncoder
 from tools.bench.gpu.worker import answer, take_stdout
 
@@ -27,7 +27,7 @@ def main() -> None:
     answers = take_stdout()
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     peak = measured_peak(device)
-    encoder = PackedEncoder(Path(sys.argv[1]), device, PACKED_BUDGET)
+    encoder = PackedEncoder(Path(sys.argv[1]), device, RUNTIMES["torch"].token_budget)
 
     def prepare(rows: list[list[int]], _: int) -> Callable[[], list[Any]]:
         arrays = [np.array(row, np.int32) for row in rows]

@@ -23,7 +23,7 @@ import psutil
 from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
 
-from build.rendering.repository import PACKED_BUDGET
+from build.runtimes import RUNTIMES
 from tools.bench import server
 from tools.bench.gpu.checkpoint import WINDOW
 from tools.bench.gpu.loads import Load
@@ -183,7 +183,7 @@ def installed(command: str, checkpoint: Path) -> Iterator[Server]:
         words += ["--dtype", "bfloat16", "--no-enable-prefix-caching", "--served-model-name", "proof"]
     else:
         words = [command, "--model-id", str(checkpoint), "--served-model-name", "proof", "--dtype", "float16"]
-        words += ["--max-batch-tokens", str(PACKED_BUDGET), "--max-client-batch-size", str(CALL)]
+        words += ["--max-batch-tokens", str(RUNTIMES["torch"].token_budget), "--max-client-batch-size", str(CALL)]
     try:
         with listening([*words, "--port", str(port)], port, OFFLINE) as process:
             yield Server(process, poster(f"127.0.0.1:{port}/v1/embeddings", "input", "proof"))

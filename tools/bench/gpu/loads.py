@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from build.rendering.repository import PACKED_BUDGET
+from build.runtimes import RUNTIMES
 from build.verification.texts import docstrings
 from tools.bench import corpus
 from tools.bench.gpu.checkpoint import WINDOW
@@ -40,7 +40,7 @@ class Load:
     @property
     def batch(self) -> int:
         """How many of the texts have the tokens of a micro-batch of ours, about."""
-        return max(1, PACKED_BUDGET * len(self.ids) // self.tokens)
+        return max(1, RUNTIMES["torch"].token_budget * len(self.ids) // self.tokens)
 
 
 class Texts:

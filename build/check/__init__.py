@@ -1,0 +1,1 @@
+"""The check of a family: every graph runs once on this machine's CPU before it is served."""
