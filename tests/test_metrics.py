@@ -17,7 +17,7 @@ from conftest import ROOT, Reference, Stack
 from load import Split
 
 from tools.shim import gpu
-from tools.shim.metrics import OWN_ERRORS
+from tools.shim.metrics import WATCHED_ERRORS
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_what_callers_make_up_becomes_no_series(stack: Stack) -> None:
 
 
 def test_errors_are_there_before_the_first(stack: Stack) -> None:
-    assert {f'gateway_errors_total{{type="{kind}"}}' for kind in OWN_ERRORS} <= set(samples(stack))
+    assert {f'gateway_errors_total{{type="{kind}"}}' for kind in WATCHED_ERRORS} <= set(samples(stack))
 
 
 def test_a_caller_that_goes_away_is_counted(stack: Stack, change: Callable[..., float]) -> None:

@@ -46,8 +46,8 @@ FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 LIVING: Literal["livesum"] = "livesum"
 """How what is under way is told of several processes: without those that died."""
 
-OWN_ERRORS = ("overloaded", "not_ready", "timeout", "upstream", "internal")
-"""Types of errors that are no caller's fault; they are shown as 0 before there is one."""
+WATCHED_ERRORS = ("overloaded", "not_ready", "timeout", "upstream", "internal", "unauthorized", "too_big")
+"""Types of errors that an alert reads; they are shown as 0 before there is one."""
 
 Key = TypeVar("Key")
 Child = TypeVar("Child")
@@ -156,7 +156,7 @@ class Metrics:
 
         errors = Counter("gateway_errors", "Calls refused or failed", ["type"], registry=registry)
         self._errors = Children[str, Counter](errors.labels)
-        for kind in OWN_ERRORS:
+        for kind in WATCHED_ERRORS:
             self._errors[kind].inc(0)
 
         about = "Seconds of each stage of calls that were answered with vectors or scores"
