@@ -69,7 +69,7 @@ def test_triton_is_killed_under_load_and_started_again(split: Split) -> None:
         split.start_triton()
         came_back = load.answers()
     assert load.counts[GONE] == 0
-    assert "tritonserver exited with status -9" in split.log("triton")
+    assert "tritonserver was killed (SIGKILL; dmesg says whether memory ran out)" in split.log("triton")
     print(f"first answer {came_back:.1f} s after the start; slowest call {load.slowest:.1f} s")
 
 
@@ -151,7 +151,7 @@ def test_a_models_process_is_killed_under_load(tmp_path: Path, step: str) -> Non
         assert stack.process.wait(60) == 1
         ended = time.monotonic() - died
         load.fails(GONE)
-        assert f"the process of minilm-{step} died; start the server again" in stack.errors()
+        assert f"the process of minilm-{step} was killed (SIGKILL; dmesg says" in stack.errors()
         assert not stack.segments()
         stack.start()
         load.answers()
@@ -549,7 +549,7 @@ def test_a_shape_that_overflows_ends_triton(tmp_path: Path) -> None:
     tensor = {"name": "text", "datatype": "FP32", "shape": [2**31, 2**31], "data": [1.0]}
     with pytest.raises(OSError, match=r"closed|reset"):
         stack.post("http", "/v2/models/minilm/infer", {"inputs": [tensor]})
-    assert "tritonserver exited with status -" in stack.errors()
+    assert "tritonserver was killed (SIG" in stack.errors()
     assert stack.process.returncode == 1
     assert not stack.segments()
 

@@ -58,7 +58,9 @@ def test_the_greeting_shows_calls_that_work(tmp_path: Path) -> None:
     assert '"order":[1,0]' in rerank
 
 
-def test_sigterm_answers_what_is_under_way(tmp_path: Path, reference: Reference) -> None:
+@pytest.mark.parametrize("told", ["the command", "all processes"])
+def test_sigterm_answers_what_is_under_way(tmp_path: Path, reference: Reference, told: str) -> None:
+    """To the command alone, or as a supervisor may send it, to everything that the command has started too."""
     stack = Stack(tmp_path).start()
     processes = stack.tree()
     expected = stack.embed(reference.texts)
@@ -70,8 +72,10 @@ def test_sigterm_answers_what_is_under_way(tmp_path: Path, reference: Reference)
         while sum(one.laddr[1] == stack.ports["embed"] for one in own.net_connections("tcp")) <= 64:
             time.sleep(0.01)
         time.sleep(2)  # the gateway has read them all
-        stack.process.send_signal(signal.SIGTERM)
-        stack.triton().send_signal(signal.SIGCONT)
+        triton = stack.triton()
+        for process in processes if told == "all processes" else processes[:1]:
+            process.send_signal(signal.SIGTERM)
+        triton.send_signal(signal.SIGCONT)
         vectors = [call.result() for call in calls]
     assert all((vectors[i] == expected[i::48]).all() for i in range(48))
     assert all((vectors[48 + i] == expected[i]).all() for i in range(16))
@@ -95,9 +99,14 @@ def test_triton_dies(tmp_path: Path) -> None:
     stack.triton().kill()
     errors = stack.errors()
     assert stack.process.returncode == 1
-    assert errors.startswith("error: tritonserver exited with status -9")
+    assert errors.startswith("error: tritonserver was killed (SIGKILL; dmesg says whether memory ran out)")
     assert "start it again" in errors
+    assert not re.search(r"I\d{4} ", errors)  # what Triton notes is no cause
     assert_nothing_left(stack, processes)
+    (log,) = tmp_path.glob("triton-*.log")
+    ended = log.read_text()
+    assert stack.start().stop() == 0
+    assert log.with_name(f"{log.name}.1").read_text() == ended
 
 
 def test_killed_outright_and_started_again(tmp_path: Path) -> None:
@@ -318,4 +327,4 @@ def test_a_model_that_is_unloaded_and_loaded_by_hand(own_stack: Stack) -> None:
     until(lambda: len(own_stack.tree()) == 5, seconds=30)  # this one, Triton and three stubs
     time.sleep(8 * embedded.WATCH_SECONDS)
     own_stack.step("minilm-encoder").kill()
-    assert "error: the process of minilm-encoder died" in own_stack.errors()
+    assert "error: the process of minilm-encoder was killed (SIGKILL" in own_stack.errors()

@@ -77,6 +77,15 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def ending(status: int) -> str:
+    """How a process ended, by its status as `subprocess` has it."""
+    if status >= 0:
+        return f"exited with status {status}"
+    number = signal.Signals(-status)
+    memory = "; dmesg says whether memory ran out" if number == signal.SIGKILL else ""
+    return f"was killed ({number.name}{memory})"
+
+
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
     """Adds the default of each option, but for those whose help tells it in words."""
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from prometheus_client.multiprocess import mark_process_dead
 
-from tools.command import ServerError, die_with_parent, run
+from tools.command import ServerError, die_with_parent, ending, run
 from tools.shim.connections import open_ports
 from tools.shim.metrics import FOLDER
 from tools.shim.residency.loader import Residency
@@ -106,7 +106,8 @@ async def _keep(
         finally:
             await _end(process)
             mark_process_dead(process.pid, folder)  # type: ignore[no-untyped-call]
-        died = f"worker {process.pid} of the gateway ended with status {process.returncode}"
+        assert process.returncode is not None
+        died = f"worker {process.pid} of the gateway {ending(process.returncode)}"
         print(f"{died}: another takes its place", file=sys.stderr, flush=True)
         await asyncio.sleep(AGAIN_SECONDS)
 

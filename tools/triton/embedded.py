@@ -17,6 +17,7 @@ import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import aiohttp
 
@@ -30,6 +31,7 @@ from tools.command import (
     ServerError,
     check_models,
     die_with_parent,
+    ending,
     server_arguments,
 )
 from tools.triton.stubs import Stubs
@@ -127,7 +129,7 @@ class EmbeddedTriton:
         try:
             backends = _assemble_backends(self._work_folder)
             self._secret = access.make_secret(access.secret_file(self._work_folder, self._ports.http))
-            log = self._log.open("wb") if self._log else contextlib.nullcontext()
+            log = _new_log(self._log) if self._log else contextlib.nullcontext()
         except OSError as error:
             place = error.filename or self._work_folder
             raise ServerError(
@@ -142,7 +144,7 @@ class EmbeddedTriton:
                 stderr=output,
                 # Ctrl-C reaches the terminal's group; Triton is stopped by us, after the gateway drained.
                 start_new_session=True,
-                preexec_fn=die_with_parent,
+                preexec_fn=_be_a_child,
             )
         died = asyncio.create_task(self._process.wait())
         ready = asyncio.create_task(self._loaded(wanted))
@@ -184,13 +186,13 @@ class EmbeddedTriton:
                     stubs.go_on()
             if stubs.lost.done():
                 death = stubs.lost.result()
-                if not death.killed:
+                if death.status >= 0 and not death.stopped:
                     await asyncio.wait((exited,), timeout=DYING_SECONDS)
                 if not exited.done():
                     self._process.kill()
-                    what = "has been stopped for too long" if death.stopped else "died"
+                    what = "has been stopped for too long" if death.stopped else death.how
                     return self._cause_of_death(f"the process of {death.model} {what}; start the server again")
-        return self._cause_of_death(f"tritonserver exited with status {exited.result()}; start it again")
+        return self._cause_of_death(f"tritonserver {ending(exited.result())}; start it again")
 
     async def stop(self) -> None:
         """Lets running requests finish, stops Triton and removes what it may have left."""
@@ -198,7 +200,7 @@ class EmbeddedTriton:
         if process is None:
             return
         if process.returncode is None:
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGINT)
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(process.wait(), TRITON_DRAIN_SECONDS + 10)
         # The stubs are in Triton's own process group: whatever is left of it goes now.
@@ -330,6 +332,22 @@ class EmbeddedTriton:
         return "\n  ".join([headline, *causes(self._log)[:5], f"the whole log is in {self._log}"])
 
 
+def _be_a_child() -> None:
+    """Has Triton end by its parent's word alone, or with it: others end by SIGTERM, and Triton by SIGINT as well.
+
+    A supervisor's SIGTERM to all processes would have it refuse the calls that the gateway still finishes.
+    """
+    die_with_parent()
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+
+
+def _new_log(path: Path) -> BinaryIO:
+    """An empty log, with that of the last start beside it: it may say why that ended."""
+    with contextlib.suppress(FileNotFoundError):
+        path.rename(f"{path}.1")
+    return path.open("wb")
+
+
 def _foreign(steps: Mapping[str, str]) -> str | None:
     """Why an ensemble's steps, each with its runtime, cannot be run here, where one of them cannot."""
     available = ["python", "openvino", "", *(["torch"] if importlib.util.find_spec("torch") else [])]
@@ -351,7 +369,7 @@ def causes(log: Path) -> list[str]:
     failed_models = [message for message in messages if message.startswith(FAILED)]
     # A step's exception comes with its Python trace, which is in the log for whoever wants it.
     found = [message.split("\\n\\nAt:")[0][:400] for message in failed_models or messages]
-    return found or lines[-3:]
+    return found or [line for line in lines if not re.match(r"[IW]\d{4} ", line)][-3:]
 
 
 def remove_orphaned_segments() -> None:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
+from tools.command import ending
+
 ZOMBIE, STOPPED = "Z", "T"
 STOPPED_SECONDS = 15.0
 """How long a stub may be stopped until it counts as dead: somebody may be looking at it."""
@@ -28,8 +30,8 @@ class Death:
 
     instance: str
     """What it ran; "" where it died before it was seen."""
-    killed: bool
-    """By a signal. Else it ended itself, as one also does that misses its Triton."""
+    status: int = 0
+    """As `subprocess` has it; not below 0 where it ended itself, as one also does that misses its Triton."""
     stopped: bool = False
     """It is there, but stopped."""
 
@@ -37,6 +39,11 @@ class Death:
     def model(self) -> str:
         """Whose it was."""
         return self.instance.rsplit("_", 2)[0]
+
+    @property
+    def how(self) -> str:
+        """What to say of it."""
+        return ending(self.status) if self.status < 0 else "died"
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,7 @@ class Stubs:
             if pid not in self._watched and pid not in self._unseen and state(pid) == ZOMBIE:
                 self._unseen.add(pid)
                 if not self.lost.done():
-                    self.lost.set_result(Death("", killed=True))
+                    self.lost.set_result(Death("", os.waitstatus_to_exitcode(exit_status(pid))))
             with contextlib.suppress(OSError, IndexError):  # it has ended since
                 if pid not in self._watched and (instance := instance_of(pid)):
                     self._watched[pid] = Watched(os.pidfd_open(pid), instance)
@@ -103,14 +110,14 @@ class Stubs:
         self._stopped = {pid: self._stopped.get(pid, now) for pid in stopped}
         for pid, since in self._stopped.items():
             if now - since > STOPPED_SECONDS and not self.lost.done():
-                self.lost.set_result(Death(self._watched[pid].instance, killed=True, stopped=True))
+                self.lost.set_result(Death(self._watched[pid].instance, stopped=True))
 
     def _ended(self, pid: int) -> None:
         ended = self._forget(pid)
         self.look()
         # Where a younger one has taken its place, its model was loaded again.
         if (status := exit_status(pid)) and ended.instance not in self.instances and not self.lost.done():
-            self.lost.set_result(Death(ended.instance, os.WIFSIGNALED(status)))
+            self.lost.set_result(Death(ended.instance, os.waitstatus_to_exitcode(status)))
 
     def _forget(self, pid: int) -> Watched:
         watched = self._watched.pop(pid)
