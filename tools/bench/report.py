@@ -81,6 +81,7 @@ def with_measured(text: str, measured: Measured) -> str:
     parts += ["## Many models in the memory of a few", residency_sentences(measured.residency)]
     parts += [f"![Memory that each model takes, over time]({_path('residency.svg')})"]
     parts += ["## Around the engine", shell_table(shell, SHELL_ROWS), shell_sentences(shell)]
+    parts += ["## Sizing", sizing_table(bench), sizing_sentences(bench)]
     return _between_marks(text, *parts)
 
 
@@ -280,6 +281,34 @@ def full_table(results: Results) -> str:
             lines.append(f"\n{title(one)}, {one.corpus}, ms of a call: {parts}")
     lines.append(f"\nmemory after it: {results.memory}\nnoise: {results.noise}")
     return "\n".join(lines)
+
+
+def sizing_table(results: Results) -> str:
+    """What each process of the stack takes, as Markdown."""
+    loads = [results.find("embed", "docstrings", *load).cpu_ms_a_text for load in ((64, 1), (1, 64))]
+    lines = [
+        "| process | MiB after the load | CPU ms a text, one a call | CPU ms a text, 64 a call |",
+        "|---|---|---|---|",
+    ]
+    for role, resident in results.memory["resident_mib"].items():
+        lines.append(f"| {role} | {resident} | {' | '.join(f'{spent[role]:.2f}' for spent in loads)} |")
+    return "\n".join(lines)
+
+
+def sizing_sentences(results: Results) -> str:
+    """What a core computes, and how many cores keep one process of the gateway busy."""
+    loads = [results.find("embed", "docstrings", *load) for load in ((64, 1), (1, 64))]
+    cores = results.machine["processors"]
+    texts = [1000 / load.cpu_ms_a_text["gateway"] for load in loads]
+    busy = [sum(load.cpu_ms_a_text.values()) / load.cpu_ms_a_text["gateway"] for load in loads]
+    computed = " to ".join(f"{load.tokens_per_cpu_second:.0f}" for load in loads)
+    said = [
+        f"This is the first table's run. A core computes {computed} tokens of MiniLM a second. A process of the",
+        f"gateway ends at {texts[0]:.0f} calls of one text a second, or at {texts[1]:.0f} texts in calls of 64.",
+        f"That is what {busy[0]:.0f} cores compute, or {busy[1]:.0f}. This is reckoned",
+        f"from {cores} cores: more have not been measured.",
+    ]
+    return "\n".join(textwrap.wrap(" ".join(said), 115, break_on_hyphens=False))
 
 
 def shell_table(results: Results, keys: Sequence[tuple[str, int, int]] = ()) -> str:
