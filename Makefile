@@ -32,8 +32,12 @@ setup: .venv/$(LOCK).lock $(EXTRAS:%=.venv/%.lock) ## Install what building and 
 build: setup ## Fill model_repository/ (MODEL=name or folder, CHAT=1, DOCUMENTS=1, RUNTIME=, PRECISION=)
 	@$(VENV)/python -m build.make $(FAMILIES) $(RUNTIME:%=--runtime %) $(PRECISION:%=--precision %)
 
-serve: build ## Serve on this machine: Triton and the gateway (CHAT=1, DOCUMENTS=1; ARGS="--help" lists the options)
+serve: setup ## Serve on this machine: Triton and the gateway (CHAT=1, DOCUMENTS=1; ARGS="--help" lists the options)
+	@$(VENV)/python -m tools.serve --check $(ARGS)
+ifeq ($(filter -h --help,$(ARGS)),)
+	@$(MAKE) --no-print-directory build
 	@exec $(VENV)/python -m tools.serve --preload $(or $(FAMILIES),minilm) $(ARGS)
+endif
 
 deploy: RUNTIME := $(or $(filter-out auto,$(RUNTIME)),$(if $(filter gpu,$(TARGET)),onnxruntime,openvino))
 deploy: export MODELS ?= minilm minilm-rerank $(BESIDE)

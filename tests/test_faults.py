@@ -620,7 +620,7 @@ def test_two_servers_on_the_same_ports(stack: Stack, tmp_path: Path) -> None:
         for port in ("embed", "grpc"):
             second = Stack(tmp_path / port, ports={**Stack(tmp_path).ports, port: stack.ports[port]})
             second.launch()
-            assert f"port {stack.ports[port]} on 127.0.0.1 cannot be used" in second.errors()
+            assert f"port {stack.ports[port]} (--{port}-port) already" in second.errors()
             assert second.process.returncode == 1
         load.answers(10)
     assert set(load.counts) == {200}

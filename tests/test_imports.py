@@ -44,14 +44,16 @@ ALLOWED = {
     "tools.access": "",
     "tools.direct": "",
     "tools.command": "tools.access",
+    "tools.ports": "tools.command",
     "tools.preflight": "build.gpu",
     "tools.alive": "tools.access tools.command tools.direct",
     "tools.check_plans": "build.config build.errors build.plans",
     "tools.tritonserver": "tools.access tools.check_plans tools.command",
     # The gateway is an image of its own, with what reads a model's configuration of the builder.
-    "tools.shim": "build.config build.errors build.gpu build.memory tools.access tools.command tools.direct",
-    "tools.triton": "build.config build.errors build.gpu tools.access tools.command tools.preflight",
-    "tools.serve": "build.catalog tools.access tools.command tools.shim tools.triton",
+    "tools.shim": "build.config build.errors build.gpu build.memory tools.access tools.command tools.direct "
+    "tools.ports",
+    "tools.triton": "build.config build.errors build.gpu tools.access tools.command tools.ports tools.preflight",
+    "tools.serve": "build.catalog tools.access tools.command tools.direct tools.ports tools.shim tools.triton",
     "tools.deploy": "build.gpu tools.command tools.direct",
     "tools.bench.gpu": "build.errors build.gpu build.graphs build.rendering build.runtimes build.sources "
     "build.steps build.verification build.verification.references tools.bench tools.command tools.direct",

@@ -263,8 +263,7 @@ def test_an_unknown_model(tmp_path: Path) -> None:
 def test_a_busy_port(tmp_path: Path, stack: Stack) -> None:
     second = Stack(tmp_path, ports={**Stack(tmp_path).ports, "grpc": stack.ports["grpc"]})
     errors = failure(second)
-    assert f"port {stack.ports['grpc']} " in errors
-    assert "--grpc-port" in errors
+    assert f"port {stack.ports['grpc']} (--grpc-port)" in errors
 
 
 def test_an_unwritable_folder(tmp_path: Path) -> None:

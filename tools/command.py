@@ -9,7 +9,6 @@ import math
 import os
 import re
 import signal
-import socket
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -25,11 +24,16 @@ TRITON_DRAIN_SECONDS = 10
 """How long Triton may finish its direct callers' requests when it is told to stop; the gateway has drained."""
 
 
+LOOPBACK = "127.0.0.1"
 MOST_WORKERS = 64
+MOST_PORT = 65535
 PR_SET_PDEATHSIG = 1
 
 DEAD_STEP = "is not healthy"
 """What Triton says of a Python backend's process that has died."""
+
+CALLED = re.compile(r'platform: "ensemble"|decoupled: true')
+"""In the configuration of a model that is called, and no step of one."""
 
 DEFAULT_MODELS = ["minilm", "minilm-rerank"]
 
@@ -109,7 +113,7 @@ def make_parser(
         metavar="MODEL",
         help=f"models to serve (default: {' '.join(models) if models else 'all in the repository'})",
     )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--host", default=LOOPBACK, help="address to listen on")
     return parser
 
 
@@ -120,21 +124,21 @@ def add_gateway_options(parser: argparse.ArgumentParser) -> None:
         "repository, in this order."
     )
     parser.add_argument(
-        "--embed-port", type=int, metavar="PORT", default=EMBED_PORT, help="gateway, by convention for /embed"
+        "--embed-port", type=port, metavar="PORT", default=EMBED_PORT, help="gateway, by convention for /embed"
     )
     parser.add_argument(
-        "--rerank-port", type=int, metavar="PORT", default=RERANK_PORT, help="gateway, by convention for /rerank"
+        "--rerank-port", type=port, metavar="PORT", default=RERANK_PORT, help="gateway, by convention for /rerank"
     )
     parser.add_argument(
         "--chat-port",
-        type=int,
+        type=port,
         default=os.environ.get("GATEWAY_CHAT_PORT"),
         metavar="PORT",
         help="gateway, by convention for /v1/chat/completions (default: that in GATEWAY_CHAT_PORT; else none, but "
         f"{CHAT_PORT} where tools.serve loads a model that writes at the start)",
     )
     parser.add_argument(
-        "--timeout", type=float, metavar="SECONDS", default=TIMEOUT_SECONDS, help="how long a call may take"
+        "--timeout", type=seconds, metavar="SECONDS", default=TIMEOUT_SECONDS, help="how long a call may take"
     )
     parser.add_argument(
         "--workers",
@@ -194,6 +198,24 @@ def add_residency_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def port(words: str) -> int:
+    """Where to listen."""
+    if not (words.isascii() and words.isdecimal() and 1 <= int(words) <= MOST_PORT):
+        raise argparse.ArgumentTypeError(f"{words!r} is no port from 1 to {MOST_PORT}")
+    return int(words)
+
+
+def seconds(words: str) -> float:
+    """A time that passes."""
+    try:
+        number = float(words)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{words!r} is no number of seconds above 0")
+    return number
+
+
 def workers(words: str) -> int:
     """How many processes."""
     if not (words.isascii() and words.isdecimal() and 1 <= int(words) <= MOST_WORKERS):
@@ -242,12 +264,14 @@ def add_triton_options(parser: argparse.ArgumentParser) -> None:
         help="folder of the models, or where Triton finds them in an object store: s3://, gs:// or as://",
     )
     parser.add_argument(
-        "--http-port", type=int, metavar="PORT", default=Ports.http, help="Triton's own protocol over HTTP"
+        "--http-port", type=port, metavar="PORT", default=Ports.http, help="Triton's own protocol over HTTP"
     )
     parser.add_argument(
-        "--grpc-port", type=int, metavar="PORT", default=Ports.grpc, help="Triton's own protocol over gRPC"
+        "--grpc-port", type=port, metavar="PORT", default=Ports.grpc, help="Triton's own protocol over gRPC"
     )
-    parser.add_argument("--metrics-port", type=int, metavar="PORT", default=Ports.metrics, help="Triton's metrics")
+    parser.add_argument(
+        "--metrics-port", type=port, metavar="PORT", default=Ports.metrics, help="Triton's metrics"
+    )
     parser.add_argument(
         "--connection-seconds",
         type=int,
@@ -341,25 +365,10 @@ def server_arguments(
 
 
 def check_models(repository: Path, models: Sequence[str]) -> None:
-    """Raises ServerError when a model is not in the repository."""
-    there = {path.parent.name for path in repository.glob("*/config.pbtxt")}
+    """Raises ServerError when a model is not in the repository; it names those there that callers may name."""
+    there = {path.parent.name: path for path in sorted(repository.glob("*/config.pbtxt"))}
     for name in models:
         if name not in there:
-            has = ", ".join(sorted(there)) or "no models"
-            raise ServerError(f"no model {name!r} in {repository}, which has {has}: run `make build`")
-
-
-def check_ports(options: argparse.Namespace) -> None:
-    """Raises ServerError when a port that is asked for is taken."""
-    for name, port in vars(options).items():
-        if not name.endswith("_port") or port is None:
-            continue
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((options.host, port))
-            except OSError as error:
-                raise ServerError(
-                    f"port {port} on {options.host} cannot be used ({error.strerror}): "
-                    f"stop what listens there or choose another with --{name.replace('_', '-')}"
-                ) from None
+            whole = [one for one, path in there.items() if CALLED.search(path.read_text(errors="replace"))]
+            has = ", ".join(whole) or "no models"
+            raise ServerError(f"no model {name!r} in {repository}, which has {has}: run `make build MODEL={name}`")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import shlex
 import sys
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -14,21 +15,23 @@ from build.catalog import served_name
 from tools.access import secret_file
 from tools.command import (
     CHAT_PORT,
+    LOOPBACK,
     Ports,
     ServerError,
     add_gateway_options,
     add_residency_options,
     add_triton_options,
     aliases,
-    check_ports,
     make_parser,
     run,
     switches,
 )
+from tools.direct import is_local
+from tools.ports import check_ports
 from tools.shim import keys
 from tools.shim.residency.control import Control
-from tools.shim.residency.families import DOCUMENTS
-from tools.shim.residency.plan import Plan, task_in
+from tools.shim.residency.families import DOCUMENTS, Task
+from tools.shim.residency.plan import Plan, defaults, task_in
 from tools.shim.server import GatewaySettings
 from tools.shim.upstream import Absent
 from tools.shim.workers import serving
@@ -38,30 +41,46 @@ from tools.triton.embedded import EmbeddedTriton
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until told to stop; returns 1 with the cause when the server cannot start or dies."""
     parser = make_parser("tools.serve", __doc__, models=None)
+    parser.add_argument("--triton-host", default=LOOPBACK, help="address for Triton's ports, which know no keys")
+    parser.add_argument("--check", action="store_true", help="see whether the ports are free, and serve nothing")
     add_triton_options(parser)
     add_gateway_options(parser)
     add_residency_options(parser)
-    return run(partial(serve, parser.parse_args(arguments)))
+    given = sys.argv[1:] if arguments is None else arguments
+    options = parser.parse_args(given)
+    kept = shlex.join(word for word in given if word != "--check")
+    return run(partial(serve, options, lambda more: f'make serve ARGS="{f"{kept} {more}".strip()}"'))
 
 
-async def serve(options: argparse.Namespace, stop: asyncio.Event) -> None:
-    """Runs Triton and the gateway; raises ServerError when either cannot run."""
+async def serve(options: argparse.Namespace, again: Callable[[str], str], stop: asyncio.Event) -> None:
+    """Runs Triton and the gateway, or names what would do `again`; raises ServerError when either cannot run."""
+    if options.check:
+        check_ports(options, again)
+        return
     accepted = keys.load()
     plan, start = None, options.models
     if isinstance(options.repository, Path):
         # As in `make serve MODEL=`, which is what they were built from.
         options.preload, options.pin = ([*map(served_name, names)] for names in (options.preload, options.pin))
         plan = Plan.of(options, options.repository)
+        plan.check_memory()
         start, options.models = plan.start, plan.models if options.workers == 1 else plan.staying()
         options.chat_port = options.chat_port or (CHAT_PORT if plan.writes else None)
     elif options.models is None:
         raise ServerError(f"name the models of {options.repository} with --models: only Triton can look into it")
     aliases(options)
-    check_ports(options)
+    check_ports(options, again)
     ports = Ports.of(options)
+    if not is_local(f"{options.triton_host}:{ports.http}"):
+        print(
+            f"warning: Triton's ports {ports.http}, {ports.grpc} and {ports.metrics} are open on "
+            f"{options.triton_host}, and know no keys: whoever reaches {ports.http} can end Triton",
+            file=sys.stderr,
+            flush=True,
+        )
     log = options.work_folder / f"triton-{ports.http}.log"
     triton = EmbeddedTriton(
-        options.repository, start, options.host, ports, options.work_folder, log, switches(options)
+        options.repository, start, options.triton_host, ports, options.work_folder, log, switches(options)
     )
     await triton.run(stop, gateway(options, accepted, triton, log, plan))
 
@@ -75,12 +94,12 @@ async def gateway(
     plan: Plan | None,
 ) -> AsyncIterator[None]:
     """The gateway in front of the Triton beside it, and what the terminal says of it."""
-    address = f"{options.host}:{options.grpc_port}"
+    address = f"{options.triton_host}:{options.grpc_port}"
     left_out, residency = triton.left_out, None
     absent = {n: Absent(cause, task_in(plan.repository, n) if plan else None) for n, cause in left_out.items()}
     if plan is not None and options.workers == 1:
         secret = secret_file(options.work_folder, options.http_port)
-        control = Control(address, f"{options.host}:{options.metrics_port}", secret)
+        control = Control(address, f"{options.triton_host}:{options.metrics_port}", secret)
         residency = plan.residency(control, left_out, triton.cause, triton.lost)
     settings = GatewaySettings(
         address, options.models, options.timeout, accepted, absent, aliases(options), options.allow_origin
@@ -88,33 +107,49 @@ async def gateway(
     async with serving(settings, options, residency):
         loaded = [name for name in (options.models if plan is None else plan.start) if name not in left_out]
         others = [name for name in options.models if name not in loaded and name not in left_out]
+        unnamed = {}
         if plan is not None:  # the gateway does not see the calls of the others
             others = [name for name in others if task_in(plan.repository, name) not in DOCUMENTS]
-        print(greeting(options, loaded, others, log), flush=True)
+            unnamed = defaults(plan.repository, options.models)
+        print(greeting(options, loaded, others, unnamed, log), flush=True)
         yield
         print("stopping: finishing what is under way", flush=True)
 
 
-def greeting(options: argparse.Namespace, loaded: Sequence[str], others: Sequence[str], log: Path) -> str:
-    """What is served, where things listen, and two calls that work."""
-    host = "localhost" if options.host == "127.0.0.1" else options.host
+def greeting(
+    options: argparse.Namespace,
+    loaded: Sequence[str],
+    others: Sequence[str],
+    unnamed: Mapping[Task, str],
+    log: Path,
+) -> str:
+    """What is served, which models calls go to that name none, where things listen, and calls that work."""
+    host, triton = ("localhost" if one == LOOPBACK else one for one in (options.host, options.triton_host))
     embed, rerank = f"http://{host}:{options.embed_port}", f"http://{host}:{options.rerank_port}"
     chat = f"http://{host}:{options.chat_port}/v1/chat/completions" if options.chat_port else ""
     ask = '{"messages": [{"role": "user", "content": "What is the capital of France?"}]}'
-    try_chat = f"\n  curl -s {chat} -d '{ask}'" if chat else ""
+    calls: dict[Task, str] = {
+        "embed": f"""{embed}/embed -d '{{"texts": ["Hello, world"]}}'""",
+        "rerank": f"""{rerank}/rerank -d '{{"query": "capital of France", "documents": ["Berlin", "Paris"]}}'""",
+        "generate": f"{chat} -d '{ask}'",
+    }
+    tries = [call for task, call in calls.items() if unnamed.get(task) in loaded] or [f"{embed}/models"]
+    lines = [f"serving {', '.join(loaded)}"]
+    if others:
+        lines += [f"  at their first call  {', '.join(others)}"]
+    if unnamed:
+        lines += [f"  without a name       {', '.join(f'{task}: {name}' for task, name in unnamed.items())}"]
     gateway = "  ".join(filter(None, (f"{embed}/embed", f"{rerank}/rerank", chat)))
-    later = f"\n  at their first call  {', '.join(others)}" if others else ""
-    return f"""
-serving {", ".join(loaded)}{later}
-  gateway   {gateway}  (also /health, /models and /metrics)
-  Triton    HTTP {host}:{options.http_port}  gRPC {host}:{options.grpc_port}  metrics {host}:{options.metrics_port}
-  log       {log}
-
-try:
-  curl -s {embed}/embed -d '{{"texts": ["Hello, world"]}}'
-  curl -s {rerank}/rerank -d '{{"query": "capital of France", "documents": ["Berlin", "Paris"]}}'{try_chat}
-
-Ctrl-C stops everything"""
+    ports = f"HTTP {triton}:{options.http_port}  gRPC {triton}:{options.grpc_port}"
+    lines += [
+        f"  gateway   {gateway}  (also /health, /models and /metrics)",
+        f"  Triton    {ports}  metrics {triton}:{options.metrics_port}",
+        f"  log       {log}",
+        "\ntry:",
+        *(f"  curl -s {call}" for call in tries),
+        "\nCtrl-C stops everything",
+    ]
+    return "\n".join(["", *lines])
 
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ from tools.command import (
     add_gateway_options,
     add_residency_options,
     aliases,
-    check_ports,
     make_parser,
     run,
 )
+from tools.ports import check_ports
 from tools.shim import keys
 from tools.shim.residency.control import Control
 from tools.shim.residency.plan import Plan
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 async def serve(options: argparse.Namespace, stop: asyncio.Event) -> None:
     """Answers 503 for as long as Triton does not: it may come later, and go and come back."""
     accepted = keys.load()
-    check_ports(options)
+    check_ports(options, "python -m tools.shim {}".format)
     residency = None
     if options.repository is not None:
         if options.secret_file is None:

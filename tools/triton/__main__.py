@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from tools.command import Ports, add_triton_options, check_ports, make_parser, run, switches
+from tools.command import Ports, add_triton_options, make_parser, run, switches
+from tools.ports import check_ports
 from tools.triton.embedded import EmbeddedTriton
 
 
@@ -22,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 async def serve(options: argparse.Namespace, stop: asyncio.Event) -> None:
     """Runs Triton; raises ServerError when it cannot run."""
-    check_ports(options)
+    check_ports(options, "python -m tools.triton {}".format)
     ports = Ports.of(options)
     triton = EmbeddedTriton(
         options.repository, options.models, options.host, ports, options.work_folder, None, switches(options)

@@ -87,16 +87,21 @@ def steps_of(config: ModelConfig) -> tuple[str, ...]:
     return tuple(dict.fromkeys(step.model_name for step in config.ensemble_scheduling.step)) or (config.name,)
 
 
-def ensembles(repository: Path) -> list[str]:
-    """Every ensemble that was built into a repository, by name; broken ones are left out."""
-    found = []
+def ensembles(repository: Path) -> dict[str, list[str]]:
+    """Every ensemble in a repository, by name -> its steps that are not built; broken ones are left out."""
+    found = {}
     for path in sorted(repository.glob("*/config.pbtxt")):
         with suppress(BuildError):
             config = read_config(repository, path.parent.name)
-            is_built = all((repository / step / "1").is_dir() for step in steps_of(config))
-            if task_of(config) and is_built:
-                found.append(path.parent.name)
+            if task_of(config):
+                steps = steps_of(config)
+                found[path.parent.name] = [step for step in steps if not (repository / step / "1").is_dir()]
     return found
+
+
+def shown(size: int) -> str:
+    """Bytes, for people."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
 def families(repository: Path, names: Sequence[str]) -> list[Family]:

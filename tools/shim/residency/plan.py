@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +13,10 @@ from typing import get_args
 from build import gpu
 from build.config import read_config
 from build.errors import BuildError
-from build.memory import free_memory
-from tools.command import ServerError, check_models
+from build.memory import free_memory, total_memory
+from tools.command import DEFAULT_MODELS, ServerError, check_models
 from tools.shim.residency.control import Control
-from tools.shim.residency.families import DOCUMENTS, Family, Task, ensembles, families, hint, task_of
+from tools.shim.residency.families import DOCUMENTS, Family, Task, ensembles, families, hint, shown, task_of
 from tools.shim.residency.loader import Residency
 
 SHARE = 0.9
@@ -45,9 +45,7 @@ class Plan:
         first, models = [*options.pin, *options.preload], options.models
         preload = first or models
         if models is None:
-            there = ensembles(repository)
-            if not there:
-                raise ServerError(f"there is no model in {repository}: run `make build`")
+            there = built(repository)
             # Documents and answers are only where they are asked for.
             tasks = [task for task in get_args(Task) if task not in (*DOCUMENTS, "generate")]
             of_tasks = ([name for name in there if task_in(repository, name) == task] for task in tasks)
@@ -61,18 +59,32 @@ class Plan:
         on_gpu = any(family.on_gpu for family in found)
         free = gpu.room(gpu.cards()) if on_gpu else None
         budget = options.memory or int(SHARE * (free or free_memory()))
+        sizes = {family: hint(repository, family) or family.estimate for family in found}
         start: list[str] = []
         left = budget
         for family in found:
-            size = hint(repository, family) or family.estimate
-            if not set(preload).isdisjoint(family.ensembles) and size <= left:
-                left -= size
+            if not set(preload).isdisjoint(family.ensembles) and sizes[family] <= left:
+                left -= sizes[family]
                 start += family.ensembles
+        if options.memory and not start:
+            raise ServerError(
+                f"{found[0].name} takes {shown(sizes[found[0]])}, and --memory gives models {shown(budget)}: give "
+                "them more, or build it in a smaller precision"
+            )
         start = start or list(found[0].ensembles)
         # Nobody here sees when those are called, so they do not make room for others by themselves.
         documents = [name for name in preload if task_in(repository, name) in DOCUMENTS]
         pinned = [*options.pin, *documents]
         return cls(repository, models, start, found, preload, pinned, budget, options.keep_alive)
+
+    def check_memory(self) -> None:
+        """Raises ServerError where models may take more than this machine has."""
+        cards = gpu.cards() if any(family.on_gpu for family in self.families) else []
+        most = min((card.total for card in cards if card.total is not None), default=total_memory())
+        if self.budget > most:
+            raise ServerError(
+                f"--memory is {shown(self.budget)}, and there are {shown(most)}: models cannot have more"
+            )
 
     def staying(self) -> list[str]:
         """The models that are there from the start, where nothing is to be loaded or unloaded later.
@@ -113,6 +125,23 @@ class Plan:
             explain,
             lost,
         )
+
+
+def built(repository: Path) -> list[str]:
+    """The ensembles that are whole, the default ones first; raises ServerError with what is missing of all."""
+    there = ensembles(repository)
+    whole = sorted((name for name, lack in there.items() if not lack), key=lambda name: name not in DEFAULT_MODELS)
+    if not whole:
+        lacking = "".join(f"\n  {name} lacks {', '.join(lack)}" for name, lack in there.items())
+        raise ServerError(f"no model in {repository} is built: run `make build`{lacking}")
+    return whole
+
+
+def defaults(repository: Path, models: Sequence[str]) -> dict[Task, str]:
+    """Task -> the one of `models` that answers its calls without a model's name: the first."""
+    tasks = {name: task_in(repository, name) for name in reversed(models)}
+    first = {task: name for name, task in tasks.items()}
+    return {task: first[task] for task in get_args(Task) if task in first and task not in DOCUMENTS}
 
 
 def task_in(repository: Path, model: str) -> Task | None:

@@ -1,0 +1,188 @@
+"""What a start refuses before anything runs, and what it says of what it serves."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import ROOT, Stack, send
+from tiny import build_tiny
+
+from tools.bench.server import free_ports
+
+REPOSITORY = ROOT / "model_repository"
+
+
+def refused(*options: str) -> str:
+    """What `python -m tools.serve` says instead of starting, in a line or a few."""
+    command = [sys.executable, "-m", "tools.serve", *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode in (1, 2)
+    assert "Traceback" not in done.stderr
+    assert "serving" not in done.stdout
+    return done.stderr.strip()
+
+
+@pytest.fixture
+def listeners() -> Iterator[list[int]]:
+    """Ports that something listens on."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+    yield [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+
+
+def test_all_ports_that_are_taken_are_named_with_others(tmp_path: Path, listeners: list[int]) -> None:
+    own = dict(zip(("embed", "grpc", "metrics"), listeners, strict=True))
+    stack = Stack(tmp_path)
+    stack.ports |= own
+    words = [*stack.work_options(), *stack.port_options(*stack.ports)]
+    said = refused(*words)
+    for name, port in own.items():
+        assert f"{port} (--{name}-port)" in said
+    (arguments,) = re.findall('make serve ARGS="(.*)"', said)
+    stack.options = shlex.split(arguments)  # which come last, and so count
+    stack.start()
+    try:
+        for name in own:
+            stack.ports[name] = int(re.findall(rf"--{name}-port (\d+)", arguments)[-1])
+        assert stack.embed(["on other ports"]).shape == (1, 384)
+    finally:
+        assert stack.stop() == 0
+
+
+def test_make_looks_at_the_ports_before_it_builds(listeners: list[int]) -> None:
+    arguments = f"ARGS=--http-port {listeners[0]}"
+    command = ["make", "--no-print-directory", "-o", "setup", "serve", "MODEL=nonsense", arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode
+    assert f"something listens on port {listeners[0]} (--http-port) already" in done.stderr
+    assert "nonsense" not in done.stderr
+
+
+def test_a_port_twice() -> None:
+    (free,) = free_ports(1)
+    said = refused("--embed-port", str(free), "--rerank-port", str(free))
+    assert said == f"error: --embed-port and --rerank-port are both {free}: give each its own"
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("--host 192.0.2.1", "192.0.2.1 is no IPv4 address of this machine: name another with --host"),
+        (
+            "--triton-host 192.0.2.1",
+            "192.0.2.1 is no IPv4 address of this machine: name another with --triton-host",
+        ),
+        ("--embed-port 0", "'0' is no port from 1 to 65535"),
+        ("--grpc-port 65536", "'65536' is no port from 1 to 65535"),
+        ("--timeout -1", "'-1' is no number of seconds above 0"),
+        ("--timeout 0", "'0' is no number of seconds above 0"),
+        ("--timeout inf", "'inf' is no number of seconds above 0"),
+        ("--timeout soon", "'soon' is no number of seconds above 0"),
+        ("--memory 9000TB", "--memory is 9000000.0 GB, and there are"),
+        ("--models minilm --memory 10MB", ", and --memory gives models 10 MB: give them more"),
+        ("--models nonsense", "run `make build MODEL=nonsense`"),
+    ],
+)
+def test_what_cannot_be_is_refused(options: str, sentence: str) -> None:
+    assert sentence in refused(*options.split())
+
+
+def test_models_that_may_be_called_are_named(mixed: Path) -> None:
+    """And not the steps that they are made of."""
+    assert refused("--repository", str(mixed), "--models", "minilm-large") == (
+        f"error: no model 'minilm-large' in {mixed}, which has bert-cls, bert-cross-encoder, minilm, "
+        "minilm-rerank: run `make build MODEL=minilm-large`"
+    )
+
+
+def test_steps_that_are_missing_are_named(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    for folder in REPOSITORY.glob("minilm*"):
+        shutil.copytree(folder, repository / folder.name)
+    shutil.rmtree(repository / "minilm-tokenizer")
+    said = refused("--repository", str(repository))
+    assert said.splitlines() == [
+        f"error: no model in {repository} is built: run `make build`",
+        "  minilm lacks minilm-tokenizer",
+        "  minilm-rerank lacks minilm-tokenizer",
+    ]
+
+
+def listening(stack: Stack, port: str) -> set[str]:
+    """The addresses on which a port is open, Triton's gRPC being told in IPv6."""
+    found = psutil.Process(stack.process.pid).net_connections() + stack.triton().net_connections()
+    own = [one for one in found if one.status == psutil.CONN_LISTEN and one.laddr.port == stack.ports[port]]
+    return {"0.0.0.0" if one.laddr.ip == "::" else one.laddr.ip.removeprefix("::ffff:") for one in own}
+
+
+def test_the_gateway_is_opened_without_triton(tmp_path: Path) -> None:
+    stack = Stack(tmp_path, ["--host", "0.0.0.0"]).start()
+    try:
+        assert [listening(stack, port) for port in ("embed", "rerank")] == [{"0.0.0.0"}] * 2
+        assert [listening(stack, port) for port in ("http", "grpc", "metrics")] == [{"127.0.0.1"}] * 3
+        assert stack.embed(["a text"]).shape == (1, 384)
+        assert "warning" not in stack.said()
+    finally:
+        assert stack.stop() == 0
+
+
+def test_triton_is_opened_where_that_is_asked_for(tmp_path: Path) -> None:
+    stack = Stack(tmp_path, ["--triton-host", "0.0.0.0"]).start()
+    try:
+        assert listening(stack, "embed") == {"127.0.0.1"}
+        assert [listening(stack, port) for port in ("http", "grpc", "metrics")] == [{"0.0.0.0"}] * 3
+        assert stack.embed(["a text"]).shape == (1, 384)
+        (warning,) = stack.said().splitlines()
+        assert warning.startswith("warning: Triton's ports")
+        assert f"whoever reaches {stack.ports['http']} can end Triton" in warning
+    finally:
+        assert stack.stop() == 0
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The default family, and tiny ones whose names come before it."""
+    repository = tmp_path_factory.mktemp("mixed") / "repository"
+    for folder in REPOSITORY.glob("minilm*"):
+        shutil.copytree(folder, repository / folder.name)
+    build_tiny(["bert-cls", "bert-cross-encoder"], "--repository", str(repository))
+    return repository
+
+
+@pytest.mark.parametrize(
+    ("options", "embed", "rerank", "tried"),
+    [
+        ([], "minilm", "minilm-rerank", ["/embed", "/rerank"]),
+        (["--preload", "bert-cls"], "bert-cls", "minilm-rerank", ["/embed"]),
+        (["--preload", "bert-cross-encoder"], "minilm", "bert-cross-encoder", ["/rerank"]),
+        (["--preload", "minilm", "--pin", "bert-cls"], "bert-cls", "minilm-rerank", ["/embed", "/rerank"]),
+    ],
+)
+def test_calls_without_a_name_have_a_model_that_is_said(
+    tmp_path: Path, mixed: Path, options: list[str], embed: str, rerank: str, tried: list[str]
+) -> None:
+    """Those of the command line, else the default family, whatever else is built."""
+    stack = Stack(tmp_path, ["--repository", str(mixed), *options]).start()
+    try:
+        assert f"without a name       embed: {embed}, rerank: {rerank}\n" in stack.greeting()
+        assert stack.post("embed", "/embed", {"texts": ["a"]}).json()["model"] == embed
+        assert stack.rerank("a query", ["a document"])["model"] == rerank
+        calls = re.findall(r"curl -s (\S+) -d '(.*)'", stack.greeting())
+        assert [url.partition("/")[2].rpartition("/")[2] for url, _ in calls] == [
+            path.strip("/") for path in tried
+        ]
+        for url, body in calls:
+            assert send(urllib.request.Request(url, body.encode())).status == 200
+    finally:
+        assert stack.stop() == 0
