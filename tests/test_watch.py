@@ -188,6 +188,11 @@ def test_alerts_fire_when_they_should() -> None:
         assert {case["alertname"] for case in cases if bool(case["exp_alerts"]) == kind} == set(ALERTS)
 
 
+def test_every_alert_is_explained() -> None:
+    page = (ROOT / "docs" / "production.md").read_text()
+    assert re.findall(r"^\| `([A-Z]\w+)` \|", page, re.MULTILINE) == [*ALERTS]
+
+
 @needs_programs
 def test_configuration_is_valid() -> None:
     for check in (["config", "prometheus.yml"], ["rules", "rules.yml"]):
