@@ -7,9 +7,10 @@ import importlib.util
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from build import catalog, gpu
 from build.catalog import POOLINGS, CatalogEntry, Hub
@@ -26,6 +27,8 @@ CACHE = REPOSITORY.parent / ".cache"
 DEFAULT_MODEL = "minilm"
 ASKED = ("name", "dimensions", "max_tokens", "normalise", "adapter", "onnx", "output")
 """Options that take the place of what a catalog entry says."""
+OPTIONS = ("task", "pooling", "ignore", *ASKED)
+"""All that make another family of a checkpoint than its own files and the catalog do."""
 AUTO, GPU = "auto", "torch"
 """A runtime that is chosen here, and the one for this machine's GPU."""
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
@@ -39,10 +42,13 @@ def main(arguments: list[str] | None = None) -> int:
         nargs="*",
         metavar="MODEL",
         default=[DEFAULT_MODEL],
-        help="a name that build/catalog/README.md lists, a checkpoint folder, or a repository of the "
-        f"Hugging Face Hub as organisation/name or organisation/name@revision (default: {DEFAULT_MODEL})",
+        help="a name that build/catalog/README.md lists or that was given by --name, a checkpoint folder, or a "
+        "repository of the Hugging Face Hub as organisation/name or organisation/name@revision "
+        f"(default: {DEFAULT_MODEL})",
     )
-    parser.add_argument("--name", help="what the model is served as (default: its own name)")
+    parser.add_argument(
+        "--name", help="what the model is served as, and called when it is built again (default: its own name)"
+    )
     parser.add_argument(
         "--task", choices=TASKS, help="what the model is for (default: what the catalog or its files say)"
     )
@@ -99,15 +105,19 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
-        for model in options.models:
-            entry = entry_of(model, options)
-            runtime = own_runtime(entry, options.precision) if options.runtime == AUTO else options.runtime
+        if options.name is not None and len(options.models) > 1:
+            raise BuildError(f"--name takes one MODEL, not {len(options.models)}")
+        for named in options.models:
+            model, own = as_before(named, options)
+            entry = entry_of(model, own)
+            runtime = own_runtime(entry, own.precision) if own.runtime == AUTO else own.runtime
+            asked = {"model": model, **asked_of(own)} if asked_of(own) else {}
             try:
-                build_one(entry, runtime, options)
+                build_one(entry, runtime, own, asked)
             except UnsupportedRuntimeError:
-                if options.runtime != AUTO:
+                if own.runtime != AUTO:
                     raise
-                build_one(entry, DEFAULT, options)
+                build_one(entry, DEFAULT, own, asked)
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -115,6 +125,42 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: cannot write {error.filename or options.repository}: {error.strerror}", file=sys.stderr)
         return 1
     return 0
+
+
+def asked_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Those of OPTIONS that are given."""
+    return {name: value for name in OPTIONS if (value := getattr(options, name)) is not None}
+
+
+def as_before(model: str, options: argparse.Namespace) -> tuple[str, argparse.Namespace]:
+    """What to build and how: by the options of its last build, where none are given to a family that is there."""
+    said = {} if asked_of(options) else family.asked_before(options.repository, catalog.served_name(model))
+    source = said.pop("model", model)
+    is_family = not Path(model).is_dir() and "/" not in model and model not in catalog.names()
+    if not said or not (is_family or same_source(source, model)):
+        return model, options
+    model = source if is_family else model
+    print(
+        f"{said.get('name') or catalog.served_name(model)}: {model} {' '.join(words_of(said))}, as before",
+        flush=True,
+    )
+    return model, argparse.Namespace(**vars(options) | said)
+
+
+def same_source(one: str, other: str) -> bool:
+    """Whether two arguments name one folder, or one repository of the Hub whatever the revision."""
+    first, second = (Path(model.partition("@")[0]).resolve() for model in (one, other))
+    return first == second
+
+
+def words_of(asked: Mapping[str, Any]) -> Iterator[str]:
+    """Options as on a command line."""
+    for name, value in asked.items():
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            yield flag if value else f"--no-{name}"
+        else:
+            yield from (f"{flag} {one}" for one in (value if isinstance(value, list) else [value]))
 
 
 def entry_of(model: str, options: argparse.Namespace) -> CatalogEntry:
@@ -125,10 +171,26 @@ def entry_of(model: str, options: argparse.Namespace) -> CatalogEntry:
     if options.name is not None and not re.fullmatch(NAME, options.name):
         raise BuildError(f"{options.name!r} cannot be served as a name: it takes letters, digits and . _ -")
     entry = known_entry(model, options.task)
+    check_name(entry, options)
     # What reranks by vectors of tokens gives them, too.
     if options.task is not None and (options.task, *entry.tasks[:1]) != ("rerank", "embed_all"):
         asked["tasks"] = (options.task,)
     return replace(entry, **{key: value for key, value in asked.items() if value is not None})
+
+
+def check_name(entry: CatalogEntry, options: argparse.Namespace) -> None:
+    """Raises BuildError where a family would stand under a name of the catalog's and be another."""
+    name = options.name or entry.name
+    if name not in catalog.names() or (isinstance(entry.source, Path) and options.name is None):
+        return
+    own = catalog.load(name)
+    if entry.facts["source"] != own.facts["source"]:
+        raise BuildError(f"{name} is the catalog's name for {own.facts['source']}: choose another --name")
+    if others := [one for one in words_of(asked_of(options)) if not one.startswith("--name ")]:
+        raise BuildError(
+            f"{name} with {' '.join(others)} is not what the catalog calls {name}: give it another name, such as "
+            f"--name my-{name}"
+        )
 
 
 def known_entry(model: str, task: str | None = None) -> CatalogEntry:
@@ -170,11 +232,11 @@ def too_large(entry: CatalogEntry, precision: str | None, cards: Sequence[gpu.Ca
         )
 
 
-def build_one(entry: CatalogEntry, runtime: str, options: argparse.Namespace) -> None:
-    """Builds one catalog entry and says what came of it."""
+def build_one(entry: CatalogEntry, runtime: str, options: argparse.Namespace, asked: Mapping[str, Any]) -> None:
+    """Builds one catalog entry, as was `asked`, and says what came of it."""
     started = time.monotonic()
     target, repository = Target.of(runtime, options.precision, entry.precisions, entry.name), options.repository
-    if family.build(entry, target, repository, CACHE):
+    if family.build(entry, target, repository, CACHE, asked):
         print(f"{entry.name}: built into {repository} in {time.monotonic() - started:.1f} s", flush=True)
     else:
         print(f"{entry.name}: up to date, nothing to do", flush=True)

@@ -39,8 +39,8 @@ settings.load_profile("repeatable")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SERVERLESS = [
-    *("accounts", "adapters", "build", "check", "contributing", "dequantised", "engine", "exported", "graphs"),
-    *("heads", "hostile_folders", "hostile_onnx", "imports", "inspect", "long_texts", "published"),
+    *("accounts", "adapters", "build", "check", "command", "contributing", "dequantised", "engine", "exported"),
+    *("graphs", "heads", "hostile_folders", "hostile_onnx", "imports", "inspect", "long_texts", "published"),
     *("refused_checkpoints", "rules", "sources", "variants", "vocabularies"),
 ]
 """Modules that start no server."""

@@ -212,6 +212,12 @@ REFUSED: dict[str, tuple[str, dict[str, Any], int, str]] = {
     "empty input": ("/v1/embeddings", {"input": ["a", ""]}, 400, "input[1] is empty"),
     "an encoding": ("/v1/embeddings", {"input": "a", "encoding_format": "int8"}, 400, "'float', 'base64'"),
     "no dimensions": ("/v1/embeddings", {"input": "a", "dimensions": 0}, 400, "at least 1"),
+    "more dimensions": (
+        "/v1/embeddings",
+        {"input": "a", "dimensions": 500},
+        400,
+        "minilm gives 384 dimensions: ask",
+    ),
     "fewer dimensions": ("/v1/embeddings", {"input": "a", "dimensions": 8}, 400, "not trained to give fewer"),
     "an input type": ("/v1/embeddings", {"input": "a", "input_type": "x"}, 400, "minilm has document, query"),
     "OpenAI, unknown model": ("/v1/embeddings", {"input": "a", "model": "ada"}, 404, "this server has: minilm"),
@@ -287,15 +293,20 @@ def cut_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     assert running.stop() == 0
 
 
-@pytest.mark.parametrize(("path", "key"), [("/v1/embeddings", "input"), ("/embed", "inputs")])
+@pytest.mark.parametrize(("path", "key"), [("/v1/embeddings", "input"), ("/embed", "inputs"), ("/embed", "texts")])
 def test_dimensions_are_a_prefix_of_unit_length(cut_stack: Stack, path: str, key: str) -> None:
     whole = cut_stack.embed(["a text", "another one"])
     answer = ok(cut_stack.post("embed", path, {key: ["a text", "another one"], "dimensions": 8}))
-    cut = vectors(answer if key == "inputs" else [item["embedding"] for item in answer["data"]])
+    found = {
+        "inputs": lambda: answer,
+        "texts": lambda: answer["embeddings"],
+        "input": lambda: [item["embedding"] for item in answer["data"]],
+    }
+    cut = vectors(found[key]())
     expected = whole[:, :8] / np.linalg.norm(whole[:, :8], axis=1, keepdims=True)
     np.testing.assert_allclose(cut, expected, atol=1e-6)
-    refused = cut_stack.post("embed", path, {key: "a text", "dimensions": 7})
-    assert "gives 8 to 48 dimensions" in message(path, refused.json())
+    refused = cut_stack.post("embed", path, {key: ["a text"], "dimensions": 7})
+    assert "gives 8 to 48 dimensions" in refused.body.decode()
 
 
 def test_whole_numbers_are_of_the_vector_that_was_cut(cut_stack: Stack) -> None:

@@ -46,6 +46,8 @@ ACCEPTED: dict[str, tuple[str, dict[str, Any]]] = {
         "/v1/embeddings",
         {"input": "a", "truncate_prompt_tokens": -1, "priority": 1, "request_id": "x", "embed_dtype": "float32"},
     ),
+    "own": ("/embed", {"texts": ["a"], "dimensions": 384, "truncate": False}),
+    "own, rerank": ("/rerank", PAIR | {"truncate": False}),
     "own, null": ("/embed", {"texts": ["a"], "normalise": None}),
     "TEI": ("/embed", {"inputs": "a", "options": {"wait_for_model": True}}),
     "TEI, null": ("/rerank", {**TEI_PAIR, "raw_scores": None, "truncate": None, "x": None}),
@@ -267,6 +269,31 @@ def test_bare_rerank_with_extras_is_coheres(stack: Stack, extra: dict[str, Any])
     assert stack.post("rerank", "/rerank", PAIR | extra | {"top_n": 0}).json().keys() == {"message", "detail"}
 
 
+def test_our_own_calls_cut_or_refuse(stack: Stack) -> None:
+    """As the reference counts tokens: of sentence-transformers' own texts, those are refused that it cuts."""
+    texts = json.loads((REFERENCE / "texts.json").read_text())
+    truncated = np.load(REFERENCE / "minilm.npz")["truncated"].tolist()
+    first = truncated.index(True)
+    refused = stack.post("embed", "/embed", {"texts": texts, "truncate": False})
+    assert (refused.status, refused.json()["type"]) == (422, "too_long")
+    assert refused.json()["error"].startswith(f"text {first} is longer than the 256 tokens")
+    whole = [text for text, is_cut in zip(texts, truncated, strict=True) if not is_cut]
+    assert stack.post("embed", "/embed", {"texts": whole, "truncate": False}).headers["X-Truncated"] == "0"
+    cut = stack.post("embed", "/embed", {"texts": texts, "truncate": True})
+    assert (cut.status, cut.headers["X-Truncated"]) == (200, str(sum(truncated)))
+    pair = {"query": QUERY, "documents": [DOCUMENTS[0], texts[first]]}
+    refused = stack.post("rerank", "/rerank", pair | {"truncate": False})
+    assert (refused.status, refused.json()["type"]) == (422, "too_long")
+    assert "text 1 with its query" in refused.json()["error"]
+    assert stack.post("rerank", "/rerank", pair).headers["X-Truncated"] == "1"
+
+
+def test_who_wants_to_chat_is_told_how(stack: Stack) -> None:
+    answer = stack.post("embed", "/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]})
+    assert answer.status == 404
+    assert answer.json()["error"]["message"].endswith("has: none: `make serve CHAT=1` brings one")
+
+
 def test_our_own_rerank_has_results(stack: Stack) -> None:
     content = stack.rerank(QUERY, DOCUMENTS)
     assert [one["index"] for one in content["results"]] == content["order"]
@@ -416,6 +443,8 @@ ELSEWHERE = [
     ("POST", "/api/generate", 404, {"error"}),
     ("GET", "/v1/models/none", 404, {"error"}),
     ("GET", "/nowhere", 404, {"error", "type"}),
+    ("GET", "/models/minilm/pin", 405, {"error", "type"}),
+    ("GET", "/models/org/name/unload", 405, {"error", "type"}),
 ]
 
 

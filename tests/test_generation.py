@@ -232,6 +232,10 @@ REFUSED = {
     "tools is empty: send at least one item": {"tools": []},
     "max_completion_tokens must be below": {"max_completion_tokens": 2**31},
     "messages[0].role must be a string": {"messages": [{"content": "a"}]},
+    "messages[0].content is missing": {"messages": [{"role": "user"}]},
+    "messages[1].content is missing": {
+        "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None, "tool_calls": []}]
+    },
     "a part that is no text": {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
     "must have functions": {"messages": [{"role": "user", "tool_calls": 5}]},
     "arguments in JSON": {"messages": [{"role": "user", "tool_calls": [{"function": {"arguments": "{"}}]}]},

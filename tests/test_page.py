@@ -96,6 +96,18 @@ def test_texts_are_embedded(page: Page, stack: Stack) -> None:
     expect(page.get_by_text(re.compile(r"3 texts, 384 dimensions, \d+ tokens, \d+ ms"))).to_be_visible()
 
 
+def test_a_text_that_is_cut_is_told(page: Page) -> None:
+    facts = page.get_by_role("region", name="Embed", exact=True).get_by_role("status")
+    for texts, words in (("seven " * 300, "1 text was"), ("seven " * 300 + "\n" + "six " * 300, "2 texts were")):
+        page.get_by_label("Texts, one a line").fill(f"{texts}\na short one")
+        page.get_by_role("button", name="Embed").click()
+        expect(facts).to_contain_text(f"{words} cut to 256 tokens")
+    page.get_by_label("Documents, one a line").fill("a short one\n" + "seven " * 300)
+    page.get_by_role("button", name="Rerank").click()
+    facts = page.get_by_role("region", name="Rerank", exact=True).get_by_role("status")
+    expect(facts).to_contain_text("1 text was cut to 256 tokens")
+
+
 def test_colours_follow_the_cosines(page: Page) -> None:
     page.get_by_label("Texts, one a line").fill("a cat\na cat\nan interest rate")
     page.get_by_role("button", name="Embed").click()

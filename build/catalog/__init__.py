@@ -150,9 +150,7 @@ def names() -> list[str]:
 def load(name: str) -> CatalogEntry:
     """Reads one entry; raises BuildError with names like it when there is none."""
     if name not in names():
-        close = difflib.get_close_matches(name, names())
-        meant = f"did you mean {' or '.join(close)}? " if close else ""
-        raise BuildError(f"no model {name!r} in the catalog: {meant}build/catalog/README.md lists them")
+        raise BuildError(_no_such(name))
     said = tomllib.loads((FOLDER / f"{name}.toml").read_text())
     said["tasks"] = tuple(said["tasks"])
     said["source"] = (Hub if "repository" in said["source"] else Wheel)(**said["source"])
@@ -162,6 +160,20 @@ def load(name: str) -> CatalogEntry:
     widest = min(Batching.tokens, Batching.texts * said.get("max_tokens", Batching.tokens))
     said["batching"] = Batching(**said.get("batching", {"tokens": widest}))
     return CatalogEntry(name, **said)
+
+
+def _no_such(name: str) -> str:
+    """Why there is no entry of that name, and which may be meant."""
+    known, _, revision = name.partition("@")
+    if known in names():
+        return f"{known} has its revision in the catalog: leave @{revision} out"
+    if "/" in name:
+        return f"{name!r} is neither a folder, nor a name of the catalog, nor owner/name of the Hugging Face Hub"
+    called = {load(one).title.lower(): one for one in names()} | {one: one for one in names()}
+    like = [name.lower()] if name.lower() in called else difflib.get_close_matches(name.lower(), called)
+    close = dict.fromkeys(called[one] for one in like)
+    meant = f"did you mean {' or '.join(close)}? " if close else ""
+    return f"no model {name!r} in the catalog: {meant}build/catalog/README.md lists them"
 
 
 def served_name(model: str) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, replace
 from fnmatch import fnmatch
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy
@@ -47,8 +48,16 @@ STAGING = ".building"
 """Where a build writes before it puts all in place."""
 
 
-def build(entry: CatalogEntry, target: Target, model_repository: Path, cache: Path) -> bool:
+def build(
+    entry: CatalogEntry,
+    target: Target,
+    model_repository: Path,
+    cache: Path,
+    asked: Mapping[str, Any] = MappingProxyType({}),
+) -> bool:
     """Builds `entry` into `model_repository`; returns False when it was already there, unchanged.
+
+    What was `asked` for on the command line is kept in its record.
 
     Raises BuildError, and leaves the repository as it was, when the checkpoint cannot be had or built.
     """
@@ -78,7 +87,7 @@ def build(entry: CatalogEntry, target: Target, model_repository: Path, cache: Pa
     with _alone(model_repository) as staging:
         if _is_current(model_repository, entry.name, inputs):  # by the build that was waited for
             return False
-        _build(entry, target, checkpoint, names, inputs, staging / entry.name)
+        _build(entry, target, checkpoint, names, inputs, asked, staging / entry.name)
     return True
 
 
@@ -110,6 +119,7 @@ def _build(
     checkpoint: Checkpoint,
     names: Collection[str],
     inputs: dict[str, Any],
+    asked: Mapping[str, Any],
     aside: Path,
 ) -> None:
     """Writes the family aside, tries it and puts it in place."""
@@ -131,6 +141,7 @@ def _build(
         facts = {key: item.string_value for key, item in parameters}
         record = {
             "inputs": inputs,
+            "asked": dict(asked),
             "downloaded": checkpoint.downloaded,
             "outputs": _hashes(aside),
             "facts": facts,
@@ -239,6 +250,14 @@ def _is_current(model_repository: Path, family: str, inputs: dict[str, Any]) -> 
         )
     except (OSError, ValueError, KeyError):
         return False
+
+
+def asked_before(model_repository: Path, family: str) -> dict[str, Any]:
+    """What was asked for when the family was built last."""
+    try:
+        return dict(json.loads((model_repository / family / RECORD).read_bytes())["asked"])
+    except (OSError, ValueError, KeyError):
+        return {}
 
 
 def _hashes(folder: Path, pattern: str = "**/*") -> dict[str, str]:

@@ -290,4 +290,7 @@ def _sentence(source: Hub, error: BaseException) -> str:
         return f"HF_HUB_OFFLINE is set, and {constants.HF_HUB_CACHE} does not hold all of {_name(source)}"
     if isinstance(error, OSError) and error.strerror is not None:
         return f"cannot write to {error.filename or constants.HF_HUB_CACHE}: {error.strerror}"
-    return f"{endpoint} cannot be reached for {_name(source)}, which is not all in the cache: {error}"
+    return (
+        f"{endpoint} cannot be reached for {_name(source)}, which is not all in the cache: download it elsewhere "
+        f"and build the folder by MODEL=path/to/folder, or set HF_ENDPOINT to a mirror ({error})"
+    )

@@ -89,6 +89,7 @@ def make_app(
             act = action_handler(gateway, route, timeout, accepted, origins)
             for path in paths(route.path):
                 app.router.add_post(path, act)
+                app.router.add_get(path, takes_post)  # which else would look for a model of that name
         else:
             get = get_handler(gateway, route, accepted)
             for path in paths(route.path):
@@ -241,6 +242,11 @@ def action_handler(
             return failed(request, error, route.error)
 
     return handle
+
+
+async def takes_post(request: web.Request) -> web.StreamResponse:
+    """Refuses a GET to what changes the server."""
+    raise web.HTTPMethodNotAllowed(request.method, [hdrs.METH_POST])
 
 
 def read_flag(name: str, value: str) -> bool:

@@ -114,7 +114,7 @@ def too_big(message: str) -> GatewayError:
 
 def busy_reading() -> GatewayError:
     """503: the bodies that are being read fill what is set aside for them."""
-    message = "too many large bodies are being read: try again, or send fewer texts a call"
+    message = "too many large bodies are being read: try again, or send fewer or shorter texts a call"
     return GatewayError(HTTPStatus.SERVICE_UNAVAILABLE, "overloaded", message, {"Retry-After": "1"})
 
 
@@ -150,7 +150,9 @@ def as_gateway_error(error: Exception) -> GatewayError:
         case web.RequestPayloadError():
             return bad_request("the body broke off or is not what its headers say")
         case web.HTTPNotFound():
-            return GatewayError(HTTPStatus.NOT_FOUND, "not_found", "there is no such route")
+            return GatewayError(
+                HTTPStatus.NOT_FOUND, "not_found", "there is no such route: GET /docs lists them all"
+            )
         case web.HTTPMethodNotAllowed():
             allowed = ", ".join(sorted(error.allowed_methods))
             message = f"this route takes {allowed}, not {error.method}"

@@ -305,7 +305,13 @@ def check_dimensions(model: ServedModel, dimensions: int | None) -> None:
     if dimensions is None or model.dimensions is None or dimensions == model.dimensions:
         return
     if model.minimum_dimensions is None:
-        raise bad_request(f"{model.name} gives {model.dimensions} dimensions and was not trained to give fewer")
+        gives = f"{model.name} gives {model.dimensions} dimensions"
+        if dimensions > model.dimensions:
+            raise bad_request(f"{gives}: ask for no more")
+        raise bad_request(
+            f"{gives} and was not trained to give fewer: leave dimensions out, or have it built under another "
+            f"--name with --dimensions {dimensions}"
+        )
     if not model.minimum_dimensions <= dimensions <= model.dimensions:
         allowed = f"{model.minimum_dimensions} to {model.dimensions}"
         raise bad_request(f"{model.name} gives {allowed} dimensions: ask for one of these, not {dimensions}")

@@ -69,7 +69,7 @@ class Bodies:
 
 def over_the_limit() -> GatewayError:
     """413: the body is too long, by its header or by what came."""
-    return too_large(f"the body is over the limit of {MAX_BODY_BYTES} bytes: send fewer texts a call")
+    return too_large(f"the body is over the limit of {MAX_BODY_BYTES} bytes: send fewer or shorter texts a call")
 
 
 async def continue_later(_: web.Request) -> None:

@@ -203,7 +203,8 @@ class Upstream:
                 return model
         there_are = ", ".join(model.name for model in await self.models() if model.task == task) or "none"
         asked = f"no model {quoted(name)}" if name else "no model"
-        raise unknown_model(f"{asked} for {task}; this server has: {there_are}")
+        advice = ": `make serve CHAT=1` brings one" if (task, there_are) == ("generate", "none") else ""
+        raise unknown_model(f"{asked} for {task}; this server has: {there_are}{advice}")
 
     async def named(self, name: str) -> ServedModel:
         """The model of any task called `name`, as `model` finds it; raises GatewayError 404 and 503 as it does."""

@@ -32,6 +32,8 @@ def message(said: dict[str, Any], i: int) -> dict[str, Any]:
             raise bad_request(f"{place}.content has a part that is no text: {TEXT_ALONE}")
         found["content"] = "".join(str(part) for part in parts)
     elif content is None:
+        if not found.get("tool_calls"):
+            raise bad_request(f"{place}.content is missing: it is what the message says")
         found["content"] = ""
     elif not isinstance(content, str):
         raise bad_request(f"{place}.content must be a string or a list of parts of text")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, TypedDict
 
 from tools.shim import gpu
-from tools.shim.body import Query, Text, Vector
+from tools.shim.body import Positive, Query, Text, Vector
 from tools.shim.dialects import cohere, openai
 from tools.shim.errors import bad_request, not_ready
 from tools.shim.gateway import Gateway
@@ -22,6 +22,9 @@ class EmbedCall:
 
     texts: list[Text]
     model: str | None = None
+    dimensions: Positive | None = None
+    truncate: bool | None = None
+    """If false, a text over the window is refused, not cut."""
 
 
 class Embeddings(TypedDict):
@@ -38,6 +41,8 @@ class RerankCall:
     query: Query
     documents: list[str]
     model: str | None = None
+    truncate: bool | None = None
+    """If false, a document that with its query is over the window is refused, not cut."""
 
 
 class Ranked(TypedDict):
@@ -78,13 +83,15 @@ class Health(Answering, total=False):
 
 async def embed(gateway: Gateway, call: EmbedCall) -> Reply:
     """Embeds texts."""
-    result = await gateway.embed(call.texts, call.model)
+    cut = call.truncate is not False
+    result = await gateway.embed(call.texts, call.model, dimensions=call.dimensions, truncate=cut)
     return Reply({"embeddings": result.tensors["embeddings"], "model": result.model.name}, result)
 
 
 async def rerank(gateway: Gateway, call: RerankCall) -> Reply:
     """Scores documents."""
-    result = await gateway.rerank(call.query, call.documents, call.model)
+    cut = call.truncate is not False
+    result = await gateway.rerank(call.query, call.documents, call.model, truncate=cut)
     results = [{"index": int(i), "relevance_score": result.scores[i]} for i in result.order]
     content = {"scores": result.scores, "order": result.order, "results": results, "model": result.model.name}
     return Reply(content, result)

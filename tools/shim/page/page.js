@@ -44,9 +44,13 @@ async function showHealth() {
   shown.className = state;
 }
 
+// Model -> the most tokens that it reads of a text.
+const windows = {};
+
 async function showModels() {
   const { status, content } = await call("models");
   if (status !== 200) return;
+  for (const model of content.models) windows[model.name] = model.max_tokens;
   const rows = content.models.map((model) => {
     const row = element("tr");
     row.append(
@@ -91,8 +95,10 @@ function onSubmit(path, makeBody, show) {
       const { status, content, headers } = await call(path, body);
       if (status === 200) {
         const milliseconds = Math.round(performance.now() - started);
-        const tokens = headers.get("X-Token-Count");
-        find(".facts", result).textContent = `${show(content, body, result)}, ${tokens} tokens, ${milliseconds} ms`;
+        const facts = [show(content, body, result), `${headers.get("X-Token-Count")} tokens`];
+        const cut = Number(headers.get("X-Truncated"));
+        if (cut) facts.push(`${cut} ${cut === 1 ? "text was" : "texts were"} cut to ${windows[content.model]} tokens`);
+        find(".facts", result).textContent = [...facts, `${milliseconds} ms`].join(", ");
         result.hidden = false;
       } else {
         failure.textContent = content.error;
