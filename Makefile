@@ -15,6 +15,12 @@ export PIP_NO_INDEX := 1
 export PIP_FIND_LINKS := $(abspath $(WHEELS))
 endif
 
+# Installs into an environment, with a line for each call: of pip itself only warnings and errors are shown.
+pip = @test -x $(1)/bin/python || $(PYTHON) -m venv $(1) && echo "installing $(or $(2),$<) into $(1)" && \
+	$(1)/bin/python -m pip install -q --disable-pip-version-check --no-input
+# Every package is in a lock by hash, so pip resolves nothing and takes no package's word for its needs.
+locked = $(pip) --no-deps --require-hashes -r
+
 .PHONY: help setup build serve deploy undeploy logs smoke pin test lint bench bench-peers gpu-proof soak backfill convert docs lock clean
 .DELETE_ON_ERROR:
 
@@ -69,10 +75,10 @@ lint: .venv/test.lock ## Check style and types
 	$(VENV)/ruff format --check .
 	$(VENV)/mypy
 
-bench: build .venv/bench.lock ## Measure beside the raw engine, and bring the pages in step (ARGS="--quick")
+bench: build .venv/bench.lock ## Measure beside the raw engine, and bring the pages in step (ARGS="--quick": minutes, changes no file)
 	@$(VENV)/python -m tools.bench $(ARGS)
 	@$(VENV)/python -m tools.bench.shell $(filter --quick,$(ARGS))
-	@$(VENV)/python -m tools.bench.report
+	@$(if $(filter --quick,$(ARGS)),echo "--quick: results and pages are left as they are",$(VENV)/python -m tools.bench.report)
 
 bench-peers: build .venv/bench.lock ## Measure other servers and libraries beside it (ARGS="--quick --only NAME")
 	@$(VENV)/python -m tools.bench.peers $(ARGS)
@@ -93,24 +99,24 @@ docs: .venv-docs/docs.lock ## Build README and docs/ as a site with search (a br
 	@.venv-docs/bin/python -m tools.docs
 
 .venv-docs/docs.lock: docs.lock
-	@test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
-	.venv-docs/bin/python -m pip install -q --disable-pip-version-check --no-input --no-deps --require-hashes -r $<
+	$(call locked,.venv-docs) $<
 	@cp $< $@
 
 # The same with Ray, in an environment of its own, for `--engine ray`.
 .venv-ray/ray.lock: ray.lock
-	@test -x .venv-ray/bin/python || $(PYTHON) -m venv .venv-ray
-	.venv-ray/bin/python -m pip install -q --disable-pip-version-check --no-input --no-deps --require-hashes -r $<
+	$(call locked,.venv-ray) $<
 	@cp $< $@
 
+ifeq ($(MAKECMDGOALS)$(FILE)$(ARGS),convert)
+$(error make convert needs a document: make convert FILE=scan.pdf)
+endif
 convert: .venv-docling/docling.lock ## Convert FILE=scan.pdf to JSON with docling and a served DOCUMENTS=1 (ARGS="--help")
 	@.venv-docling/bin/python -m tools.documents $(FILE) $(ARGS)
 
 # Docling. Torch is taken as for the tests of its runtime.
 .venv-docling/docling.lock: docling.lock tools/documents/torch.txt
-	@test -x .venv-docling/bin/python || $(PYTHON) -m venv .venv-docling
-	.venv-docling/bin/python -m pip install -q --disable-pip-version-check --no-input --no-deps --require-hashes -r $<
-	.venv-docling/bin/python -m pip install -q --disable-pip-version-check --no-input -r tools/documents/torch.txt
+	$(call locked,.venv-docling) $<
+	$(call pip,.venv-docling,torch) -r tools/documents/torch.txt
 	@cp $< $@
 
 RESOLVE = -q --universal --python-version 3.10 --generate-hashes
@@ -138,17 +144,14 @@ clean: ## Remove everything that make has made
 	rm -rf .venv .venv-clients .venv-torch .venv-ray .venv-docling .venv-verify .venv-docs .venv-vllm .cache tests/clients/npm/node_modules
 	git clean -fdXq model_repository
 
-# Every package is in the lock by hash, so pip resolves nothing and takes no package's word for its needs.
 .venv/%.lock: %.lock
 	@$(PYTHON) -m tools.preflight
-	@test -x $(VENV)/python || $(PYTHON) -m venv .venv
-	$(VENV)/python -m pip install --disable-pip-version-check --no-input --no-deps --require-hashes -r $<
+	$(call locked,.venv) $<
 	@cp $< $@
 
 # Other people's clients, with other versions of what the server needs.
 .venv-clients/clients.lock: clients.lock
-	@test -x .venv-clients/bin/python || $(PYTHON) -m venv .venv-clients
-	.venv-clients/bin/python -m pip install -q --disable-pip-version-check --no-input --no-deps --require-hashes -r $<
+	$(call locked,.venv-clients) $<
 	@cp $< $@
 
 # JavaScript's, by the npm of a wheel among Python's; their tests are skipped where npm's registry cannot be reached.
@@ -159,15 +162,13 @@ clean: ## Remove everything that make has made
 # Torch, for the tests of its runtime, and what they compare with. By version alone: of torch's builds, the one for
 # CPUs is taken where the index has it, and package indexes name no hash for that one.
 .venv-torch/torch.txt: tests/torch.txt serve.lock
-	@test -x .venv-torch/bin/python || $(PYTHON) -m venv .venv-torch
-	.venv-torch/bin/python -m pip install -q --disable-pip-version-check --no-input --no-deps --require-hashes -r serve.lock
-	.venv-torch/bin/python -m pip install -q --disable-pip-version-check --no-input -r $<
+	$(call locked,.venv-torch,serve.lock) serve.lock
+	$(call pip,.venv-torch) -r $<
 	@cp $< $@
 
 # vLLM for CPUs and what it imports here, for tests/test_vllm.py: no part of `make test`, for it is some 2 GB.
 .venv-vllm/vllm.txt: tests/vllm.txt serve.lock chat.lock
-	@test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
-	.venv-vllm/bin/python -m pip install -q --disable-pip-version-check --no-input --no-deps --require-hashes -r serve.lock -r chat.lock
-	grep -v ^vllm $< | .venv-vllm/bin/python -m pip install -q --disable-pip-version-check --no-input -r /dev/stdin
-	.venv-vllm/bin/python -m pip install -q --disable-pip-version-check --no-input --no-deps -r $<
+	$(call locked,.venv-vllm,serve.lock and chat.lock) serve.lock -r chat.lock
+	@grep -v ^vllm $< | .venv-vllm/bin/python -m pip install -q --disable-pip-version-check --no-input -r /dev/stdin
+	$(call pip,.venv-vllm) --no-deps -r $<
 	@cp $< $@

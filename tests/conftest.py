@@ -40,8 +40,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SERVERLESS = [
     *("accounts", "adapters", "build", "check", "command", "contributing", "dequantised", "engine", "exported"),
-    *("graphs", "heads", "hostile_folders", "hostile_onnx", "imports", "inspect", "long_texts", "published"),
-    *("refused_checkpoints", "rules", "sources", "variants", "vocabularies"),
+    *("graphs", "heads", "hostile_folders", "hostile_onnx", "imports", "inspect", "long_texts", "makefile"),
+    *("published", "refused_checkpoints", "rules", "sources", "variants", "vocabularies"),
 ]
 """Modules that start no server."""
 
