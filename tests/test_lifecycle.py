@@ -235,9 +235,14 @@ def test_a_damaged_configuration(tmp_path: Path, broken_repository: Path) -> Non
     assert "minilm-encoder/config.pbtxt" in errors
 
 
-@pytest.mark.parametrize(("name", "value"), [("ENCODER_PRECISION", "fp8"), ("ENCODER_THREADS", "many")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("ENCODER_PRECISION", "fp8"), ("ENCODER_THREADS", "0"), ("ENCODER_THREADS", "many")]
+)
 def test_a_setting_that_does_not_exist(tmp_path: Path, name: str, value: str) -> None:
-    assert f"{name} is '{value}': choose" in failure(Stack(tmp_path, environment={name: value}))
+    assert failure(Stack(tmp_path / "work", environment={name: value})).startswith(
+        f"error: {name} is '{value}': choose"
+    )
+    assert not (tmp_path / "work").exists()  # Triton has not been started
 
 
 def test_threads_follow_the_affinity(tmp_path: Path) -> None:

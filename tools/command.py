@@ -41,6 +41,10 @@ EMBED_PORT, RERANK_PORT, CHAT_PORT = 8101, 8102, 8103
 """Where the gateway listens, by convention for one route each."""
 
 
+ENCODER_PRECISIONS = ("fp32", "bf16")
+"""What `build/steps/onnx_runner.py` can be told to compute in."""
+
+
 class ServerError(Exception):
     """The server cannot start or has died; the message says why and what to change."""
 
@@ -372,3 +376,12 @@ def check_models(repository: Path, models: Sequence[str]) -> None:
             whole = [one for one, path in there.items() if CALLED.search(path.read_text(errors="replace"))]
             has = ", ".join(whole) or "no models"
             raise ServerError(f"no model {name!r} in {repository}, which has {has}: run `make build MODEL={name}`")
+
+
+def check_encoder_settings() -> None:
+    """Raises ServerError for a setting that every encoder would refuse while it is loaded."""
+    precision, threads = (os.environ.get(f"ENCODER_{name}", "auto") for name in ("PRECISION", "THREADS"))
+    if precision not in (*ENCODER_PRECISIONS, "auto"):
+        raise ServerError(f"ENCODER_PRECISION is {precision!r}: choose {', '.join(ENCODER_PRECISIONS)} or auto")
+    if threads != "auto" and not (threads.isascii() and threads.isdecimal() and int(threads)):
+        raise ServerError(f"ENCODER_THREADS is {threads!r}: choose a number from 1 or auto")

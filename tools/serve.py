@@ -22,6 +22,7 @@ from tools.command import (
     add_residency_options,
     add_triton_options,
     aliases,
+    check_encoder_settings,
     make_parser,
     run,
     switches,
@@ -54,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 async def serve(options: argparse.Namespace, again: Callable[[str], str], stop: asyncio.Event) -> None:
     """Runs Triton and the gateway, or names what would do `again`; raises ServerError when either cannot run."""
+    check_encoder_settings()
     if options.check:
         check_ports(options, again)
         return

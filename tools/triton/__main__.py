@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from tools.command import Ports, add_triton_options, make_parser, run, switches
+from tools.command import Ports, add_triton_options, check_encoder_settings, make_parser, run, switches
 from tools.ports import check_ports
 from tools.triton.embedded import EmbeddedTriton
 
@@ -23,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 async def serve(options: argparse.Namespace, stop: asyncio.Event) -> None:
     """Runs Triton; raises ServerError when it cannot run."""
+    check_encoder_settings()
     check_ports(options, "python -m tools.triton {}".format)
     ports = Ports.of(options)
     triton = EmbeddedTriton(
