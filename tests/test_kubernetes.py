@@ -20,6 +20,7 @@ from conftest import ROOT, Stack
 from tools.access import secret_file
 from tools.command import (
     CHAT_PORT,
+    TIMEOUT_SECONDS,
     TRITON_DRAIN_SECONDS,
     Ports,
     add_gateway_options,
@@ -27,7 +28,7 @@ from tools.command import (
     add_triton_options,
     make_parser,
 )
-from tools.shim import server
+from tools.shim.server import LAST_SECONDS
 
 FOLDER = ROOT / "tools" / "deploy" / "k8s"
 COMPOSE = yaml.safe_load((ROOT / "tools" / "deploy" / "compose.yaml").read_text())
@@ -38,6 +39,9 @@ VERSIONS = ("1.29", "1.37")
 STACK_PORTS = {8101: "embed", 8102: "rerank", 8200: "http", 8201: "grpc", 8202: "metrics"}
 OVERLAYS = ("cpu", "gpu", "object-store", "open", "chat")
 ALL = (*OVERLAYS, "kserve")
+
+STOP_SECONDS = TIMEOUT_SECONDS + LAST_SECONDS
+"""That a gateway may take to answer what is under way."""
 
 Manifest = dict[str, Any]
 
@@ -256,7 +260,7 @@ def test_pods_get_the_time_to_end(rendered: dict[str, list[Manifest]], overlay: 
         (container,) = pod["containers"]
         program, seconds = container["lifecycle"]["preStop"]["exec"]["command"]
         assert program == "sleep"
-        drain = server.DRAIN_SECONDS if "shim" in container["image"] else TRITON_DRAIN_SECONDS
+        drain = STOP_SECONDS if "shim" in container["image"] else TRITON_DRAIN_SECONDS
         assert pod["terminationGracePeriodSeconds"] >= int(seconds) + drain + 10
         if "--connection-seconds" in container["args"]:
             age = int(container["args"][container["args"].index("--connection-seconds") + 1])
@@ -340,7 +344,8 @@ def test_a_gateway_beside_each_triton(rendered: dict[str, list[Manifest]]) -> No
     assert names == volumes.keys()
     # Triton outlives the calls of the gateway.
     ends = [int(one["lifecycle"]["preStop"]["exec"]["command"][1]) for one in (triton, shim)]
-    assert ends[0] >= ends[1] + server.DRAIN_SECONDS
+    assert ends[0] >= ends[1] + STOP_SECONDS
+    assert pod["terminationGracePeriodSeconds"] >= ends[0] + TRITON_DRAIN_SECONDS + 10
     service = of_kind(manifests, "Service")["shim"]["spec"]
     assert service["selector"].items() <= labels.items()
     assert {port["targetPort"] for port in service["ports"]} == {port["name"] for port in shim["ports"]}

@@ -46,8 +46,12 @@ def test_an_id_that_would_spoil_a_log_is_replaced(stack: Stack, sent: str) -> No
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (ValueError("a mistake of ours"), "POST /embed failed, request id order-66\nTraceback"),
-        (InferenceServerException("it broke"), "POST /embed failed, request id order-66: Triton failed: it broke"),
+        (
+            ValueError("a mistake of ours"),
+            "500 internal, request id order-66: the gateway failed; see its log\nTrace",
+        ),
+        (InferenceServerException("it broke"), "502 upstream, request id order-66: Triton failed: it broke"),
+        (TimeoutError(), "504 timeout, request id order-66: the deadline passed"),
     ],
 )
 def test_errors_are_logged_with_the_id(caplog: pytest.LogCaptureFixture, error: Exception, said: str) -> None:

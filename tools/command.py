@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import ctypes
+import logging
 import math
 import os
 import re
@@ -44,6 +45,8 @@ EMBED_PORT, RERANK_PORT, CHAT_PORT = 8101, 8102, 8103
 ENCODER_PRECISIONS = ("fp32", "bf16")
 """What `build/steps/onnx_runner.py` can be told to compute in."""
 
+log = logging.getLogger(__name__)
+
 
 class ServerError(Exception):
     """The server cannot start or has died; the message says why and what to change."""
@@ -64,16 +67,33 @@ class Ports:
 
 
 def run(serve: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> int:
-    """Runs `serve` with the event that Ctrl-C and SIGTERM set; returns 1 and prints the cause of a ServerError."""
+    """Runs `serve` with the event that Ctrl-C and SIGTERM set, and cancels it at a second Ctrl-C.
+
+    Returns 1 then, and where `serve` raises a ServerError, whose cause it prints.
+    """
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S%z"
+    )
 
     async def main() -> None:
-        stop = asyncio.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        stop, serving = asyncio.Event(), asyncio.current_task()
+        assert serving is not None
+
+        def interrupt() -> None:
+            if stop.is_set():
+                serving.cancel()
+            stop.set()
+
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, interrupt)
+        # A supervisor may send this one twice: to all processes, and to each by its parent.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
         await serve(stop)
 
     try:
         asyncio.run(main())
+    except asyncio.CancelledError:
+        log.warning("stopped at once, as a second Ctrl-C asks for")
+        return 1
     except ServerError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
@@ -143,6 +163,13 @@ def add_gateway_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--timeout", type=seconds, metavar="SECONDS", default=TIMEOUT_SECONDS, help="how long a call may take"
+    )
+    parser.add_argument(
+        "--drain-delay",
+        type=float,
+        metavar="SECONDS",
+        default=0.0,
+        help="when told to stop, go on for so long with /health 503, until load balancers have seen that",
     )
     parser.add_argument(
         "--workers",

@@ -104,7 +104,14 @@ async def gateway(
         control = Control(address, f"{options.triton_host}:{options.metrics_port}", secret)
         residency = plan.residency(control, left_out, triton.cause, triton.lost)
     settings = GatewaySettings(
-        address, options.models, options.timeout, accepted, absent, aliases(options), options.allow_origin
+        address,
+        options.models,
+        options.timeout,
+        accepted,
+        absent,
+        aliases(options),
+        options.allow_origin,
+        options.drain_delay,
     )
     async with serving(settings, options, residency):
         loaded = [name for name in (options.models if plan is None else plan.start) if name not in left_out]
@@ -115,7 +122,6 @@ async def gateway(
             unnamed = defaults(plan.repository, options.models)
         print(greeting(options, loaded, others, unnamed, log), flush=True)
         yield
-        print("stopping: finishing what is under way", flush=True)
 
 
 def greeting(

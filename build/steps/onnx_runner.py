@@ -28,6 +28,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import textwrap
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -54,6 +56,9 @@ SMALL = 512 << 20
 
 MOMENT = 1
 """Milliseconds in which a small head is done."""
+
+PLACES = re.compile(r"(?:Exception from|Check '.*?' failed at) \S+:\d+:")
+"""Where in its sources OpenVINO says that an error has been."""
 
 RANGES = {"encoder": "encode", "scoring": "score"}
 """Step -> the name of its range in Nsight Systems; within it, `infer` is the engine's share."""
@@ -264,8 +269,8 @@ def _smallest(config: dict[str, Any]) -> Item:
 
 
 def _cause(error: Failure) -> str:
-    """The end of the engine's message, in one line; before it come the places in its sources."""
-    return " ".join(str(error).split())[-200:]
+    """The engine's message in one line, without the places in its sources, which come first."""
+    return textwrap.shorten(PLACES.sub("", str(error)), 300, placeholder=" …")
 
 
 def _micro_batches(items: list[Item], budget: int, spread: float) -> Iterator[list[Item]]:

@@ -76,12 +76,12 @@ async def serve(options: argparse.Namespace, stop: asyncio.Event) -> None:
         accepted,
         aliases=aliases(options),
         origins=options.allow_origin,
+        drain_delay=options.drain_delay,
     )
     async with serving(settings, options, residency):
         ports = f"{options.host}:{options.embed_port} and :{options.rerank_port}"
         print(f"gateway on {ports}, Triton at {options.triton}", flush=True)
         await stop.wait()
-        print("stopping: finishing what is under way", flush=True)
 
 
 if __name__ == "__main__":

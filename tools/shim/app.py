@@ -24,6 +24,7 @@ from tools.shim.errors import (
     CLIENT_WENT_AWAY,
     MAX_ECHO,
     ErrorDialect,
+    GatewayError,
     as_gateway_error,
     as_response,
     bad_request,
@@ -57,6 +58,9 @@ MAX_NAME = 64
 
 SHOWN_SECONDS = 0.005
 """Of waiting for a model to be loaded, from which an answer says so."""
+
+NOTED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.TOO_MANY_REQUESTS)
+"""Statuses below 500 that the log tells of: somebody tries keys, or too much is asked of the server."""
 
 ERROR_TYPE = web.ResponseKey("error_type", str)
 
@@ -199,8 +203,7 @@ async def stream(
         raise client_gone() from None
     except Exception as error:
         known = as_gateway_error(error)
-        if known.status == HTTPStatus.INTERNAL_SERVER_ERROR:
-            log.exception("a stream failed, request id %s", tracing.current.get().request_id)
+        note(request, known, error)
         forget(error)
         response[ERROR_TYPE] = known.type
         await response.write(b"data: " + orjson.dumps(dialect(known)[1]) + b"\n\n")
@@ -343,15 +346,31 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 def failed(request: web.Request, error: Exception, dialect: ErrorDialect) -> web.Response:
-    """The error's row of the table, in a dialect; unexpected ones are logged with their trace."""
+    """The error's row of the table, in a dialect."""
     known = as_gateway_error(error)
-    call = (request.method, cut(request.rel_url.raw_path, MAX_ECHO), tracing.current.get().request_id)
-    if known.status == HTTPStatus.INTERNAL_SERVER_ERROR:
-        log.exception("%s %s failed, request id %s", *call)
-    elif known.status == HTTPStatus.BAD_GATEWAY:
-        log.error("%s %s failed, request id %s: %s", *call, known.message)
+    note(request, known, error)
     forget(error)
     response = as_response(known, dialect)
     if known.status != CLIENT_WENT_AWAY:
         response[ERROR_TYPE] = known.type
     return response
+
+
+def note(request: web.Request, known: GatewayError, error: Exception) -> None:
+    """Has the log say what an operator may have to do something about; unexpected errors come with their trace."""
+    if known.status < HTTPStatus.INTERNAL_SERVER_ERROR and known.status not in NOTED:
+        return
+    is_ours = known.status in (HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.BAD_GATEWAY)
+    log.log(
+        logging.ERROR if is_ours else logging.WARNING,
+        "%s %s from %s: %d %s, request id %s: %s",
+        request.method,
+        cut(request.rel_url.raw_path, MAX_ECHO),
+        request.remote,
+        known.status,
+        known.type,
+        tracing.current.get().request_id,
+        " ".join(known.message.split()),
+        exc_info=error if known.status == HTTPStatus.INTERNAL_SERVER_ERROR else None,
+        extra={"status": known.status},
+    )

@@ -7,6 +7,7 @@ import logging
 import resource
 import socket
 import time
+from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -121,12 +122,19 @@ class RateLimit(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._last: dict[tuple[str, int], float] = {}
+        self._last: dict[tuple[str, int, int], float] = {}
+        self._left_out = Counter[tuple[str, int, int]]()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the last one from the same line of code is a second old."""
-        now, kind = time.monotonic(), (record.pathname, record.lineno)
+        """Whether the last one from the same line of code, of the same `status`, is a second old.
+
+        What passes says how many have not since then.
+        """
+        now, kind = time.monotonic(), (record.pathname, record.lineno, getattr(record, "status", 0))
         if now - self._last.get(kind, -1.0) < 1:
+            self._left_out[kind] += 1
             return False
         self._last[kind] = now
+        if left_out := self._left_out.pop(kind, 0):
+            record.msg = f"{record.msg} (and {left_out} more like it before)"
         return True

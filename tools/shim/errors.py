@@ -6,7 +6,7 @@ import asyncio
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 
 import orjson
@@ -40,6 +40,8 @@ class GatewayError(Exception):
     message: str
     headers: Mapping[str, str] | None = None
     """What the answer says besides."""
+    details: Mapping[str, object] = field(default_factory=dict)
+    """What its body has besides, in the gateway's own dialect."""
 
     def __post_init__(self) -> None:
         self.message = cut(self.message, MAX_MESSAGE)
@@ -101,10 +103,10 @@ def overloaded(message: str, retry_after: float) -> GatewayError:
     )
 
 
-def not_ready(message: str, seconds: float = 1) -> GatewayError:
+def not_ready(message: str, seconds: float = 1, details: Mapping[str, object] = {}) -> GatewayError:
     """503: Triton or a model is not there; it may be after so many `seconds`."""
     after = {"Retry-After": str(max(1, math.ceil(seconds)))}
-    return GatewayError(HTTPStatus.SERVICE_UNAVAILABLE, "not_ready", message, after)
+    return GatewayError(HTTPStatus.SERVICE_UNAVAILABLE, "not_ready", message, after, details)
 
 
 def too_big(message: str) -> GatewayError:
@@ -208,7 +210,7 @@ def forget(error: BaseException) -> None:
 
 def own_error(error: GatewayError) -> tuple[int, object]:
     """Status and body of an error in the gateway's own dialect."""
-    return error.status, {"error": error.message, "type": error.type}
+    return error.status, {"error": error.message, "type": error.type, **error.details}
 
 
 def as_response(error: GatewayError, dialect: ErrorDialect = own_error) -> web.Response:

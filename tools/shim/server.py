@@ -24,8 +24,16 @@ IDLE_SECONDS = 75
 COLLECTED_OBJECTS = 10_000
 """That are more than before when the garbage collector looks at the youngest; Python's own 700 are two calls."""
 
-DRAIN_SECONDS = 30.0
-"""How long calls under way may take to finish when the gateway is told to stop."""
+LAST_SECONDS = 2.0
+"""After the deadline of the last call under way, for the answer that it has passed."""
+
+FAILED_SECONDS = 5.0
+"""For calls under way to be told that their Triton is gone."""
+
+AT_ONCE_SECONDS = 0.1
+"""For connections without a call, which are closed first."""
+
+log = logging.getLogger(__name__)
 
 
 def is_ours(record: logging.LogRecord) -> bool:
@@ -59,6 +67,13 @@ class GatewaySettings:
     """What callers may also name models by."""
     origins: Collection[str] = ()
     """Whose pages may call from a browser."""
+    drain_delay: float = 0.0
+    """Seconds from when the gateway is told to stop until it does, in which /health is 503."""
+
+    @property
+    def stop_seconds(self) -> float:
+        """That stopping may take: each call under way has its deadline."""
+        return self.drain_delay + self.timeout + LAST_SECONDS
 
 
 @asynccontextmanager
@@ -84,7 +99,7 @@ async def answering(
     # The header `Server`, which would tell everybody the versions of Python and aiohttp.
     web_response.SERVER_SOFTWARE = "triton-embeddings"  # type: ignore[attr-defined]
     logging.getLogger("aiohttp.server").addFilter(is_ours)
-    for name in ("asyncio", Listener.__module__):
+    for name in ("asyncio", Listener.__module__, make_app.__module__):
         logging.getLogger(name).addFilter(RateLimit())
     async with (
         residency or nullcontext(),
@@ -98,18 +113,38 @@ async def answering(
             auto_decompress=False,
             handler_cancellation=True,
             keepalive_timeout=IDLE_SECONDS,
-            shutdown_timeout=DRAIN_SECONDS,
+            shutdown_timeout=settings.stop_seconds,
         )
         await runner.setup()
         assert runner.server is not None
+        # Of several, the idlest comes first to each caller.
+        listener = Listener(runner.server, sockets, busy, BACKLOG if workers == 1 else 1)
+        seconds = FAILED_SECONDS
         try:
-            # Of several, the idlest comes first to each caller.
-            listener = Listener(runner.server, sockets, busy, BACKLOG if workers == 1 else 1)
-            try:
-                await listener.open()
-                spare_the_collector()
-                yield
-            finally:
-                listener.close()
+            await listener.open()
+            spare_the_collector()
+            yield
+            upstream.is_stopping = True
+            if settings.drain_delay:
+                log.info("stopping: /health is 503 for %g s, then the ports close", settings.drain_delay)
+                await asyncio.sleep(settings.drain_delay)
+            log.info("stopping: %d calls are under way, and get up to %g s", len(busy), settings.timeout)
+            seconds = settings.timeout + LAST_SECONDS
+        except asyncio.CancelledError:
+            seconds = AT_ONCE_SECONDS
+            raise
         finally:
-            await runner.cleanup()
+            listener.close()
+            await drain(runner, seconds)
+
+
+async def drain(runner: web.AppRunner, seconds: float) -> None:
+    """Has the calls under way answered, for so long or until it is cancelled; says how many are not."""
+    assert runner.server is not None
+    server, cleanup = runner.server, asyncio.create_task(runner.cleanup())
+    try:
+        await asyncio.wait((cleanup,), timeout=seconds)
+    finally:
+        if not cleanup.done():
+            log.warning("%d calls are cut off", len(server.connections))
+            cleanup.cancel()

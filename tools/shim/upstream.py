@@ -148,6 +148,8 @@ class Upstream:
         What is known of those that could not be loaded is in `absent`.
         """
         self.residency = residency
+        self.is_stopping = False
+        """Whether the gateway has been told to stop, and is to get no more calls."""
         self._address = address
         self._names = names
         self._absent = absent
@@ -296,11 +298,12 @@ class Upstream:
             if isinstance(error, RpcError):
                 raise failure(error, until) from None
             raise
-        self._note(name)
         tensors = arrays(answer)
         for output, array in tensors.items():
             if array.dtype == np.float32 and np.count_nonzero(np.isfinite(array)) < array.size:
+                self._answered.pop(name, None)
                 raise InferenceServerException(f"{name} gave {output} that are not finite numbers")
+        self._note(name)
         return tensors | unpadded(tensors)
 
     async def generate(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import os
 import signal
 import socket
@@ -26,14 +27,19 @@ from tools.command import ServerError, die_with_parent, ending, run
 from tools.shim.connections import open_ports
 from tools.shim.metrics import FOLDER
 from tools.shim.residency.loader import Residency
-from tools.shim.server import DRAIN_SECONDS, GatewaySettings, answering, listening
+from tools.shim.server import GatewaySettings, answering, listening
 from tools.shim.upstream import Absent
 
 START_SECONDS = 60.0
+LATE_SECONDS = 5.0
+"""That a worker may end later than it should, until it is killed."""
+
 AGAIN_SECONDS = 1.0
 """After the end of a worker, until another one is started in its place."""
 
 READY = b"ready\n"
+
+log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
@@ -88,7 +94,7 @@ async def _keep(
             if not ready.done():
                 ready.set_exception(ServerError(f"no worker of the gateway can be started: {error.strerror}"))
                 return
-            print(f"no worker of the gateway can be started: {error.strerror}", file=sys.stderr, flush=True)
+            log.error("no worker of the gateway can be started: %s", error.strerror)
             await asyncio.sleep(AGAIN_SECONDS)
             continue
         try:
@@ -104,11 +110,11 @@ async def _keep(
             if not ready.done():
                 ready.set_exception(ServerError(f"a worker of the gateway did not start in {START_SECONDS:.0f} s"))
         finally:
-            await _end(process)
+            await _end(process, settings.stop_seconds + LATE_SECONDS)
             mark_process_dead(process.pid, folder)  # type: ignore[no-untyped-call]
         assert process.returncode is not None
-        died = f"worker {process.pid} of the gateway {ending(process.returncode)}"
-        print(f"{died}: another takes its place", file=sys.stderr, flush=True)
+        how = ending(process.returncode)
+        log.error("worker %d of the gateway %s: another takes its place", process.pid, how)
         await asyncio.sleep(AGAIN_SECONDS)
 
 
@@ -135,15 +141,17 @@ async def _start(
     return process
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """Lets a worker finish what is under way."""
+async def _end(process: asyncio.subprocess.Process, seconds: float) -> None:
+    """Lets a worker finish what is under way, for so long, or until this is cancelled."""
     with suppress(ProcessLookupError):
         process.send_signal(signal.SIGTERM)
     try:
-        await asyncio.wait_for(process.wait(), DRAIN_SECONDS + 5)
-    except asyncio.TimeoutError:
-        process.kill()
-        await process.wait()
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(process.wait(), seconds)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
 
 
 async def work(told: Mapping[str, Any], stop: asyncio.Event) -> None:

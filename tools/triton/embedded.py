@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import logging
 import os
 import re
 import shutil
@@ -56,6 +57,9 @@ NOISE = "CudaDriverHelper|unable to create stream|text_format.cc"
 """Errors that Triton logs on every healthy machine without a GPU."""
 
 
+log = logging.getLogger(__name__)
+
+
 class EmbeddedTriton:
     """One tritonserver process that serves some models of a repository."""
 
@@ -99,6 +103,9 @@ class EmbeddedTriton:
                 await asyncio.wait((died, stopped), return_when=asyncio.FIRST_COMPLETED)
                 if died.done():
                     raise ServerError(died.result())
+        except asyncio.CancelledError:  # it is to end at once
+            self._kill()
+            raise
         finally:
             await self.stop()
             stopped.cancel()
@@ -129,19 +136,19 @@ class EmbeddedTriton:
         try:
             backends = _assemble_backends(self._work_folder)
             self._secret = access.make_secret(access.secret_file(self._work_folder, self._ports.http))
-            log = _new_log(self._log) if self._log else contextlib.nullcontext()
+            output = _new_log(self._log) if self._log else contextlib.nullcontext()
         except OSError as error:
             place = error.filename or self._work_folder
             raise ServerError(
                 f"cannot write {place}: {error.strerror}; mend that or name another --work-folder"
             ) from None
-        with log as output:
+        with output as file:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command(backends, wanted),
                 env=environment,
                 stdin=asyncio.subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
+                stdout=file,
+                stderr=file,
                 # Ctrl-C reaches the terminal's group; Triton is stopped by us, after the gateway drained.
                 start_new_session=True,
                 preexec_fn=_be_a_child,
@@ -164,7 +171,7 @@ class EmbeddedTriton:
             if name not in loaded:
                 self.left_out[name] = self.cause(name) or f"see {self._log or 'above'}"
         for name, cause in self.left_out.items():
-            print(f"warning: {name} is not served: {cause}", file=sys.stderr, flush=True)
+            log.warning("%s is not served: %s", name, cause)
 
     async def wait(self) -> str:
         """Waits until Triton or the process of a model dies, and says which and why.
@@ -199,16 +206,22 @@ class EmbeddedTriton:
         process = self._process
         if process is None:
             return
-        if process.returncode is None:
-            process.send_signal(signal.SIGINT)
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(process.wait(), TRITON_DRAIN_SECONDS + 10)
-        # The stubs are in Triton's own process group: whatever is left of it goes now.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
-        access.secret_file(self._work_folder, self._ports.http).unlink(missing_ok=True)
-        _remove_segments(SHARED_MEMORY.glob(f"{self._segments}*"))
+        try:
+            if process.returncode is None:
+                process.send_signal(signal.SIGINT)
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(process.wait(), TRITON_DRAIN_SECONDS + 10)
+        finally:
+            self._kill()
+            await process.wait()
+            access.secret_file(self._work_folder, self._ports.http).unlink(missing_ok=True)
+            _remove_segments(SHARED_MEMORY.glob(f"{self._segments}*"))
+
+    def _kill(self) -> None:
+        """Ends what is left of Triton; its stubs are in its own process group."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
 
     async def _is_missed(self, stubs: Stubs) -> bool:
         """Whether Triton counts on a stub that is gone: not where its model was unloaded, or is being loaded.

@@ -164,11 +164,20 @@ async def residing(gateway: Gateway, name: str) -> tuple[ServedModel, Residency]
 
 
 async def health(gateway: Gateway, verbose: bool = False, partial: bool = False) -> Reply:
-    """200 when every served model answers, or with `partial` when one does, else 503 with who does not and why."""
+    """200 when every served model answers, or with `partial` when one does, else 503 with who does not and why.
+
+    It is 503 too while the gateway goes on before it stops.
+    """
+    if gateway.upstream.is_stopping:
+        raise not_ready("this server is stopping")
     problems = await gateway.upstream.problems()
     failing = {name: problem for name, problem in problems.items() if problem}
     if failing and not (partial and len(failing) < len(problems)):
-        raise not_ready("; ".join(f"{name}: {problem}" for name, problem in failing.items()))
+        whose: dict[str, list[str]] = {}
+        for name, problem in failing.items():
+            whose.setdefault(problem, []).append(name)
+        said = "; ".join(f"{', '.join(names)}: {problem}" for problem, names in whose.items())
+        raise not_ready(said, details={"failing": failing})
     content: dict[str, Any] = {
         "status": "partial" if failing else "ready",
         "models": [name for name in problems if name not in failing],
