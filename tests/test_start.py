@@ -9,12 +9,14 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
 from conftest import ROOT, Stack, send
+from containers import until
 from tiny import build_tiny
 
 from tools.bench.server import free_ports
@@ -186,3 +188,101 @@ def test_calls_without_a_name_have_a_model_that_is_said(
             assert send(urllib.request.Request(url, body.encode())).status == 200
     finally:
         assert stack.stop() == 0
+
+
+def spoil_scoring(repository: Path) -> None:
+    (repository / "minilm-rerank-scoring" / "config.pbtxt").write_text("name: nonsense {")
+
+
+def lose_ensemble(repository: Path) -> None:
+    shutil.rmtree(repository / "minilm" / "1")
+
+
+@pytest.mark.parametrize(
+    ("damage", "sound", "broken"),
+    [(spoil_scoring, "minilm", "minilm-rerank"), (lose_ensemble, "minilm-rerank", "minilm")],
+)
+def test_a_sound_ensemble_is_served_beside_a_broken_one_of_its_checkpoint(
+    tmp_path: Path, damage: Callable[[Path], None], sound: str, broken: str
+) -> None:
+    """At the start, after both were unloaded, and once more when the broken one has been mended."""
+    whole, repository = tmp_path / "whole", tmp_path / "repository"
+    for folder in REPOSITORY.glob("minilm*"):
+        shutil.copytree(folder, whole / folder.name)
+    shutil.copytree(whole, repository)
+    damage(repository)
+    stack = Stack(
+        tmp_path / "work", ["--repository", str(repository), "--models", "minilm", "minilm-rerank"]
+    ).start()
+    calls = {
+        "minilm": ("/embed", {"texts": ["a"], "model": "minilm"}),
+        "minilm-rerank": ("/rerank", {"query": "a", "documents": ["a"], "model": "minilm-rerank"}),
+    }
+
+    def answers() -> dict[str, int]:
+        return {name: stack.post("embed", *call).status for name, call in calls.items()}
+
+    try:
+        assert f"serving {sound}\n" in stack.greeting()
+        assert f"warning: {broken} is not served: " in stack.said()
+        for _ in range(2):
+            assert answers() == {sound: 200, broken: 503}
+            assert f"Triton cannot serve {broken}: " in stack.post("embed", *calls[broken]).json()["error"]
+            assert stack.get("embed", "/health").status == 503
+            partial = stack.get("embed", "/health?partial=1").json()
+            assert (partial["models"], list(partial["failing"])) == ([sound], [broken])
+            listed = {model["name"]: model for model in stack.get("embed", "/models").json()["models"]}
+            assert (listed[sound]["state"], listed[broken]["state"]) == ("loaded", "absent")
+            assert listed[broken]["cause"]
+            assert not listed[sound]["cause"]
+            assert stack.post("embed", f"/models/{sound}/unload", b"").status == 200
+        shutil.rmtree(repository)
+        shutil.copytree(whole, repository)
+        assert answers() == {"minilm": 200, "minilm-rerank": 200}
+        assert stack.get("embed", "/health").json()["models"] == ["minilm", "minilm-rerank"]
+    finally:
+        assert stack.stop() == 0
+
+
+def test_what_is_built_after_the_start_wants_another_one(tmp_path: Path, mixed: Path) -> None:
+    repository = Path(shutil.copytree(mixed, tmp_path / "repository"))
+    stack = Stack(tmp_path / "work", ["--repository", str(repository), "--preload", "minilm"]).start()
+    try:
+        absent = stack.post("embed", "/embed", {"texts": ["a"], "model": "roberta"})
+        assert (absent.status, absent.json()["error"]) == (
+            404,
+            "no model 'roberta' for embed; this server has: minilm, bert-cls",
+        )
+        build_tiny(["roberta"], "--repository", str(repository))
+        for answer in (
+            stack.post("embed", "/embed", {"texts": ["a"], "model": "roberta"}),
+            stack.post("embed", "/models/roberta/load", b""),
+        ):
+            assert answer.status == 404
+            assert "roberta is built: start the server again to serve it" in answer.json()["error"]
+        outside = stack.post("embed", "/embed", {"texts": ["a"], "model": "../repository/roberta"})
+        assert "is built" not in outside.json()["error"]
+        assert stack.stop() == 0
+        stack.start()
+        assert stack.embed(["a"], "roberta").shape[0] == 1
+    finally:
+        assert stack.stop() == 0
+
+
+def test_loads_of_the_start_and_calls_under_way_are_counted(own_stack: Stack) -> None:
+    def row() -> dict[str, object]:
+        return next(m for m in own_stack.get("embed", "/models").json()["models"] if m["name"] == "minilm")
+
+    loads = 'gateway_model_loads_total{model="minilm"}'
+    assert f"{loads} 1.0" in own_stack.get("embed", "/metrics").body.decode()
+    assert (row()["loads"], row()["calls_in_flight"]) == (1, 0)
+    own_stack.triton().suspend()
+    with ThreadPoolExecutor(3) as callers:
+        calls = [callers.submit(own_stack.embed, [f"text {i}"]) for i in range(3)]
+        until(lambda: row()["calls_in_flight"] == 3, seconds=10)
+        own_stack.triton().resume()
+        assert all(call.result().shape == (1, 384) for call in calls)
+    assert row()["calls_in_flight"] == 0
+    assert own_stack.post("embed", "/models/minilm/unload", b"").status == 200
+    assert own_stack.post("embed", "/models/minilm/load", b"").status == 200
+    assert f"{loads} 2.0" in own_stack.get("embed", "/metrics").body.decode()

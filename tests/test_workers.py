@@ -238,7 +238,7 @@ def test_of_several_none_loads_models(tmp_path: Path) -> None:
         answer = stack.post("embed", "/models/minilm/unload", {})
         assert (answer.status, answer.json()["error"]) == (
             400,
-            "this server's models are loaded when it starts, and stay",
+            "this server's models are loaded when it starts, and stay: start it again to load others",
         )
     finally:
         assert stack.stop() == 0

@@ -86,7 +86,7 @@ class Memory(Collector):
             loads.add_metric(name, one.loads)
             for reason in get_args(Reason):
                 evictions.add_metric([*name, reason], one.evictions[reason])
-            seconds.add_metric(name, one.loads, one.loading)
+            seconds.add_metric(name, one.timed, one.loading)
             waiting.add_metric(name, one.waiting)
         budget = GaugeMetricFamily("gateway_model_budget_bytes", "Memory that there is for models")
         budget.add_metric([], self._residency.budget)

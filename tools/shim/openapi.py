@@ -73,7 +73,7 @@ def document() -> dict[str, Any]:
 def operation(routes: list[Post | Get | Action]) -> dict[str, Any]:
     """What the routes of one path and method take and give."""
     content: dict[str, Any] = {
-        "summary": " / ".join(str(route.answer.__doc__) for route in routes),
+        "summary": " / ".join(dict.fromkeys(str(route.answer.__doc__) for route in routes)),
         "responses": {
             "200": {
                 "description": "What was asked for.",

@@ -34,7 +34,7 @@ from tools.direct import channel_options
 from tools.shim import tracing
 from tools.shim.errors import GatewayError, has_gone, is_dead_step, not_ready, quoted, unknown_model
 from tools.shim.residency.control import is_missing
-from tools.shim.residency.families import DOCUMENTS, Task, space, steps_of, task_of
+from tools.shim.residency.families import DOCUMENTS, Task, is_built, space, steps_of, task_of
 from tools.shim.residency.loader import Residency
 
 CONFIG_SECONDS = 5.0
@@ -206,7 +206,7 @@ class Upstream:
         there_are = ", ".join(model.name for model in await self.models() if model.task == task) or "none"
         asked = f"no model {quoted(name)}" if name else "no model"
         advice = ": `make serve CHAT=1` brings one" if (task, there_are) == ("generate", "none") else ""
-        raise unknown_model(f"{asked} for {task}; this server has: {there_are}{advice}")
+        raise unknown_model(f"{asked} for {task}; this server has: {there_are}{advice}{self._built_since(name)}")
 
     async def named(self, name: str) -> ServedModel:
         """The model of any task called `name`, as `model` finds it; raises GatewayError 404 and 503 as it does."""
@@ -218,7 +218,13 @@ class Upstream:
             if model.facts.get("source") == name:
                 return model
         there_are = ", ".join(model.name for model in served)
-        raise unknown_model(f"no model {quoted(name)}; this server has: {there_are}")
+        raise unknown_model(f"no model {quoted(name)}; this server has: {there_are}{self._built_since(name)}")
+
+    def _built_since(self, name: str | None) -> str:
+        """What serves a model that is there and was not when the server started, or was not to be served."""
+        if not name or name in self._names or not self.residency or not is_built(self.residency.repository, name):
+            return ""
+        return f". {name} is built: start the server again to serve it, with it in --models where that is given"
 
     async def _known(self, name: str) -> ServedModel:
         """One of the models that are to be served; raises GatewayError 503 where Triton does not have it."""

@@ -159,7 +159,9 @@ async def residing(gateway: Gateway, name: str) -> tuple[ServedModel, Residency]
     """A model, and what loads it; raises GatewayError 404 for an unknown one, and 400 where nothing does."""
     model = await gateway.upstream.named(name)
     if gateway.upstream.residency is None:
-        raise bad_request("this server's models are loaded when it starts, and stay")
+        raise bad_request(
+            "this server's models are loaded when it starts, and stay: start it again to load others"
+        )
     return model, gateway.upstream.residency
 
 

@@ -89,14 +89,24 @@ def steps_of(config: ModelConfig) -> tuple[str, ...]:
 
 def ensembles(repository: Path) -> dict[str, list[str]]:
     """Every ensemble in a repository, by name -> its steps that are not built; broken ones are left out."""
-    found = {}
-    for path in sorted(repository.glob("*/config.pbtxt")):
-        with suppress(BuildError):
-            config = read_config(repository, path.parent.name)
-            if task_of(config):
-                steps = steps_of(config)
-                found[path.parent.name] = [step for step in steps if not (repository / step / "1").is_dir()]
-    return found
+    names = sorted(path.parent.name for path in repository.glob("*/config.pbtxt"))
+    found = {name: lacking(repository, name) for name in names}
+    return {name: lack for name, lack in found.items() if lack is not None}
+
+
+def lacking(repository: Path, name: str) -> list[str] | None:
+    """The steps of an ensemble that are not built; None where there is no ensemble that can be read."""
+    with suppress(BuildError):
+        config = read_config(repository, name)
+        if task_of(config):
+            return [step for step in steps_of(config) if not (repository / step / "1").is_dir()]
+    return None
+
+
+def is_built(repository: Path, name: str) -> bool:
+    """Whether an ensemble called so is whole; the name may be any caller's."""
+    there = {path.parent.name for path in repository.glob("*/config.pbtxt")}
+    return name in there and lacking(repository, name) == []
 
 
 def shown(size: int) -> str:

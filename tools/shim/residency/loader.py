@@ -17,7 +17,7 @@ from tritonclient.utils import InferenceServerException
 
 from tools.shim.errors import GatewayError, not_ready, overloaded, too_big
 from tools.shim.residency.control import Control, states_of
-from tools.shim.residency.families import Family, families, fingerprint, hint, keep_hint
+from tools.shim.residency.families import Family, families, fingerprint, hint, keep_hint, shown
 from tools.shim.residency.rules import (
     LOW,
     Drain,
@@ -87,9 +87,14 @@ class Tracked(FamilyUse):
     """Why it could not be loaded."""
     failures: int = 0
     """One after the other."""
+    failing: dict[str, str] = field(default_factory=dict)
+    """Ensembles of it that could not be loaded, where others could -> why."""
     loads: int = 0
+    """Whoever asked for them: at the start it is Triton's command line."""
+    timed: int = 0
+    """Those of them that were asked for here."""
     loading: float = 0.0
-    """Seconds that they took."""
+    """Seconds that these took."""
     evictions: Counter[str] = field(default_factory=Counter)
     preload: bool = False
 
@@ -103,8 +108,7 @@ class ModelStatus(TypedDict):
     bytes_are: Literal["measured", "estimated"]
     pinned: bool
     seconds_since_call: float | None
-    calls: int
-    """Under way."""
+    calls_in_flight: int
     waiting: int
     """Calls that wait for it to be loaded."""
     loads: int
@@ -161,7 +165,9 @@ class Residency:
         one.build = fingerprint(self.repository, family)
         one.pinned = not {*pinned}.isdisjoint(family.ensembles)
         one.preload = one.pinned or not {*preload}.isdisjoint(family.ensembles)
-        one.cause = next((causes[name] for name in family.ensembles if name in causes), "")
+        one.failing = {name: causes[name] for name in family.ensembles if name in causes}
+        if len(one.failing) == len(family.ensembles):
+            one.cause, one.failing = one.failing[family.name], {}
         one.wanted, one.asked = one.preload and not one.cause, time.monotonic()
         return one
 
@@ -183,7 +189,8 @@ class Residency:
 
     def is_loaded(self, ensemble: str) -> bool:
         """Whether it takes calls now."""
-        return self._of[ensemble].state == "loaded"
+        one = self._of[ensemble]
+        return one.state == "loaded" and ensemble not in one.failing
 
     def counts(self, ensemble: str) -> bool:
         """Whether it has a say in how the server is: it is there, or is to be from the start and cannot."""
@@ -192,7 +199,8 @@ class Residency:
 
     def problem(self, ensemble: str) -> str:
         """Why one that counts is not there."""
-        return self._of[ensemble].cause or "it is being loaded"
+        one = self._of[ensemble]
+        return one.failing.get(ensemble) or one.cause or "it is being loaded"
 
     @asynccontextmanager
     async def use(self, ensemble: str, seconds: float, keep_alive: float | None = None) -> AsyncIterator[float]:
@@ -208,6 +216,8 @@ class Residency:
             await self._wait(one, seconds)  # which counts the call
         keep = self._keep_alive if keep_alive is None else keep_alive
         try:
+            if ensemble in one.failing:
+                raise not_ready(f"Triton cannot serve {ensemble}: {one.failing[ensemble]}")
             yield time.monotonic() - started
         finally:
             one.calls -= 1
@@ -253,17 +263,17 @@ class Residency:
         one = self._of[ensemble]
         now = time.monotonic()
         return {
-            "state": one.state,
+            "state": "absent" if ensemble in one.failing else one.state,
             "bytes": one.size,
             "bytes_are": "measured" if one.is_measured else "estimated",
             "pinned": one.pinned,
             "seconds_since_call": round(now - one.used, 1) if one.used > 0 else None,
-            "calls": one.calls,
+            "calls_in_flight": one.calls,
             "waiting": one.waiting,
             "loads": one.loads,
             "load_seconds": round(one.load_seconds, 2),
             "evictions": sum(one.evictions.values()) - one.evictions["asked"],
-            "cause": one.cause or None,
+            "cause": one.failing.get(ensemble) or one.cause or None,
         }
 
     async def _wait(self, one: Tracked, seconds: float) -> None:
@@ -282,7 +292,7 @@ class Residency:
                 f"{one.waiting} calls already wait until {one.family.name} is loaded", self._seconds_to_load(one)
             )
         patience = seconds - min(EARLY_SECONDS, seconds / 10)
-        if one.loads and self._seconds_to_load(one) > seconds:
+        if one.timed and self._seconds_to_load(one) > seconds:
             one.wanted, one.asked = True, min(one.asked, now)
             self._changed.set()
             raise self._late(one)
@@ -364,8 +374,8 @@ class Residency:
     def _too_big(self, one: Tracked) -> GatewayError:
         pinned = sum(other.size for other in self.families if other.pinned and other is not one)
         return too_big(
-            f"{one.family.name} takes {_shown(one.size)}; of the {_shown(self.budget)} for models only "
-            f"{_shown(max(0, self.budget - pinned))} are not pinned: "
+            f"{one.family.name} takes {shown(one.size)}; of the {shown(self.budget)} for models only "
+            f"{shown(max(0, self.budget - pinned))} are not pinned: "
             + ("unpin another, or " if pinned else "")
             + "give models more by --memory, or build it in a smaller precision"
         )
@@ -425,7 +435,7 @@ class Residency:
                 await self._bring(one)
             except InferenceServerException as error:
                 victim = next(iter(idle(self.families)), None)
-                if victim is None or not any(word in str(error.message()) for word in NO_MEMORY):
+                if victim is None or not lacks_memory(error):
                     raise
                 await self._unload(victim, "memory")
                 await self._bring(one)
@@ -437,31 +447,31 @@ class Residency:
             one.failures += 1
             first, most = FAILED_SECONDS
             one.retry = time.monotonic() + min(most, first * 2 ** (one.failures - 1))
-            one.cause = self._why(one, error)
+            one.cause = self._why(one.family.name, error)
             self._give_up(one)
             return
         self._arrive(one)
-        one.load_seconds, one.loads = one.loaded - started, one.loads + 1
+        one.load_seconds, one.timed = one.loaded - started, one.timed + 1
         one.loading += one.load_seconds
         with suppress(InferenceServerException):
             await self.look()
         self._grant(one)
-        print(f"{one.family.name}: loaded in {one.load_seconds:.1f} s, takes {_shown(one.size)}", flush=True)
+        print(f"{one.family.name}: loaded in {one.load_seconds:.1f} s, takes {shown(one.size)}", flush=True)
 
     def _arrive(self, one: Tracked) -> None:
         """Notes that a family is there, from now on."""
-        one.state = "loaded"
+        one.state, one.loads = "loaded", one.loads + 1
         one.loaded = one.used = time.monotonic()
         one.expires = one.used + self._keep_alive
 
-    def _why(self, one: Tracked, error: Exception) -> str:
+    def _why(self, name: str, error: Exception) -> str:
         """What a load failed for."""
         if not isinstance(error, InferenceServerException):
-            log.error("%s cannot be loaded", one.family.name, exc_info=error)
+            log.error("%s cannot be loaded", name, exc_info=error)
             return f"the gateway failed; see its log: {error}"
         said = str(error.message()).partition("\n\nAt:")[0].strip()
         with suppress(OSError):  # the log may be gone
-            return (self._explain and self._explain(one.family.name)) or said
+            return (self._explain and self._explain(name)) or said
         return said
 
     async def _bring(self, one: Tracked) -> None:
@@ -472,7 +482,7 @@ class Residency:
             before = self._renew(one)
             if states_of(await self._control.states(), models) & {"READY", "LOADING", "UNLOADING"}:
                 await self._control.unload(models)
-            load = asyncio.create_task(self._control.load(one.family.ensembles))
+            load = asyncio.create_task(self._load_each(one))
             died = math.inf
             try:
                 while not (await asyncio.wait((load,), timeout=0.5))[0]:
@@ -490,6 +500,21 @@ class Residency:
                 return
         raise InferenceServerException(f"{one.family.name} is being built again and again")
 
+    async def _load_each(self, one: Tracked) -> None:
+        """Has Triton load what it can of a family; raises InferenceServerException where that is nothing."""
+        errors: dict[str, InferenceServerException] = {}
+        for name in one.family.ensembles:
+            try:
+                await self._control.load([name])
+            except InferenceServerException as error:
+                errors[name] = error
+        for known in errors.values():
+            if len(errors) == len(one.family.ensembles) or lacks_memory(known):
+                raise known
+        one.failing = {name: self._why(name, error) for name, error in errors.items()}
+        for name, cause in one.failing.items():
+            print(f"{name} cannot be loaded: {cause}", flush=True)
+
     async def _unload(self, one: Tracked, reason: str) -> None:
         one.state = "draining"
         try:
@@ -501,9 +526,11 @@ class Residency:
         if one.is_measured:
             one.size = one.peak
             keep_hint(self.repository, one.family, one.build, one.peak)
+        numbers = f": models took {shown(taken(self.families))} of {shown(self.budget)}, which --memory may raise"
         one.state, one.unwanted = "absent", False
         one.evictions[reason] += 1
-        print(f"{one.family.name}: unloaded ({reason.replace('_', ' ')})", flush=True)
+        why = f"{reason.replace('_', ' ')}{numbers if reason == 'memory' else ''}"
+        print(f"{one.family.name}: unloaded ({why})", flush=True)
 
     def _lost(self, one: Tracked) -> bool:
         return not {*self._lost_models}.isdisjoint(one.family.steps)
@@ -519,7 +546,9 @@ class Residency:
             self._away = ""
             memory = await self._control.memory()
             for one in self.families:
-                is_there = states_of(states, one.family.ensembles) == {"READY"}
+                one.failing = {n: why for n, why in one.failing.items() if states.get(n) != "READY"}
+                sound = [name for name in one.family.ensembles if name not in one.failing]
+                is_there = states_of(states, sound) == {"READY"}
                 if one.retry == math.inf and "LOADING" not in states_of(states, one.family.steps):
                     one.retry = -math.inf  # Triton has got over it, or is another one
                 if one.state == "absent" and is_there:
@@ -540,5 +569,6 @@ class Residency:
             one.peak = max(one.peak, one.size)
 
 
-def _shown(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+def lacks_memory(error: InferenceServerException) -> bool:
+    """Whether an engine says that there is no room."""
+    return any(word in str(error.message()) for word in NO_MEMORY)
