@@ -16,7 +16,37 @@ from build.graphs.architectures import ARCHITECTURES
 from build.sources.checkpoint import Checkpoint
 from build.sources.obtain import describe
 
-NAMES = sorted(name for one in ARCHITECTURES.values() for name in one.fixtures)
+FIXTURES = {
+    "StaticEmbedding": ("static",),
+    "bert": ("bert-cls", "bert-cross-encoder"),
+    "camembert": ("camembert", "camembert-cross-encoder"),
+    "deberta-v2": ("deberta", "deberta-cross-encoder"),
+    "distilbert": ("distilbert", "distilbert-cross-encoder"),
+    "electra": ("electra", "electra-cross-encoder"),
+    "gemma3_text": ("gemma3",),
+    "gte": ("gte",),
+    "jina_bert": ("jina-bert", "jina-bert-code", "jina-reranker"),
+    "jina_embeddings_v3": ("jina-v3",),
+    "xlm_roberta_flash": ("jina-flash-reranker",),
+    "llama": ("llama",),
+    "llama_bidirec": ("nemotron-reranker",),
+    "mistral": ("mistral",),
+    "model2vec": ("model2vec", "model2vec-mapped"),
+    "modernbert": ("modernbert", "modernbert-reranker"),
+    "mpnet": ("mpnet", "mpnet-cross-encoder"),
+    "new": ("new", "new-reranker"),
+    "nomic_bert": ("nomic-bert", "nomic-bert-moe"),
+    "qwen2": ("mxbai-reranker", "qwen2"),
+    "qwen3": ("qwen3-classifier", "qwen3-embedding", "qwen3-reranker", "voyage"),
+    "qwen3_vl": ("qwen3-vl-reranker",),
+    "roberta": ("roberta", "roberta-cross-encoder"),
+    "t5": ("t5", "t5-gated"),
+    "xlm-roberta": ("xlm-roberta", "cross-encoder"),
+}
+"""Key of ARCHITECTURES -> its tiny checkpoints; each has at least one."""
+assert FIXTURES.keys() == ARCHITECTURES.keys()
+
+NAMES = sorted(name for names in FIXTURES.values() for name in names)
 
 
 def is_reranker(name: str) -> bool:
@@ -27,10 +57,10 @@ def is_reranker(name: str) -> bool:
     return "LogitScore" in kinds or (checkpoint.architecture in heads and "Pooling" not in kinds)
 
 
-STATIC = [name for one in ARCHITECTURES.values() if one.static for name in one.fixtures]
+STATIC = [name for kind, one in ARCHITECTURES.items() if one.static for name in FIXTURES[kind]]
 """Those without layers."""
-PACKED = [name for one in ARCHITECTURES.values() if one.packed_attention for name in one.fixtures]
-"""Those that run on packed tokens, too."""
+PACKED = [name for kind, one in ARCHITECTURES.items() if one.packed_attention for name in FIXTURES[kind]]
+"""Those whose attention also runs on packed tokens."""
 RERANKERS = [name for name in NAMES if is_reranker(name)]
 EMBEDDERS = [name for name in NAMES if name not in RERANKERS]
 

@@ -1,4 +1,7 @@
-"""The architectures that graphs are written for: one entry each, and nothing else knows them by name."""
+"""The architectures that graphs are written for, one entry each.
+
+CONTRIBUTING.md lists the other places that know a `model_type`.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ from build.graphs.mpnet import read_mpnet, write_mpnet
 from build.graphs.nomic_bert import NomicBert, write_nomic_bert
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.scoring import (
-    Logit,
+    Reranker,
     asked_logit,
     bert_logit,
     deberta_logit,
@@ -45,94 +48,22 @@ from build.graphs.sparse import ROBERTAS, MaskedHead
 from build.graphs.static import read_static, write_static
 from build.graphs.t5 import T5, write_t5
 from build.graphs.templates import MXBAI_RERANKER, NEMOTRON_RERANKER, QWEN3_RERANKER
+from build.graphs.unread import (
+    BERTS_OWN,
+    BUFFERS,
+    DEBERTAS_LANGUAGE_HEADS,
+    DEBERTAS_OWN,
+    GTES_OWN,
+    JINAS_OWN,
+    LANGUAGE_HEADS,
+    MODEL2VECS_OWN,
+    MODERNBERTS_OWN,
+    NOMICS_OWN,
+    POOLER,
+)
 from build.sources.checkpoint import JINA_BERT, JINA_FLASH, JINA_V3, JINAS_FLASH_CODE, MODEL2VEC, STATIC
 from build.sources.settings import Settings
 from build.sources.weights import Weights
-
-HARMLESS = (
-    # Where it came from, how it is stored, and what only training does.
-    *(
-        "_name_or_path",
-        "name_or_path",
-        "transformers_version",
-        "dtype",
-        "torch_dtype",
-        "tokenizer_class",
-        "use_bfloat16",
-    ),
-    *("initializer_range", "initializer_factor", "gradient_checkpointing", "tf_legacy_loss", "torchscript"),
-    *("attention_dropout", "attention_probs_dropout_prob", "hidden_dropout_prob", "classifier_dropout"),
-    *(
-        "problem_type",
-        "finetuning_task",
-        "task_specific_params",
-        "language",
-        "_commit_hash",
-        "_attn_implementation",
-    ),
-    # Read where they matter: which class it was saved from, and what its classifier gives.
-    *("architectures", "model_type", "id2label", "num_labels", "_num_labels"),
-    # What is returned beside the result, and how it is computed but not what.
-    *(
-        "use_cache",
-        "output_past",
-        "output_hidden_states",
-        "output_attentions",
-        "return_dict",
-        "chunk_size_feed_forward",
-    ),
-    *(
-        "bos_token_id",
-        "eos_token_id",
-        "pad_token_id",
-        "sep_token_id",
-        "decoder_start_token_id",
-        "label2id",
-        "prefix",
-    ),
-    # How cross-encoders make a score of their logit, read where there is one.
-    *("sentence_transformers", "sbert_ce_default_activation_function"),
-    # How language models write.
-    *(
-        "max_length",
-        "min_length",
-        "do_sample",
-        "early_stopping",
-        "num_beams",
-        "num_beam_groups",
-        "diversity_penalty",
-    ),
-    *(
-        "temperature",
-        "top_k",
-        "top_p",
-        "typical_p",
-        "repetition_penalty",
-        "length_penalty",
-        "no_repeat_ngram_size",
-    ),
-    *("encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences", "output_scores", "suppress_tokens"),
-    *("return_dict_in_generate", "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values"),
-    *("exponential_decay_length_penalty", "begin_suppress_tokens", "is_encoder_decoder", "tie_encoder_decoder"),
-    "cross_attention_hidden_size",
-)
-"""Keys of any `config.json` that change no result."""
-
-
-@dataclass(frozen=True)
-class Reranker:
-    """What makes a score of an encoder's states."""
-
-    logit: Logit
-    template: dict[str, Any] | None = None
-    """The text around query and passage, where they are not read as a pair."""
-    is_worded: bool = False
-    """Whether pairs of one score are read in words of a template, and what has several labels without any."""
-
-    @property
-    def is_instructed(self) -> bool:
-        """Whether a call may say what it is that a passage is judged by."""
-        return self.template is not None and not {"instruction", "instructed"}.isdisjoint(self.template)
 
 
 @dataclass(frozen=True)
@@ -142,11 +73,9 @@ class Architecture:
     model_type: str
     read: Callable[[Settings], Dimensions]
     write: Callable[[OnnxGraph, Any, Weights], None]
-    """Of the graph, of what `read` gave, and of the tensors."""
-    fixtures: tuple[str, ...]
-    """Tiny checkpoints of it among the tests' references."""
+    """write(graph, what `read` returned, weights)."""
     prefixes: tuple[str, ...] = ()
-    """What heads put before the names of its tensors."""
+    """Prefixes of tensor names in checkpoints that were saved with a head, such as `bert.`."""
     harmless: tuple[str, ...] = ()
     """Keys of its `config.json` that change no result, beside those of any."""
     unused: tuple[str, ...] = ()
@@ -156,13 +85,14 @@ class Architecture:
     masked: dict[str, MaskedHead] = field(default_factory=dict)
     """Class in `architectures` -> the head of a masked language model, which gives sparse vectors."""
     unseen: bool = False
-    """Whether its graph is written for tokens that are seen by none."""
+    """Whether its graph supports tokens that see others and are seen by none, as those that fill a query up."""
     lexical: bool = False
-    """Whether words are weighed by `sparse.LINEAR` where no head of a language model does it."""
-    weighs: str = ""
-    """What the names of a classifier of tokens start with, where it is that which weighs words."""
+    """Whether a checkpoint may have bge-m3's layers in files of their own: `sparse_linear` for weights of words,
+    `colbert_linear` for vectors of tokens."""
+    word_classifier: str = ""
+    """Prefix of the tensors of a token classifier that weighs words, such as `classifier.`; "" without one."""
     text: str = ""
-    """The key of `config.json` that is of the half that reads text, where another half is left out."""
+    """Key of `config.json` with the text model's configuration, in models of text and pictures; "" in others."""
     static: bool = False
     """Whether tensors say its sizes, and a token's vector does not depend on other tokens."""
     packed_attention: bool = True
@@ -170,45 +100,18 @@ class Architecture:
     bias to each score."""
     own_code: frozenset[str] = frozenset()
     """Modules of published checkpoints' own code that compute what its graph computes."""
+    cached: bool = False
+    """Whether its graph is written with a cache, too, for models that write text: `build.graphs.generator`."""
 
-
-BERTS_OWN = (
-    # Of BERT's first checkpoints, for TensorFlow.
-    *(
-        "directionality",
-        "pooler_fc_size",
-        "pooler_num_attention_heads",
-        "pooler_num_fc_layers",
-        "pooler_size_per_head",
-    ),
-    "pooler_type",
-    # Of those who trained it, read by nobody.
-    *("emb_pooler", "emb_size", "uniem_embedding_strategy", "export_model_type", "tie_word_embeddings"),
-)
-GTES_OWN = (
-    # How attention is computed, and what is only read where scores grow with a text's length.
-    *("unpad_inputs", "use_memory_efficient_attention", "logn_attention_clip1"),
-    *("matryoshka_dimensions", "tie_word_embeddings"),
-)
-JINAS_OWN = (
-    *("emb_pooler", "matryoshka_dimensions", "tie_word_embeddings", "use_flash_attn", "use_reentrant"),
-    # What training does with adapters, and what sentence-transformers' file has as prompts.
-    *("lora_dropout_p", "lora_main_params_trainable", "task_instructions"),
-)
-BUFFERS = ("*position_ids", "*token_type_ids", "*rotary_emb.inv_freq")
-LANGUAGE_HEADS = ("cls.*", "lm_head.*")
-DEBERTAS_LANGUAGE_HEADS = ("cls.*", "lm_predictions.*", "mask_predictions.*")
-POOLER = ("pooler.dense.*",)
 
 ARCHITECTURES = {
     entry.model_type: entry
     for entry in (
-        Architecture(STATIC, read_static, write_static, fixtures=("static",), static=True),
+        Architecture(STATIC, read_static, write_static, static=True),
         Architecture(
             "bert",
             Bert.of,
             write_bert,
-            fixtures=("bert-cls", "bert-cross-encoder"),
             unseen=True,
             prefixes=("bert.",),
             harmless=BERTS_OWN,
@@ -227,7 +130,6 @@ ARCHITECTURES = {
             "camembert",
             Bert.of_roberta,
             write_bert,
-            fixtures=("camembert", "camembert-cross-encoder"),
             prefixes=("roberta.", "camembert."),
             harmless=BERTS_OWN,
             unused=(*BUFFERS, *LANGUAGE_HEADS, *POOLER),
@@ -238,13 +140,8 @@ ARCHITECTURES = {
             "deberta-v2",
             DebertaV2.of_deberta,
             write_deberta_v2,
-            fixtures=("deberta", "deberta-cross-encoder"),
             prefixes=("deberta.",),
-            harmless=(
-                *("cls_dropout", "pooler_dropout", "legacy", "tie_word_embeddings"),
-                # Of a convolution, which is refused by its size.
-                *("conv_act", "conv_groups"),
-            ),
+            harmless=DEBERTAS_OWN,
             # Positions are left out of what the first layer reads.
             unused=(*BUFFERS, *POOLER, "embeddings.position_embeddings.weight", *DEBERTAS_LANGUAGE_HEADS),
             rerankers={"DebertaV2ForSequenceClassification": Reranker(deberta_logit)},
@@ -254,7 +151,6 @@ ARCHITECTURES = {
             "distilbert",
             read_distilbert,
             write_distilbert,
-            fixtures=("distilbert", "distilbert-cross-encoder"),
             prefixes=("distilbert.",),
             harmless=(
                 *("dropout", "qa_dropout", "seq_classif_dropout", "tie_weights_", "tie_word_embeddings"),
@@ -276,7 +172,6 @@ ARCHITECTURES = {
             "electra",
             read_electra,
             write_bert,
-            fixtures=("electra", "electra-cross-encoder"),
             prefixes=("electra.",),
             harmless=(
                 *("summary_activation", "summary_last_dropout", "summary_type", "summary_use_proj"),
@@ -289,7 +184,6 @@ ARCHITECTURES = {
             "gemma3_text",
             Gemma3.of,
             write_gemma3,
-            fixtures=("gemma3",),
             prefixes=("model.",),
             harmless=(
                 "final_logit_softcapping",
@@ -303,7 +197,6 @@ ARCHITECTURES = {
             "gte",
             Gte.of,
             write_gte,
-            fixtures=("gte",),
             prefixes=("new.", "gte."),
             harmless=GTES_OWN,
             unused=(*BUFFERS, *LANGUAGE_HEADS, *POOLER),
@@ -314,7 +207,6 @@ ARCHITECTURES = {
             JINA_BERT,
             read_jina_bert,
             write_jina_bert,
-            fixtures=("jina-bert", "jina-bert-code", "jina-reranker"),
             prefixes=("bert.",),
             harmless=(*BERTS_OWN, "model_max_length", "attn_implementation"),
             unused=(*BUFFERS, *LANGUAGE_HEADS, *POOLER),
@@ -326,7 +218,6 @@ ARCHITECTURES = {
             JINA_V3,
             JinaV3.of,
             write_jina_v3,
-            fixtures=("jina-v3",),
             prefixes=("roberta.",),
             harmless=JINAS_OWN,
             unused=(*BUFFERS, *LANGUAGE_HEADS, *POOLER),
@@ -336,7 +227,6 @@ ARCHITECTURES = {
             JINA_FLASH,
             JinaV3.of_flash,
             write_jina_v3,
-            fixtures=("jina-flash-reranker",),
             unseen=True,
             prefixes=("roberta.",),
             harmless=JINAS_OWN,
@@ -348,7 +238,7 @@ ARCHITECTURES = {
             "llama",
             read_llama,
             write_decoder,
-            fixtures=("llama",),
+            cached=True,
             prefixes=("model.",),
             rerankers={"LlamaForSequenceClassification": Reranker(last_token_logit, is_worded=True)},
             # How the training was laid out over machines.
@@ -359,7 +249,6 @@ ARCHITECTURES = {
             "llama_bidirec",
             read_llama_bidirectional,
             write_decoder,
-            fixtures=("nemotron-reranker",),
             prefixes=("model.",),
             harmless=("pretraining_tp",),
             unused=(*BUFFERS, *LANGUAGE_HEADS),
@@ -370,7 +259,6 @@ ARCHITECTURES = {
             "mistral",
             read_mistral,
             write_decoder,
-            fixtures=("mistral",),
             prefixes=("model.",),
             rerankers={"MistralForSequenceClassification": Reranker(last_token_logit, is_worded=True)},
             unused=(*BUFFERS, *LANGUAGE_HEADS),
@@ -379,28 +267,16 @@ ARCHITECTURES = {
             MODEL2VEC,
             read_static,
             write_static,
-            fixtures=("model2vec", "model2vec-mapped"),
-            # How it was distilled, and what its tensors say themselves; nobody reads `seq_length`.
-            harmless=(
-                *("tokenizer_name", "apply_pca", "apply_zipf", "sif_coefficient", "pooling", "seq_length"),
-                *("hidden_dim", "embedding_dtype", "vocabulary_quantization"),
-            ),
+            harmless=MODEL2VECS_OWN,
             static=True,
         ),
         Architecture(
             "modernbert",
             ModernBert.of,
             write_modernbert,
-            fixtures=("modernbert", "modernbert-reranker"),
             unseen=True,
             prefixes=("model.",),
-            harmless=(
-                *("embedding_dropout", "mlp_dropout", "initializer_cutoff_factor", "cls_token_id"),
-                *("deterministic_flash_attn", "reference_compile", "repad_logits_with_grad"),
-                *("decoder_bias", "sparse_prediction", "sparse_pred_ignore_index", "tie_word_embeddings"),
-                # Of BERT's configuration, read by nobody.
-                *("layer_norm_eps", "position_embedding_type"),
-            ),
+            harmless=MODERNBERTS_OWN,
             unused=(*BUFFERS, "head.*", "decoder.*"),
             rerankers={"ModernBertForSequenceClassification": Reranker(modernbert_logit)},
             masked={
@@ -418,7 +294,6 @@ ARCHITECTURES = {
             "mpnet",
             read_mpnet,
             write_mpnet,
-            fixtures=("mpnet", "mpnet-cross-encoder"),
             prefixes=("mpnet.",),
             harmless=("tie_word_embeddings",),
             unused=(*BUFFERS, *LANGUAGE_HEADS, *POOLER),
@@ -429,11 +304,10 @@ ARCHITECTURES = {
             "new",
             Gte.of_new,
             write_gte,
-            fixtures=("new", "new-reranker"),
             prefixes=("new.",),
             harmless=GTES_OWN,
             # Read where words are weighed, and where it is a text's.
-            weighs="classifier.",
+            word_classifier="classifier.",
             unused=(*BUFFERS, *LANGUAGE_HEADS, *POOLER, "classifier.*"),
             rerankers={"NewForSequenceClassification": Reranker(bert_logit)},
             own_code=frozenset({"configuration", "modeling"}),
@@ -442,21 +316,8 @@ ARCHITECTURES = {
             "nomic_bert",
             NomicBert.of,
             write_nomic_bert,
-            fixtures=("nomic-bert", "nomic-bert-moe"),
             prefixes=("bert.",),
-            harmless=(
-                *("attn_pdrop", "embd_pdrop", "resid_pdrop", "pad_vocab_size_multiple", "tie_word_embeddings"),
-                *("dense_seq_output", "fused_bias_fc", "fused_dropout_add_ln", "use_flash_attn", "use_xentropy"),
-                *(
-                    "reorder_and_upcast_attn",
-                    "summary_activation",
-                    "summary_first_dropout",
-                    "summary_proj_to_labels",
-                ),
-                *("summary_type", "summary_use_proj", "add_pooling_layer"),
-                # How experts were trained, and by which kernels.
-                *("moe_impl", "moe_resid_pdrop", "router_aux_loss_coef"),
-            ),
+            harmless=NOMICS_OWN,
             unused=(*BUFFERS, *LANGUAGE_HEADS, *POOLER),
             own_code=frozenset({"configuration_hf_nomic_bert", "modeling_hf_nomic_bert"}),
         ),
@@ -464,7 +325,7 @@ ARCHITECTURES = {
             "qwen2",
             read_qwen2,
             write_decoder,
-            fixtures=("mxbai-reranker", "qwen2"),
+            cached=True,
             prefixes=("model.",),
             unused=(*BUFFERS, *LANGUAGE_HEADS),
             rerankers={
@@ -477,7 +338,7 @@ ARCHITECTURES = {
             "qwen3",
             read_qwen3,
             write_decoder,
-            fixtures=("qwen3-classifier", "qwen3-embedding", "qwen3-reranker", "voyage"),
+            cached=True,
             prefixes=("model.",),
             unused=(*BUFFERS, *LANGUAGE_HEADS),
             rerankers={
@@ -490,7 +351,6 @@ ARCHITECTURES = {
             "qwen3_vl",
             read_qwen3_vl,
             write_decoder,
-            fixtures=("qwen3-vl-reranker",),
             prefixes=("model.language_model.",),
             text="text_config",
             # What stands in a text for a picture or a video, and what those are seen by.
@@ -504,7 +364,6 @@ ARCHITECTURES = {
             "roberta",
             partial(Bert.of_roberta, vocab_size=50265),
             write_bert,
-            fixtures=("roberta", "roberta-cross-encoder"),
             prefixes=("roberta.",),
             harmless=BERTS_OWN,
             unused=(*BUFFERS, *LANGUAGE_HEADS, *POOLER),
@@ -515,7 +374,6 @@ ARCHITECTURES = {
             "t5",
             T5.of,
             write_t5,
-            fixtures=("t5", "t5-gated"),
             harmless=(
                 *("n_positions", "num_decoder_layers", "dropout_rate", "tie_word_embeddings"),
                 "scale_decoder_outputs",
@@ -528,7 +386,6 @@ ARCHITECTURES = {
             "xlm-roberta",
             Bert.of_roberta,
             write_bert,
-            fixtures=("xlm-roberta", "cross-encoder"),
             lexical=True,
             prefixes=("roberta.",),
             harmless=BERTS_OWN,

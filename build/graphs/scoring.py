@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from onnx import TensorProto
@@ -53,6 +53,23 @@ class Head:
 
 Logit: TypeAlias = Callable[[Head], str]
 """-> [B, labels]."""
+
+
+@dataclass(frozen=True)
+class Reranker:
+    """What makes a score of an encoder's states."""
+
+    logit: Logit
+    template: dict[str, Any] | None = None
+    """The text around query and passage, where they are not read as a pair."""
+    is_worded: bool = False
+    """True for decoders: a classifier of one label reads a pair in the words of a template, one of several labels
+    without."""
+
+    @property
+    def is_instructed(self) -> bool:
+        """Whether a call may say what it is that a passage is judged by."""
+        return self.template is not None and not {"instruction", "instructed"}.isdisjoint(self.template)
 
 
 def score_activation(checkpoint: Checkpoint) -> str:

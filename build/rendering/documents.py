@@ -34,9 +34,9 @@ from build.catalog import CatalogEntry
 from build.errors import BuildError, UnsupportedRuntimeError
 from build.graphs.documents import LABELS, SIDE, picture_shape, write_cdla, write_layout, write_picture_classes
 from build.graphs.onnx_graph import OnnxGraph
+from build.rendering.contract import Tensor
 from build.rendering.model import Model, graph
 from build.rendering.models import graph_to_adopt
-from build.rendering.repository import Tensor
 from build.runtimes import DEFAULT
 from build.sources.checkpoint import Checkpoint
 from build.sources.files import PREPROCESSOR, files_of, is_listed, own_file

@@ -16,9 +16,10 @@ from typing import Any
 
 from build.catalog import CatalogEntry
 from build.errors import BuildError, UnsupportedRuntimeError
-from build.graphs.architectures import ARCHITECTURES, HARMLESS
-from build.graphs.decoder import Decoder, read_llama, read_qwen2, read_qwen3
+from build.graphs.architectures import ARCHITECTURES
+from build.graphs.decoder import Decoder
 from build.graphs.generator import MODEL, Tensors, write_generator, write_least
+from build.graphs.unread import HARMLESS
 from build.graphs.vocabulary import DETOKENIZER, write_vocabulary
 from build.rendering import repository
 from build.rendering.model import Model
@@ -29,9 +30,6 @@ from build.sources.files import gguf_file, is_listed, own_file
 from build.sources.settings import Settings, check_nothing_is_left, read_json
 from build.steps.vocabulary import token_texts
 from build.target import Target
-
-READERS = {"llama": read_llama, "qwen2": read_qwen2, "qwen3": read_qwen3}
-"""Architectures that are written with a cache."""
 
 READ_BY_VLLM = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 """Files of a checkpoint, beside its weights and tokenizer.json."""
@@ -123,11 +121,14 @@ def _link(files: Sequence[Path], version: Path) -> None:
 
 def _decoder(config: Settings) -> Decoder:
     kind = config.word("model_type")
-    if kind not in READERS:
+    known = [name for name, architecture in ARCHITECTURES.items() if architecture.cached]
+    if kind not in known:
         raise BuildError(
-            f"{config.path} has model_type {kind!r}; language models are written for {', '.join(READERS)}"
+            f"{config.path} has model_type {kind!r}; language models are written for {', '.join(known)}"
         )
-    return READERS[kind](config)
+    decoder = ARCHITECTURES[kind].read(config)
+    assert isinstance(decoder, Decoder)
+    return decoder
 
 
 def _of_gguf(checkpoint: Checkpoint, path: Path) -> LanguageModel:

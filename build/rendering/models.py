@@ -10,13 +10,14 @@ from pathlib import Path
 from build.catalog import CatalogEntry
 from build.errors import BuildError, UnsupportedRuntimeError
 from build.graphs.adopted import Adopted
-from build.graphs.architectures import ARCHITECTURES, HARMLESS, Architecture
+from build.graphs.architectures import ARCHITECTURES, Architecture
 from build.graphs.colbert import read_multi_vector
 from build.graphs.dimensions import Dimensions, any_dimensions
 from build.graphs.static import Static, measured
-from build.rendering import repository
+from build.graphs.unread import HARMLESS
+from build.rendering import ensembles, repository
+from build.rendering.contract import Family
 from build.rendering.model import Model, graph, tokenizer
-from build.rendering.repository import Family
 from build.rendering.scores import check_no_prompt, classifying_models, reranking_models
 from build.rendering.tokens import check_has_weights, multi_vector_models, sparse_models
 from build.rendering.vectors import embedding_models
@@ -299,10 +300,10 @@ def headless_models(entry: CatalogEntry, checkpoint: Checkpoint, family: Family,
     else:
         check_no_prompt(checkpoint)
         family = replace(family, facts={**family.facts, "activation": adopted.activation})
-        words = repository.pair_tokenizer(family)
+        words = repository.pair_tokenizer(family, adopted.encoder.segment_offset)
     encoder = repository.headless_encoder(family, dimensions)
     return [
-        Model(repository.headless_ensemble(family, words, encoder)),
+        Model(ensembles.headless(family, words, encoder)),
         tokenizer(words, checkpoint),
         graph(encoder, family.target, lambda g: adopted.write(g, dimensions)),
     ]

@@ -1,14 +1,13 @@
-"""Renders config.pbtxt files through Triton's own ModelConfig protobuf: every tensor of a family is declared here.
+"""The configurations of a family's models but its ensembles, through Triton's own ModelConfig protobuf.
 
-Names follow NVIDIA NIM's (`text`, `query`, `passage`, `embeddings`, `token_count`). Every model batches; shapes
-below leave the batch dimension out, as config.pbtxt does.
+The models of families that read documents are in `documents.py`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from google.protobuf import text_format
@@ -24,16 +23,34 @@ from tritonclient.grpc.model_config_pb2 import (
     BatchInput,
     BatchOutput,
     ModelConfig,
-    ModelEnsembling,
-    ModelInput,
     ModelInstanceGroup,
-    ModelOutput,
     ModelWarmup,
 )
 
 from build.graphs.ragged import WIDEST
+from build.rendering.contract import (
+    INPUT_IDS,
+    INSTRUCTION,
+    KEPT_IDS,
+    LOGIT,
+    PASSAGE,
+    PROMPT_NAME,
+    QUERY,
+    SCORE,
+    SPARSE,
+    TEXT,
+    TEXT_PAIR,
+    TOKEN_COUNT,
+    TOKENS,
+    TRUNCATED,
+    VECTOR_COUNT,
+    Family,
+    Tensor,
+    add_parameters,
+    classes,
+    token_embeddings,
+)
 from build.runtimes import token_limits
-from build.target import Target
 
 SPREAD, SPREAD_ADOPTED = 3.0, 1.5
 """The widest row of one engine call over its narrowest. Our own graphs pad in attention only, which costs less
@@ -41,68 +58,6 @@ than one more call does. An adopted graph computes all of its padding."""
 
 WARM_UP = {"short": (1, 16), "long": (1, 512), "batch": (8, 64)}
 """Sample -> (texts, tokens each) that every graph runs once before its model is ready."""
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """An input or output of a model."""
-
-    name: str
-    data_type: int
-    dims: Sequence[int] = (1,)
-    ragged: bool = False
-    optional: bool = False
-
-    def as_input(self) -> ModelInput:
-        """The tensor as a `ModelInput`."""
-        return ModelInput(
-            name=self.name,
-            data_type=self.data_type,
-            dims=self.dims,
-            allow_ragged_batch=self.ragged,
-            optional=self.optional,
-        )
-
-    def as_output(self) -> ModelOutput:
-        """The tensor as a `ModelOutput`."""
-        return ModelOutput(name=self.name, data_type=self.data_type, dims=self.dims)
-
-
-TEXT = Tensor("text", TYPE_STRING)
-TEXT_PAIR = Tensor("text_pair", TYPE_STRING, optional=True)
-PROMPT_NAME = Tensor("prompt_name", TYPE_STRING, optional=True)
-QUERY = Tensor("query", TYPE_STRING)
-PASSAGE = Tensor("passage", TYPE_STRING)
-INSTRUCTION = Tensor("instruction", TYPE_STRING, optional=True)
-INPUT_IDS = Tensor("input_ids", TYPE_INT32, (-1,), ragged=True)
-KEPT_IDS = Tensor("kept_ids", TYPE_INT32, (-1,), ragged=True)
-VECTOR_COUNT = Tensor("vector_count", TYPE_INT32)
-TOKEN_COUNT = Tensor("token_count", TYPE_INT32)
-TRUNCATED = Tensor("truncated", TYPE_BOOL)
-TOKENS = Tensor("tokens", TYPE_STRING)
-SCORE = Tensor("score", TYPE_FP32)
-LOGIT = Tensor("logit", TYPE_FP32)
-SPARSE = (Tensor("indices", TYPE_INT32, (-1,)), Tensor("values", TYPE_FP32, (-1,)))
-
-
-@dataclass(frozen=True)
-class Family:
-    """What the models of one family have in common."""
-
-    name: str
-    target: Target
-    hidden_size: int
-    max_tokens: int
-    """The longest text."""
-    vocabulary: int
-    """Token ids that the encoder has vectors for, from 0."""
-    segment_offset: int
-    """How far ids go past the vocabulary: those of a pair's second text, of tokens that are seen by none, or of a
-    text without tokens; 0 where there are none."""
-    max_batch_size: int
-    """Texts in one batch: bounds the hidden states that pass from encoder to head at once."""
-    facts: Mapping[str, str] = field(default_factory=dict)
-    """What callers may want to know of the checkpoint, kept in the ensemble's parameters."""
 
 
 def render(config: ModelConfig) -> str:
@@ -121,14 +76,14 @@ def tokenizer(family: Family, prompts: Mapping[str, str], reading: Mapping[str, 
     return config
 
 
-def pair_tokenizer(family: Family) -> ModelConfig:
+def pair_tokenizer(family: Family, segment_offset: int) -> ModelConfig:
     """`<family>-tokenizer` of a cross-encoder: query, passage -> input_ids, token_count, truncated."""
-    return _tokenizer(family, [QUERY, PASSAGE], {"segment_offset": str(family.segment_offset)})
+    return _tokenizer(family, [QUERY, PASSAGE], {"segment_offset": str(segment_offset)})
 
 
-def classifier_tokenizer(family: Family) -> ModelConfig:
+def classifier_tokenizer(family: Family, segment_offset: int) -> ModelConfig:
     """`<family>-tokenizer` of a classifier: text and, of pairs, text_pair -> input_ids, token_count, truncated."""
-    return _tokenizer(family, [TEXT, TEXT_PAIR], {"segment_offset": str(family.segment_offset)})
+    return _tokenizer(family, [TEXT, TEXT_PAIR], {"segment_offset": str(segment_offset)})
 
 
 def sided_tokenizer(
@@ -181,7 +136,7 @@ def generator(name: str, parameters: Mapping[str, str], kind: int) -> ModelConfi
         instance_group=[ModelInstanceGroup(count=1, kind=kind, gpus=gpus)],
     )
     config.model_transaction_policy.decoupled = True
-    _add_parameters(config, parameters)
+    add_parameters(config, parameters)
     return config
 
 
@@ -209,7 +164,7 @@ def with_head(encoder: ModelConfig, head: ModelConfig, sided: bool) -> ModelConf
     del config.output[:], config.batch_output[:]
     config.output.extend(head.output)
     if "precision" in head.parameters:
-        _add_parameters(config, {"head_precision": head.parameters["precision"].string_value})
+        add_parameters(config, {"head_precision": head.parameters["precision"].string_value})
     if sided:
         config.input.append(KEPT_IDS.as_input())
         for sample in config.model_warmup:
@@ -221,7 +176,7 @@ def with_unseen(encoder: ModelConfig, offset: int) -> ModelConfig:
     """`<family>-encoder` whose step takes apart the ids of tokens that are seen by none, raised by `offset`."""
     config = ModelConfig()
     config.CopyFrom(encoder)
-    _add_parameters(config, {"unseen_offset": str(offset)})
+    add_parameters(config, {"unseen_offset": str(offset)})
     return config
 
 
@@ -241,17 +196,13 @@ def sparse_pooling(family: Family) -> ModelConfig:
 
 def vectors(family: Family, dimensions: int) -> ModelConfig:
     """`<family>-vectors`: ragged last_hidden_state and input_ids -> token_embeddings [-1, D], vector_count."""
-    outputs = [_vectors(dimensions), VECTOR_COUNT]
+    outputs = [token_embeddings(dimensions), VECTOR_COUNT]
     return _graph_model(family, "vectors", [_states(family), INPUT_IDS], outputs)
-
-
-def _vectors(dimensions: int) -> Tensor:
-    return Tensor("token_embeddings", TYPE_FP32, (-1, dimensions))
 
 
 def maxsim_scoring(family: Family, dimensions: int) -> ModelConfig:
     """`<family>-rerank-scoring`: the token_embeddings of query and passage -> score, logit."""
-    return _two_sided_scoring(family, [_vectors(dimensions), VECTOR_COUNT])
+    return _two_sided_scoring(family, [token_embeddings(dimensions), VECTOR_COUNT])
 
 
 def scoring(family: Family) -> ModelConfig:
@@ -261,11 +212,7 @@ def scoring(family: Family) -> ModelConfig:
 
 def classifying(family: Family, labels: int) -> ModelConfig:
     """`<family>-scoring` of a classifier: ragged last_hidden_state and input_ids -> probabilities, logits."""
-    return _graph_model(family, "scoring", [_states(family), INPUT_IDS], _classes(labels))
-
-
-def _classes(labels: int) -> list[Tensor]:
-    return [Tensor(name, TYPE_FP32, (labels,)) for name in ("probabilities", "logits")]
+    return _graph_model(family, "scoring", [_states(family), INPUT_IDS], classes(labels))
 
 
 def cosine_scoring(family: Family, dimensions: int) -> ModelConfig:
@@ -282,152 +229,11 @@ def _two_sided_scoring(family: Family, compared: Sequence[Tensor]) -> ModelConfi
     return _graph_model(family, "rerank-scoring", inputs, [SCORE, LOGIT, TOKEN_COUNT, TRUNCATED])
 
 
-def embed_ensemble(family: Family, dimensions: int) -> ModelConfig:
-    """`<family>`: text -> embeddings, token_count, truncated."""
-    return _text_ensemble(family, [Tensor("embeddings", TYPE_FP32, (dimensions,))])
-
-
-def sparse_ensemble(family: Family) -> ModelConfig:
-    """`<family>` of a sparse model: text -> indices, values, token_count, truncated."""
-    return _text_ensemble(family, SPARSE)
-
-
-def vectors_ensemble(family: Family, dimensions: int, sided: bool) -> ModelConfig:
-    """`<family>` of a multi-vector model: text -> token_embeddings, vector_count, token_count, truncated."""
-    outputs = [_vectors(dimensions), VECTOR_COUNT, TOKEN_COUNT, TRUNCATED]
-    config = _ensemble(family, family.name, [TEXT, PROMPT_NAME], outputs)
-    steps = config.ensemble_scheduling.step
-    steps.extend(_vector_steps(family, "text", sided=sided, prompt_name="prompt_name"))
-    return config
-
-
-def maxsim_ensemble(family: Family) -> ModelConfig:
-    """`<family>-rerank`, by the vectors of tokens: query, passage -> score, logit, token_count, truncated."""
-    config = _ensemble(family, f"{family.name}-rerank", [QUERY, PASSAGE], [SCORE, LOGIT, TOKEN_COUNT, TRUNCATED])
-    steps = config.ensemble_scheduling.step
-    for side in ("query", "passage"):
-        steps.extend(_vector_steps(family, side, sided=True, prefix=f"{side}_", source=side))
-    compared = ("token_embeddings", "vector_count", "token_count", "truncated")
-    steps.append(_two_sided_step(family, compared))
-    return config
-
-
-def _vector_steps(
-    family: Family, text: str, sided: bool, prefix: str = "", source: str = "text", prompt_name: str | None = None
-) -> list[ModelEnsembling.Step]:
-    """Tokenizer, encoder and vectors over the ensemble tensor `text`, the tokenizer's input `source`."""
-    tokenizer, *others = _pooling_steps(family, text, ["token_embeddings", "vector_count"], prefix, prompt_name)
-    head = others[-1]
-    if not family.target.traits.joins_head:
-        head.model_name = f"{family.name}-vectors"
-    if sided:
-        tokenizer.input_map[source] = text
-        if source != "text":
-            del tokenizer.input_map["text"]
-        kept = "kept_ids" if family.target.traits.joins_head else "input_ids"
-        tokenizer.output_map["kept_ids"] = head.input_map[kept] = f"{prefix}kept_ids"
-    return [tokenizer, *others]
-
-
-def _two_sided_step(family: Family, compared: Sequence[str]) -> ModelEnsembling.Step:
-    """`<family>-rerank-scoring` over what there is of query and passage."""
-    names = [f"{side}_{name}" for name in compared for side in ("query", "passage")]
-    results = [tensor.name for tensor in (SCORE, LOGIT, TOKEN_COUNT, TRUNCATED)]
-    return _step(f"{family.name}-rerank-scoring", {n: n for n in names}, {n: n for n in results})
-
-
-def _text_ensemble(family: Family, results: Sequence[Tensor]) -> ModelConfig:
-    """`<family>`: text -> the `results` of tokenizer, encoder and pooling, token_count, truncated."""
-    config = _ensemble(family, family.name, [TEXT, PROMPT_NAME], [*results, TOKEN_COUNT, TRUNCATED])
-    names = [tensor.name for tensor in results]
-    steps = config.ensemble_scheduling.step
-    steps.extend(_pooling_steps(family, "text", names, prompt_name="prompt_name"))
-    return config
-
-
-def rerank_ensemble(family: Family, is_instructed: bool) -> ModelConfig:
-    """`<family>`: query, passage, perhaps instruction -> score, logit, token_count, truncated."""
-    inputs = [QUERY, PASSAGE, INSTRUCTION] if is_instructed else [QUERY, PASSAGE]
-    return _scoring_ensemble(family, inputs, [SCORE, LOGIT])
-
-
-def classifier_ensemble(family: Family, labels: int) -> ModelConfig:
-    """`<family>`: text and, of pairs, text_pair -> probabilities, logits [labels], token_count, truncated."""
-    return _scoring_ensemble(family, [TEXT, TEXT_PAIR], _classes(labels))
-
-
-def _scoring_ensemble(family: Family, inputs: Sequence[Tensor], results: Sequence[Tensor]) -> ModelConfig:
-    """`<family>`: the inputs of its tokenizer -> the `results` of its scoring, token_count, truncated."""
-    config = _ensemble(family, family.name, inputs, [*results, TOKEN_COUNT, TRUNCATED])
-
-    def same(tensors: Sequence[Tensor]) -> dict[str, str]:
-        return {tensor.name: tensor.name for tensor in tensors}
-
-    steps = config.ensemble_scheduling.step
-    steps.append(_step(f"{family.name}-tokenizer", same(inputs), same([INPUT_IDS, TOKEN_COUNT, TRUNCATED])))
-    if family.target.traits.joins_head:
-        steps.append(_step(f"{family.name}-encoder", same([INPUT_IDS]), same(results)))
-        return config
-    states = {"last_hidden_state": "last_hidden_state"}
-    steps.append(_step(f"{family.name}-encoder", same([INPUT_IDS]), states))
-    steps.append(_step(f"{family.name}-scoring", states | same([INPUT_IDS]), same(results)))
-    return config
-
-
-def headless_ensemble(family: Family, tokenizer: ModelConfig, encoder: ModelConfig) -> ModelConfig:
-    """`<family>` of an encoder that pools or scores by itself: the tokenizer's inputs -> the outputs of both."""
-    config = _ensemble(family, family.name, [], [])
-    config.input.extend(tokenizer.input)
-    config.output.extend(
-        [*encoder.output, *(t for t in tokenizer.output if t.name in (TOKEN_COUNT.name, TRUNCATED.name))]
-    )
-    config.ensemble_scheduling.step.extend(
-        _step(
-            model.name,
-            {tensor.name: tensor.name for tensor in model.input},
-            {tensor.name: tensor.name for tensor in model.output if tensor.name != TOKENS.name},
-        )
-        for model in (tokenizer, encoder)
-    )
-    return config
-
-
-def bi_encoder_ensemble(family: Family) -> ModelConfig:
-    """`<family>-rerank`, a bi-encoder: query, passage -> score, logit, token_count, truncated.
-
-    The embedding family's own models are the steps, once for the query and once for the passage.
-    """
-    config = _ensemble(family, f"{family.name}-rerank", [QUERY, PASSAGE], [SCORE, LOGIT, TOKEN_COUNT, TRUNCATED])
-    steps = config.ensemble_scheduling.step
-    for side in ("query", "passage"):
-        steps.extend(_pooling_steps(family, side, ["embeddings"], prefix=f"{side}_"))
-    steps.append(_two_sided_step(family, ("embeddings", "token_count", "truncated")))
-    return config
-
-
-def _pooling_steps(
-    family: Family, text: str, results: Sequence[str], prefix: str = "", prompt_name: str | None = None
-) -> list[ModelEnsembling.Step]:
-    """Tokenizer, encoder and pooling over the ensemble tensor `text`; results are named with `prefix`."""
-    ids, states = (f"{prefix}{name}" for name in ("input_ids", "last_hidden_state"))
-    given = {name: f"{prefix}{name}" for name in results}
-    tokenized = {"input_ids": ids} | {n: f"{prefix}{n}" for n in ("token_count", "truncated")}
-    prompt = {"prompt_name": prompt_name} if prompt_name else {}
-    tokenizer = _step(f"{family.name}-tokenizer", {"text": text} | prompt, tokenized)
-    if family.target.traits.joins_head:
-        return [tokenizer, _step(f"{family.name}-encoder", {"input_ids": ids}, given)]
-    return [
-        tokenizer,
-        _step(f"{family.name}-encoder", {"input_ids": ids}, {"last_hidden_state": states}),
-        _step(f"{family.name}-pooling", {"last_hidden_state": states, "input_ids": ids}, given),
-    ]
-
-
 def _tokenizer(family: Family, inputs: Sequence[Tensor], parameters: Mapping[str, str]) -> ModelConfig:
     outputs = [INPUT_IDS, TOKEN_COUNT, TRUNCATED]
     config = _model(family, "tokenizer", "python", inputs, outputs, ModelInstanceGroup.KIND_CPU)
     limits = {"max_tokens": str(family.max_tokens), "vocabulary": str(family.vocabulary)}
-    _add_parameters(config, {**limits, **parameters})
+    add_parameters(config, {**limits, **parameters})
     return config
 
 
@@ -450,13 +256,13 @@ def _graph_model(
             "spread": str(SPREAD_ADOPTED if "onnx" in family.facts else SPREAD),
         }
         own = {key: known[key] for key in runtime.parameters}
-        _add_parameters(config, {"runtime": family.target.runtime} | own)
+        add_parameters(config, {"runtime": family.target.runtime} | own)
         if step == "encoder":
             limits = {
                 "max_tokens": str(family.max_tokens),
-                "vocabulary": str(family.vocabulary + family.segment_offset),
+                "vocabulary": str(family.vocabulary + family.extra_ids),
             }
-            _add_parameters(config, limits)
+            add_parameters(config, limits)
             # The one place for Triton's response cache, whose key is a request's inputs alone, neither its
             # parameters nor the outputs that it asks for. Nothing is kept unless the server is given a cache.
             config.response_cache.enable = True
@@ -504,11 +310,6 @@ def _states(family: Family) -> Tensor:
     return Tensor("last_hidden_state", types[family.target.states], (-1, family.hidden_size), ragged=True)
 
 
-def _add_parameters(config: ModelConfig, parameters: Mapping[str, str]) -> None:
-    for key, value in parameters.items():
-        config.parameters[key].string_value = value
-
-
 def _add_batch_input(config: ModelConfig, kind: int, target: str) -> None:
     config.batch_input.add(kind=kind, target_name=[target], data_type=TYPE_INT32, source_input=[INPUT_IDS.name])
 
@@ -522,20 +323,3 @@ def _add_warm_up(config: ModelConfig, name: str, texts: int, tokens: int) -> Non
             ModelWarmup.Input(data_type=tensor.data_type, dims=dims, zero_data=True)
         )
     config.model_warmup.append(sample)
-
-
-def _ensemble(family: Family, name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> ModelConfig:
-    config = ModelConfig(
-        name=name,
-        platform="ensemble",
-        # BATCH_MAX_ELEMENT_COUNT_AS_SHAPE counts all rows of a request as one, so each text comes in its own.
-        max_batch_size=1 if family.target.traits.needs_width else family.max_batch_size,
-        input=[tensor.as_input() for tensor in inputs],
-        output=[tensor.as_output() for tensor in outputs],
-    )
-    _add_parameters(config, family.facts)
-    return config
-
-
-def _step(model: str, input_map: Mapping[str, str], output_map: Mapping[str, str]) -> ModelEnsembling.Step:
-    return ModelEnsembling.Step(model_name=model, model_version=-1, input_map=input_map, output_map=output_map)

@@ -6,12 +6,19 @@ import json
 from dataclasses import replace
 
 from build.errors import BuildError
-from build.graphs.architectures import ARCHITECTURES, Reranker
+from build.graphs.architectures import ARCHITECTURES
 from build.graphs.dimensions import Dimensions
-from build.graphs.scoring import PROBABILITIES, logit_score, score_activation, write_classifying, write_scoring
-from build.rendering import repository
+from build.graphs.scoring import (
+    PROBABILITIES,
+    Reranker,
+    logit_score,
+    score_activation,
+    write_classifying,
+    write_scoring,
+)
+from build.rendering import ensembles, repository
+from build.rendering.contract import Family
 from build.rendering.model import Model, graph, tokenizer, with_head
-from build.rendering.repository import Family
 from build.sources.checkpoint import Checkpoint
 from build.sources.labels import label_names, labels
 from build.sources.weights import Weights
@@ -40,12 +47,12 @@ def reranking_models(
     family = replace(family, facts={**family.facts, "activation": activation})
     check_one_score(checkpoint, family, reranker)
     if reranker.template is None:
-        config = repository.pair_tokenizer(family)
+        config = repository.pair_tokenizer(family, encoder.segment_offset)
     else:
         config = repository.template_tokenizer(family, reranker.template)
     tokens = checkpoint.tokenizer
     return [
-        Model(repository.rerank_ensemble(family, reranker.is_instructed)),
+        Model(ensembles.rerank(family, reranker.is_instructed)),
         tokenizer(config, checkpoint),
         *with_head(
             states,
@@ -80,8 +87,8 @@ def classifying_models(
         lambda g: write_classifying(g, encoder, weights, tokens, reranker.logit, len(names), problem),
     )
     return [
-        Model(repository.classifier_ensemble(family, len(names))),
-        tokenizer(repository.classifier_tokenizer(family), checkpoint),
+        Model(ensembles.classifier(family, len(names))),
+        tokenizer(repository.classifier_tokenizer(family, encoder.segment_offset), checkpoint),
         *with_head(states, scoring),
     ]
 

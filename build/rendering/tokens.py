@@ -13,9 +13,9 @@ from build.graphs.dimensions import Dimensions
 from build.graphs.multi_vector import MultiVector, Side, write_maxsim, write_vectors
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.sparse import Splade, is_tied, lexical_weights, unweighed, write_lexical, write_splade
-from build.rendering import repository
+from build.rendering import ensembles, repository
+from build.rendering.contract import Family
 from build.rendering.model import Model, graph, tokenizer, with_head
-from build.rendering.repository import Family
 from build.sources.checkpoint import Checkpoint
 from build.sources.weights import Weights
 
@@ -69,7 +69,7 @@ def multi_vector_models(
     if vectors.unseen and family.target.traits.packed_attention:
         states = replace(states, config=repository.with_unseen(states.config, vocabulary))
     head = family.target.head
-    ensembles = [Model(repository.vectors_ensemble(family, vectors.width, bool(sides)))]
+    called = [Model(ensembles.vectors(family, vectors.width, bool(sides)))]
     steps = [
         tokenizer(words if sides else repository.tokenizer(family, prompts), checkpoint),
         *with_head(
@@ -79,10 +79,10 @@ def multi_vector_models(
         ),
     ]
     if "rerank" in entry.tasks:
-        ensembles.append(Model(repository.maxsim_ensemble(family)))
+        called.append(Model(ensembles.maxsim(family)))
         scoring = repository.maxsim_scoring(family, vectors.width)
         steps.append(graph(scoring, head, lambda g: write_maxsim(g, vectors.width)))
-    return ensembles + steps
+    return called + steps
 
 
 def sparse_models(
@@ -104,8 +104,8 @@ def sparse_models(
             splade=Splade.of(checkpoint, encoder.vocab_size),
             tied=is_tied(checkpoint.config),
         )
-    elif architecture.lexical or architecture.weighs:
-        layer = architecture.weighs
+    elif architecture.lexical or architecture.word_classifier:
+        layer = architecture.word_classifier
         write = partial(
             write_lexical,
             encoder=encoder,
@@ -121,7 +121,7 @@ def sparse_models(
         )
     pooling = graph(repository.sparse_pooling(family), family.target.head, write)
     return [
-        Model(repository.sparse_ensemble(family)),
+        Model(ensembles.sparse(family)),
         tokenizer(repository.tokenizer(family, checkpoint.prompts), checkpoint),
         *with_head(states, pooling),
     ]

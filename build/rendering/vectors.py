@@ -8,9 +8,9 @@ from dataclasses import replace
 from build.catalog import CatalogEntry
 from build.graphs.pooling import Pooling, write_pooling
 from build.graphs.scoring import write_cosine_scoring
-from build.rendering import repository
+from build.rendering import ensembles, repository
+from build.rendering.contract import Family
 from build.rendering.model import Model, graph, tokenizer, with_head
-from build.rendering.repository import Family
 from build.sources.checkpoint import Checkpoint
 
 NONE: Mapping[str, str] = {}
@@ -27,7 +27,7 @@ def embedding_models(
     dimensions, head = pooling.width, family.target.head
     facts = {"pooling": ", ".join(pooling.modes), "unit_length": "true" if pooling.unit_length else "false"}
     family = replace(family, facts={**family.facts, **facts})
-    ensembles = [Model(repository.embed_ensemble(family, dimensions))]
+    called = [Model(ensembles.embed(family, dimensions))]
     steps = [
         tokenizer(repository.tokenizer(family, checkpoint.prompts | entry.prompts, reading), checkpoint),
         *with_head(
@@ -36,6 +36,6 @@ def embedding_models(
     ]
     if "rerank" in entry.tasks:
         scoring = repository.cosine_scoring(family, dimensions)
-        ensembles.append(Model(repository.bi_encoder_ensemble(family)))
+        called.append(Model(ensembles.bi_encoder(family)))
         steps.append(graph(scoring, head, lambda g: write_cosine_scoring(g, dimensions)))
-    return ensembles + steps
+    return called + steps

@@ -16,17 +16,25 @@ Errors   INVALID_ARG, for the one request at fault: text that is not UTF-8 or ha
          of more than a million characters whose first tokens depend on its last
          CANCELLED, where nobody waits for the answer any more
 
-Model parameters: `max_tokens`, the longest row; `vocabulary`, how many ids the encoder has vectors for; for
-texts `prompts`, a JSON object of prompt name -> prefix, that of "" for requests which name none; for pairs
-either `segment_offset`, added to the ids of the second text so that its token type travels in them, or
-`template`, a JSON object with `prefix` and `suffix`, which truncation never touches, and `body`, a format of
-instruction, query and passage, and `instruction`, the default, or `instructed`, the format where there is one,
-and `tail`, the ids that a row which fills `max_tokens` ends with; or what is tokenized apart: `query`, or
-`instructed` where there is an instruction, and `passage`, and `room`, the most tokens of both; for texts also
-`sides`, a JSON object of prompt name -> `max_tokens`, `least` and `filling` for an id that fills shorter texts
-up, `marker` for one that is put behind the first token, `skipped` ids and how many `leading` vectors are not
-kept; of static embeddings `characters`, how many of a text are read, 0 for all of them, `dropped`, a JSON list
-of ids that are left out of a row, and `nothing`, the id that a text without tokens has, which is not counted.
+Parameters, of every model:
+  max_tokens      longest row, in tokens
+  vocabulary      number of ids that the encoder has vectors for
+of texts:
+  prompts         JSON: prompt name -> prefix; that of "" is for requests that name none
+  sides           JSON: prompt name -> how its texts are read: `max_tokens`; `least`, and `filling`, the id that
+                  fills shorter ones up; `marker`, an id behind the first token; `skipped`, ids whose vectors are
+                  not kept; `leading`, the number of first vectors that are not kept
+of static embeddings:
+  characters      characters of a text that are read, 0 for all
+  dropped         JSON: ids that are left out of a row
+  nothing         id that a text without tokens has; it is not counted
+of pairs, one of:
+  segment_offset  number that is added to the ids of the second text, so that its token type travels in them
+  template        JSON: `prefix` and `suffix`, which truncation never touches; `tail`, ids that a row which fills
+                  `max_tokens` ends with; `body`, a format of instruction, query and passage, with `instruction`,
+                  the default, or `instructed`, the format where a request has one; or, tokenized apart, `query`
+                  (or `instructed`) and `passage`, with `room`, the most tokens of both
+
 `tokenizer.json` lies in the version folder.
 """
 
@@ -38,12 +46,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 # One thread: tokenizing is about 1 % of the work and its own thread pool would fight the engine's.
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -54,8 +58,17 @@ from tokenizers import Encoding, Tokenizer
 from . import deadline
 from .long_text import Beginning, LongTexts, UnsettledError
 from .memory import Memory
-
-NO_TOKEN = -1
+from .text_tensors import (
+    INPUT_TYPES,
+    NO_TOKEN,
+    BadRequestError,
+    Row,
+    is_sent,
+    prompt_of_input_type,
+    row_tensors,
+    strings,
+    token_descriptions,
+)
 
 TOKENIZE: AbstractContextManager[Any] = nullcontext()
 """A range in Nsight Systems, where the nvtx package is installed."""
@@ -68,30 +81,11 @@ with suppress(ImportError):
 LONG = 4096
 """Characters of a text from which it is asked, before it is tokenized, whether somebody still waits."""
 
-INPUT_TYPES = {"query": "query", "passage": "document"}
-"""NIM's `input_type` -> prompt name."""
-
 ONE_TEXT = "send one tensor of text, query or passage, and prompt_name beside none but text"
-
-
-class BadRequestError(ValueError):
-    """The request cannot be tokenized; the message says which text and why."""
 
 
 class CancelledError(Exception):
     """Nobody waits for the answer."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of ids."""
-
-    ids: list[int]
-    truncated: bool
-    kept: list[int]
-    """Its ids, and -1 for those whose vectors are not kept."""
-    count: int
-    """How many ids it is said to have."""
 
 
 @dataclass(frozen=True)
@@ -206,8 +200,8 @@ class TritonPythonModel:
             if describes:
                 with self._cut_to(text.side):
                     described.append(self._described(text.parts[0], parts[0], text.side))
-        tensors = _tensors(rows, bool(self._sides))
-        return [*tensors, _tokens(described)] if describes else tensors
+        tensors = row_tensors(rows, bool(self._sides))
+        return [*tensors, token_descriptions(described)] if describes else tensors
 
     def _parts(self, text: Text) -> Sequence[Beginning]:
         """As much of a text's parts as decides its row; raises UnsettledError."""
@@ -246,14 +240,14 @@ class TritonPythonModel:
     def _read_texts(self, request: Any) -> list[Text]:
         """Each text behind its prompt."""
         if self._sides:
-            sent = [name for name in ("text", "prompt_name", *INPUT_TYPES) if _is_sent(request, name)]
+            sent = [name for name in ("text", "prompt_name", *INPUT_TYPES) if is_sent(request, name)]
             if len(sent) > 1 and sent != ["text", "prompt_name"]:
                 raise BadRequestError(f"{' and '.join(sent)} are of different calls: {ONE_TEXT}")
         for source, name in INPUT_TYPES.items() if self._sides else ():
-            if texts := _strings(request, source):
+            if texts := strings(request, source):
                 return [Text((self._prompts.get(name, "") + text,), self._side(name)) for text in texts]
-        texts = _strings(request, "text")
-        names = _strings(request, "prompt_name") or [_prompt_of_input_type(request)] * len(texts)
+        texts = strings(request, "text")
+        names = strings(request, "prompt_name") or [prompt_of_input_type(request)] * len(texts)
         for name in names:
             if name and name not in self._prompts:
                 known = ", ".join(sorted(filter(None, self._prompts)))
@@ -272,17 +266,17 @@ class TritonPythonModel:
         return [Text(pair, self._room) for pair in self._pairs(request)]
 
     def _pairs(self, request: Any) -> list[tuple[str, str]]:
-        return list(zip(_strings(request, "query"), _strings(request, "passage"), strict=True))
+        return list(zip(strings(request, "query"), strings(request, "passage"), strict=True))
 
     def _read_texts_or_pairs(self, request: Any) -> list[Text]:
-        texts, pairs = _strings(request, "text"), _strings(request, "text_pair")
+        texts, pairs = strings(request, "text"), strings(request, "text_pair")
         rows = zip(texts, pairs, strict=True) if pairs else ((text,) for text in texts)
         return [Text(row, self._room) for row in rows]
 
     def _read_apart(self, request: Any) -> list[Text]:
         """Query, with its instruction where there is one, and passage of each pair, in their own words."""
         pairs = self._pairs(request)
-        instructions = _strings(request, "instruction") or [""] * len(pairs)
+        instructions = strings(request, "instruction") or [""] * len(pairs)
         return [
             Text(
                 (
@@ -299,7 +293,7 @@ class TritonPythonModel:
     def _read_bodies(self, request: Any) -> list[Text]:
         """Each pair between the template's ends."""
         pairs = self._pairs(request)
-        instructions = _strings(request, "instruction")
+        instructions = strings(request, "instruction")
         body = self._template["instructed" if instructions and "instructed" in self._template else "body"]
         instructions = instructions or [self._template.get("instruction", "")] * len(pairs)
         return [
@@ -352,56 +346,3 @@ class TritonPythonModel:
             }
             tokens.insert(1, {"id": side.marker, **marker})
         return json.dumps(tokens).encode()
-
-
-def _tokens(described: list[bytes]) -> Any:
-    return pb_utils.Tensor("tokens", np.array(described, np.object_)[:, None])
-
-
-def _is_sent(request: Any, name: str) -> bool:
-    return pb_utils.get_input_tensor_by_name(request, name) is not None
-
-
-def _strings(request: Any, name: str) -> list[str]:
-    """The tensor `name` as text; [] when an optional one was not sent."""
-    tensor = pb_utils.get_input_tensor_by_name(request, name)
-    if tensor is None:
-        return []
-    texts = []
-    for i, value in enumerate(tensor.as_numpy().reshape(-1)):
-        try:
-            text = value.decode()
-        except UnicodeDecodeError as error:
-            raise BadRequestError(f"{name}[{i}] is not valid UTF-8: {error.reason}") from None
-        if name in ("query", "instruction") and not text.strip():
-            raise BadRequestError(f"{name}[{i}] is empty")
-        texts.append(text)
-    return texts
-
-
-def _prompt_of_input_type(request: Any) -> str:
-    """The prompt name that the request's parameters ask for, "" if they ask for none."""
-    parameters = request.parameters()
-    input_type = json.loads(parameters).get("input_type", "") if "input_type" in parameters else ""
-    if input_type and input_type not in INPUT_TYPES:
-        raise BadRequestError(f"input_type {input_type!r} is unknown: it is one of {', '.join(INPUT_TYPES)}")
-    return INPUT_TYPES.get(input_type, "")
-
-
-def _filled_up(rows: Sequence[list[int]]) -> npt.NDArray[np.int32]:
-    if len(rows) == 1:
-        return np.array(rows, np.int32)
-    lengths = np.array([len(row) for row in rows])
-    ids: npt.NDArray[np.int32] = np.full((len(rows), lengths.max()), NO_TOKEN, np.int32)
-    ids[np.arange(ids.shape[1]) < lengths[:, None]] = list(chain.from_iterable(rows))
-    return ids
-
-
-def _tensors(rows: list[Row], has_sides: bool) -> list[Any]:
-    kept = [pb_utils.Tensor("kept_ids", _filled_up([row.kept for row in rows]))] if has_sides else []
-    return [
-        *kept,
-        pb_utils.Tensor("input_ids", _filled_up([row.ids for row in rows])),
-        pb_utils.Tensor("token_count", np.array([[row.count] for row in rows], np.int32)),
-        pb_utils.Tensor("truncated", np.array([[row.truncated] for row in rows])),
-    ]
