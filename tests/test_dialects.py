@@ -74,6 +74,7 @@ def test_openai_models(stack: Stack) -> None:
     minilm, reranker = ok(stack.get("embed", "/v1/models"))["data"]
     assert minilm.pop("residency") == reranker["residency"] | {"seconds_since_call": ANY}
     assert re.fullmatch("[0-9a-f]{64}", minilm.pop("graph"))
+    assert minilm.pop("computes_in") in ("fp32", "bf16")
     assert minilm == {
         "id": "minilm",
         "object": "model",

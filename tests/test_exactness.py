@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 from conftest import Precision, Reference, Stack, cosines
@@ -12,6 +14,20 @@ def test_vectors_equal_the_reference(precise: Precision, reference: Reference) -
     embeddings = precise.stack.embed(reference.texts)
     assert embeddings.shape == reference.embeddings.shape
     assert cosines(embeddings, reference.embeddings).min() >= precise.minimum_cosine
+
+
+def test_what_is_computed_in_is_told(precise: Precision) -> None:
+    wanted = precise.stack.environment["ENCODER_PRECISION"]
+    models = precise.stack.get("embed", "/v1/models").json()["data"]
+    assert {model["id"]: model["computes_in"] for model in models} == {"minilm": wanted, "minilm-rerank": wanted}
+    assert f"  computed in          {wanted} (" in precise.stack.greeting()
+
+
+def test_what_is_computed_in_follows_the_cpu(stack: Stack) -> None:
+    words = Path("/proc/cpuinfo").read_text().split()
+    by_cpu = "bf16" if {"avx512_bf16", "amx_bf16"}.intersection(words) else "fp32"
+    told = stack.get("embed", "/v1/models/minilm").json()["computes_in"]
+    assert told == os.environ.get("ENCODER_PRECISION", by_cpu)
 
 
 def test_vectors_have_unit_length(precise: Precision, reference: Reference) -> None:

@@ -120,7 +120,8 @@ async def gateway(
         if plan is not None:  # the gateway does not see the calls of the others
             others = [name for name in others if task_in(plan.repository, name) not in DOCUMENTS]
             unnamed = defaults(plan.repository, options.models)
-        print(greeting(options, loaded, others, unnamed, log), flush=True)
+        told = {residency.computes_in(name) for name in loaded} if residency else set()
+        print(greeting(options, loaded, others, unnamed, sorted(filter(None, told)), log), flush=True)
         yield
 
 
@@ -129,9 +130,10 @@ def greeting(
     loaded: Sequence[str],
     others: Sequence[str],
     unnamed: Mapping[Task, str],
+    precisions: Sequence[str],
     log: Path,
 ) -> str:
-    """What is served, which models calls go to that name none, where things listen, and calls that work."""
+    """What is served and in which precision, what answers calls without a name, where things listen, and calls."""
     host, triton = ("localhost" if one == LOOPBACK else one for one in (options.host, options.triton_host))
     embed, rerank = f"http://{host}:{options.embed_port}", f"http://{host}:{options.rerank_port}"
     chat = f"http://{host}:{options.chat_port}/v1/chat/completions" if options.chat_port else ""
@@ -147,6 +149,10 @@ def greeting(
         lines += [f"  at their first call  {', '.join(others)}"]
     if unnamed:
         lines += [f"  without a name       {', '.join(f'{task}: {name}' for task, name in unnamed.items())}"]
+    if precisions:
+        lines += [
+            f"  computed in          {' and '.join(precisions)} (ENCODER_PRECISION, fp32, bf16 or auto, decides)"
+        ]
     gateway = "  ".join(filter(None, (f"{embed}/embed", f"{rerank}/rerank", chat)))
     ports = f"HTTP {triton}:{options.http_port}  gRPC {triton}:{options.grpc_port}"
     lines += [

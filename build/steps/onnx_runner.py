@@ -137,6 +137,11 @@ class TritonPythonModel:
                 lane.start(self._feeds([_smallest(config)]))
                 lane.outputs()
         self._memory = Memory(args["model_name"])
+        family = pb_utils.MetricFamily(
+            name="encoder_precision_info", description="What a model computes in", kind=pb_utils.MetricFamily.GAUGE
+        )
+        self._computes_in = family, family.Metric(labels={"model": args["model_name"], "precision": precision})
+        self._computes_in[1].set(1)
         pb_utils.Logger.log_info(
             f"{args['model_name']}: {precision}, {threads} of {os.cpu_count()} processors, "
             f"{len(self._on_streams) // 2} streams"

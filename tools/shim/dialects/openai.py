@@ -126,6 +126,10 @@ class Model(TypedDict):
     pooling: str | None
     prompts: list[str]
     precision: str | None
+    """As it was built."""
+    computes_in: str | None
+    """What its encoder has chosen where it was loaded, such as bf16 on a CPU that has it. Null until then, and
+    where there is no choice but `precision`."""
     source: str | None
     revision: str | None
     graph: str | None
@@ -199,6 +203,7 @@ def describe(model: ServedModel, residency: Residency | None) -> Model:
         "pooling": model.facts.get("pooling"),
         "prompts": sorted(model.prompts),
         "precision": model.facts.get("precision"),
+        "computes_in": residency.computes_in(model.name) if residency else None,
         "source": model.facts.get("source"),
         "revision": model.facts.get("revision"),
         "graph": model.facts.get("graph"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,20 @@ UNLOAD_SECONDS = 60.0
 
 MEMORY = "model_memory_bytes"
 """The metric of `build/steps/memory.py`."""
+
+
+PRECISION = "encoder_precision_info"
+"""The metric of `build/steps/onnx_runner.py`."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What steps tell on Triton's metrics port."""
+
+    memory: Mapping[tuple[str, str], int]
+    """(model, `process` or `gpu`) -> bytes that it holds, by its own count."""
+    precisions: Mapping[str, str]
+    """Model -> what it computes in, where that is decided when it is loaded."""
 
 
 class Control:
@@ -79,16 +94,20 @@ class Control:
             await asyncio.sleep(0.05)
         raise InferenceServerException(f"Triton has not unloaded {models[0]} within {UNLOAD_SECONDS:.0f} s")
 
-    async def memory(self) -> Mapping[tuple[str, str], int]:
-        """(model, `process` or `gpu`) -> bytes that it holds, by its own count; none where that cannot be had."""
+    async def told(self) -> Told:
+        """What steps tell of themselves; nothing where that cannot be had."""
         try:
             async with self._session.get(self._metrics) as answer:
                 text = await answer.text()
-            lines = "\n".join(line for line in text.splitlines() if MEMORY in line)
+            lines = "\n".join(line for line in text.splitlines() if MEMORY in line or PRECISION in line)
             samples = [sample for family in text_string_to_metric_families(lines) for sample in family.samples]
         except (aiohttp.ClientError, asyncio.TimeoutError, ValueError):
-            return {}
-        return {(sample.labels["model"], sample.labels["memory"]): int(sample.value) for sample in samples}
+            return Told({}, {})
+        labels = [(sample.name, sample.labels, sample.value) for sample in samples]
+        return Told(
+            {(own["model"], own["memory"]): int(value) for name, own, value in labels if name == MEMORY},
+            {own["model"]: own["precision"] for name, own, _ in labels if name == PRECISION},
+        )
 
     def _headers(self) -> dict[str, str]:
         try:

@@ -97,6 +97,8 @@ class Tracked(FamilyUse):
     """Seconds that these took."""
     evictions: Counter[str] = field(default_factory=Counter)
     preload: bool = False
+    computes_in: str | None = None
+    """A precision, where its encoder tells one."""
 
 
 class ModelStatus(TypedDict):
@@ -191,6 +193,10 @@ class Residency:
         """Whether it takes calls now."""
         one = self._of[ensemble]
         return one.state == "loaded" and ensemble not in one.failing
+
+    def computes_in(self, ensemble: str) -> str | None:
+        """What its encoder computed in when it was loaded last; None where it does not tell."""
+        return self._of[ensemble].computes_in
 
     def counts(self, ensemble: str) -> bool:
         """Whether it has a say in how the server is: it is there, or is to be from the start and cannot."""
@@ -544,7 +550,7 @@ class Residency:
             self._looked = time.monotonic()
             states = await self._control.states()
             self._away = ""
-            memory = await self._control.memory()
+            told = await self._control.told()
             for one in self.families:
                 one.failing = {n: why for n, why in one.failing.items() if states.get(n) != "READY"}
                 sound = [name for name in one.family.ensembles if name not in one.failing]
@@ -559,7 +565,10 @@ class Residency:
                     one.state, one.unwanted = "absent", False
                     one.wanted |= one.preload and not states  # Triton has been started again
                 if one.state != "absent":
-                    self._measure(one, memory)
+                    self._measure(one, told.memory)
+                    one.computes_in = next(
+                        (told.precisions[step] for step in one.family.steps if step in told.precisions), None
+                    )
 
     def _measure(self, one: Tracked, memory: Mapping[tuple[str, str], int]) -> None:
         kind = "gpu" if one.family.on_gpu else "process"
