@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import ROOT
 
@@ -97,3 +100,30 @@ def test_a_noisy_machine_is_said(name: str) -> None:
     assert machine.warnings(quiet) == []
     (sentence,) = machine.warnings(quiet | {name: 0.2})
     assert "20%" in sentence
+
+
+RUN = """
+from time import sleep
+from tools.bench.server import stack
+from tools.command import ROOT
+with stack(["minilm"], ROOT / "model_repository"):
+    print("measuring", flush=True)
+    sleep(600)
+"""
+
+
+@pytest.mark.parametrize("is_ready", [True, False])
+def test_sigterm_ends_what_a_benchmark_has_started(is_ready: bool) -> None:
+    with subprocess.Popen([sys.executable, "-c", RUN], cwd=ROOT, stdout=subprocess.PIPE) as run:
+        own = psutil.Process(run.pid)
+        if is_ready:
+            assert run.stdout is not None
+            assert run.stdout.readline() == b"measuring\n"
+        while not own.children(recursive=True):
+            assert run.poll() is None
+        servers = own.children(recursive=True)
+        assert any(process.name() == "tritonserver" for process in servers) == is_ready
+        run.terminate()
+        assert run.wait(60) == 143
+        _, alive = psutil.wait_procs(servers, timeout=30)
+        assert not alive

@@ -25,7 +25,7 @@ from typing import Any
 import aiohttp
 import psutil
 
-from tools.bench.server import PORTS, free_ports
+from tools.bench.server import PORTS, ended_by_sigterm, free_ports
 from tools.command import ROOT
 from tools.shim import keys
 
@@ -51,7 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = [sys.executable, "-m", "tools.serve", "--work-folder", str(options.work_folder), *words]
     key = secrets.token_hex(16)
     environment = os.environ | {keys.VARIABLE: key}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as stack:
+    with (
+        ended_by_sigterm(),
+        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as stack,
+    ):
         try:
             report = asyncio.run(soak(stack, ports["embed"], key, options.seconds, options.clients))
         finally:

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -152,9 +153,12 @@ def command(
     words: Sequence[str], ready: str, environment: dict[str, str] | None = None, folder: Path = ROOT
 ) -> Iterator[Process]:
     """Runs a command in `folder` while the block runs, from the moment that it prints a line with `ready`."""
-    with subprocess.Popen(
-        words, stdout=subprocess.PIPE, text=True, cwd=folder, env=os.environ | (environment or {})
-    ) as process:
+    with (
+        ended_by_sigterm(),
+        subprocess.Popen(
+            words, stdout=subprocess.PIPE, text=True, cwd=folder, env=os.environ | (environment or {})
+        ) as process,
+    ):
         assert process.stdout is not None
         try:
             if not any(ready in line for line in process.stdout):
@@ -163,6 +167,16 @@ def command(
         finally:
             process.terminate()
             process.stdout.read()
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Has SIGTERM end the block as Ctrl-C does: by an exception, so that what was started in it is ended, too."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def free_ports(count: int) -> list[int]:
