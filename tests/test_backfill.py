@@ -32,9 +32,10 @@ from containers import until
 from postgres import Database, Postgres, postgres
 
 from tools import search
-from tools.backfill import client
+from tools.backfill import claims, client
 from tools.backfill import postgres as store
 from tools.backfill.__main__ import check, main, parser
+from tools.backfill.connection import connected
 from tools.backfill.flow import Wait, Window
 from tools.backfill.origin import Origin
 from tools.backfill.table import Table
@@ -601,7 +602,7 @@ class Job:
 
     def __init__(self, database: Database, stack: ExitStack, where: str | None = None) -> None:
         self.database, self.ends = database, stack.enter_context(ExitStack())
-        reader, writer = (self.ends.enter_context(store.connected(database.url)) for _ in range(2))
+        reader, writer = (self.ends.enter_context(connected(database.url)) for _ in range(2))
         self.sessions = [connection.info.backend_pid for connection in (reader, writer)]
         options = Namespace(table="chunks", id="id", text="content", vector="embedding", into=None, where=where)
         table = Table.find(reader, options, DIMENSIONS, make=True)
@@ -631,7 +632,7 @@ class Job:
 @pytest.fixture
 def jobs(database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Job]]:
     """Makes jobs on a table of forty rows."""
-    monkeypatch.setattr(store, "WINDOW_ROWS", 10)
+    monkeypatch.setattr(claims, "WINDOW_ROWS", 10)
     fill(database, texts_of(40))
     with ExitStack() as stack:
         yield lambda where=None: Job(database, stack, where)

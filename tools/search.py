@@ -79,7 +79,7 @@ async def search(options: argparse.Namespace) -> list[tuple[float, str, str]]:
 
 def nearest(options: argparse.Namespace, origin: Origin, question: list[float]) -> list[tuple[str, str]]:
     """Id and text of the rows whose vectors are nearest by cosine."""
-    from tools.backfill.postgres import connected, told
+    from tools.backfill.connection import connected, told
     from tools.backfill.table import Table
 
     with connected(options.source) as connection, told():

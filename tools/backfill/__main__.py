@@ -188,7 +188,8 @@ async def go(store: Store, client: Client, progress: Progress, total: int | None
 
 async def table(options: argparse.Namespace, client: Client, progress: Progress) -> None:
     """Rows of Postgres."""
-    from tools.backfill.postgres import Postgres, connected, indexable, told  # installed for the backfill alone
+    from tools.backfill.connection import connected, told  # psycopg is installed for the backfill alone
+    from tools.backfill.postgres import Postgres
     from tools.backfill.table import Table
 
     with contextlib.ExitStack() as stack:
@@ -198,7 +199,7 @@ async def table(options: argparse.Namespace, client: Client, progress: Progress)
         with told():
             found = Table.find(reader, options, client.origin.dimensions, make=True)
         if options.index:
-            indexable(found, client.origin.dimensions)
+            found.check_indexable(client.origin.dimensions)
         store = Postgres(reader, writer, found, client.origin)
         if options.dry_run:
             await asyncio.to_thread(store.look)

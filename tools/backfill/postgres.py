@@ -1,20 +1,16 @@
 """Rows of a Postgres table as a store: texts from one column, vectors into another, or into a table of their own.
 
 Beside the vectors stand three tables. `<table>_<column>_origin` has for each vector its origin and the SHA-256 of
-its text. `embedding_origins` has the origins. `embedding_claims` has what jobs are doing: ranges of ids, whatever
-the filter, each claimed by a job that lives as long as its session holds an advisory lock.
+its text. `embedding_origins` has the origins. `embedding_claims` has what jobs are doing: see `claims.py`.
 
 A window's vectors, their origin and the end of its claim are one transaction: who dies leaves nothing half done.
-Each job comes by every row. What others have claimed it passes over, and looks at again when that claim has ended.
 """
 
 from __future__ import annotations
 
-import random
 import struct
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,35 +18,18 @@ import numpy as np
 import numpy.typing as npt
 import psycopg
 
+from tools.backfill.claims import ALONE, END, TEXT_BYTES, Claim, Claims
+from tools.backfill.connection import told
 from tools.backfill.errors import BackfillError
 from tools.backfill.flow import Wait, Window
 from tools.backfill.origin import Origin, describe, text_hash
-from tools.backfill.table import CLEAR_INTO, CLEAR_TABLE, INDEXABLE, INSERT_INTO, JOBS, UPDATE_TABLE, Table
-
-WINDOW_ROWS, WINDOW_BYTES = 4096, 2**25
-"""Of one transaction, at most; a larger text is a window by itself."""
-
-TEXT_BYTES = 2**24
-"""Of one text, over which no call takes it; it is not even read."""
-
-CLAIMS = JOBS + 1
-"""Namespace of advisory locks of targets whose next window is being claimed."""
+from tools.backfill.table import CLEAR_INTO, CLEAR_TABLE, INSERT_INTO, UPDATE_TABLE, Table
 
 ROUNDS = 4
 """How often a text is embedded that changes meanwhile."""
 
 HEADER, TRAILER = b"PGCOPY\n\xff\r\n\0" + bytes(8), b"\xff\xff"
-"""Of COPY's binary format."""
-
-SEARCH_PATH = """
-SELECT set_config(
-    'search_path', concat_ws(', ', nullif(current_setting('search_path'), ''), quote_ident(n.nspname)), false)
-FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace WHERE extname = 'vector'"""
-"""pgvector may lie in a schema of its own."""
-
-PATIENT = """
-SELECT set_config(name, '0', false) FROM pg_settings WHERE name IN ('statement_timeout', 'idle_session_timeout')"""
-"""Counting a large table takes long, and so does waiting for a server."""
+"""Beginning and end of COPY's binary format."""
 
 SESSION = (
     # Windows are found in the order of the index on the id, however little the planner knows of fresh tables.
@@ -66,76 +45,15 @@ CREATE TABLE IF NOT EXISTS {claims} (
     number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, target text NOT NULL, origin int NOT NULL,
     job int NOT NULL, first text, last text)"""
 
-ALONE = f"SELECT pg_advisory_xact_lock({CLAIMS}, hashtext(%s))"
-
 COUNT = """
 SELECT count(*), count(*) FILTER (WHERE t.vector IS NOT NULL AND s.origin = {origin}),
     count(*) FILTER (WHERE t.vector IS NOT NULL AND s.origin <> {origin}),
     count(*) FILTER (WHERE t.vector IS NOT NULL AND s.id IS NULL)
 FROM {rows} t LEFT JOIN {side} s ON s.id = t.id"""
 
-LOOK = """
-SELECT t.id::text FROM {source} t LEFT JOIN {side} s ON s.id = t.id WHERE {pending}"""
-
-LIVING = "SELECT number, first, last FROM {claims} c WHERE target = %(target)s AND job <> %(job)s AND {lives}"
-
-CHOOSE = """
-WITH living AS MATERIALIZED ({living})
-SELECT t.id::text, octet_length(t.text), (
-    SELECT min(number) FROM living WHERE t.id BETWEEN first::{type} AND last::{type})
-FROM {source} t LEFT JOIN {side} s ON s.id = t.id
-WHERE {pending} AND t.id = ANY(%(ids)s::{type}[]) ORDER BY t.id""".replace("{living}", LIVING)
-"""Rows that still have to be done, and who has claimed them."""
-
-END = "DELETE FROM {claims} WHERE number = %s"
-
 ROWS = """
 SELECT t.id::text, CASE WHEN octet_length(t.text) <= %(most)s THEN t.text END, octet_length(t.text)
 FROM {source} t WHERE t.id = ANY(%(ids)s::{type}[]) ORDER BY t.id"""
-
-
-@contextmanager
-def connected(dsn: str) -> Iterator[psycopg.Connection[Any]]:
-    """A connection with a transaction for each statement; raises BackfillError where there is none."""
-    try:
-        connection = psycopg.connect(
-            dsn, autocommit=True, application_name="backfill", connect_timeout=10, client_encoding="utf8"
-        )
-    except psycopg.Error as error:
-        raise BackfillError(f"cannot connect to Postgres: {sentence(error)}") from None
-    with connection:
-        connection.execute(SEARCH_PATH)
-        connection.execute(PATIENT)
-        try:
-            yield connection
-        except BaseException:
-            connection.cancel()  # what another thread may be waiting for
-            raise
-
-
-def sentence(error: Exception) -> str:
-    """What Postgres or its client says, on one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = next((line for line in lines if "FATAL" in line), lines[0] if lines else type(error).__name__)
-    return said.rpartition("FATAL:")[2].strip()
-
-
-@contextmanager
-def told() -> Iterator[None]:
-    """Turns what Postgres has against a statement into one sentence."""
-    try:
-        yield
-    except psycopg.errors.InsufficientPrivilege as error:
-        raise BackfillError(
-            f"Postgres refuses: {sentence(error)}: the role has to read texts, to write vectors, and to make "
-            "tables beside them"
-        ) from None
-    except psycopg.Error as error:
-        if isinstance(error, psycopg.OperationalError) and (error.sqlstate or "08")[:2] in ("08", "57"):
-            raise BackfillError(
-                f"Postgres has gone ({sentence(error)}): run the same command again to go on"
-            ) from None
-        raise BackfillError(f"Postgres refuses: {sentence(error)}") from None
 
 
 @dataclass(frozen=True)
@@ -151,27 +69,6 @@ class Counts:
     """That no backfill wrote."""
 
 
-@dataclass(eq=False)
-class Span:
-    """Ids that this job has not come by yet, or that another had claimed when it did."""
-
-    after: str | None = None
-    """The last id before it; None where it begins with the first row."""
-    last: str | None = None
-    """None where it has no end."""
-    claim: int | None = None
-    """Number of the other's claim."""
-
-
-@dataclass(frozen=True)
-class Claim:
-    """Rows that this job does, alone."""
-
-    number: int
-    ids: list[str]
-    rounds: int = 1
-
-
 class Postgres:
     """The store. Raises BackfillError in one sentence for what Postgres does not allow."""
 
@@ -181,11 +78,7 @@ class Postgres:
         """Of a `table`, by two connections, each of which one thread uses at a time."""
         self._reader, self._writer, self._table = reader, writer, table
         self._origin, self._origin_id = origin, 0
-        self._job = random.randrange(1, 2**31)
-        self._who = {"target": table.name, "job": self._job}
-        self._spans = [Span()]
-        self._mine: set[int] = set()
-        """Numbers of this job's claims."""
+        self._claims: Claims
         self._changed: deque[Claim] = deque()
         """Rows whose texts changed while they were embedded."""
 
@@ -232,7 +125,9 @@ class Postgres:
             with self._reader.transaction():
                 self._reader.execute(ALONE, [self._table.name])
                 self._reader.execute(self._sql(TABLES), [])
-                self._origin_id = self._enter()
+                self._origin_id = self._register()
+                self._claims = Claims(self._reader, self._table, self._origin_id)
+                self._claims.enter(self._origin)
             counts = self._count("source")
             whole = self._count("whole") if self._table.filter else counts
             if whole.others or whole.unknown:
@@ -246,14 +141,13 @@ class Postgres:
         """Claims the next rows and reads them."""
         with told():
             while True:
-                claim = self._changed.popleft() if self._changed else self._claim()
+                claim = self._changed.popleft() if self._changed else self._claims.next()
                 if not isinstance(claim, Claim):
                     return claim
                 window = self._window(claim)
                 if window.ids:
                     return window
-                self._reader.execute(self._sql(END), [claim.number])  # its rows are gone
-                self._mine.discard(claim.number)
+                self._claims.end(claim)
 
     def write(self, window: Window, vectors: npt.NDArray[np.float32], refused: Mapping[int, str]) -> int:
         """Writes rows whose texts are still the same, takes vectors from refused ones, and ends the claim.
@@ -275,7 +169,7 @@ class Postgres:
         if changed:
             self._changed.append(Claim(claim.number, changed, claim.rounds + 1))
         else:
-            self._mine.discard(claim.number)
+            self._claims.forget(claim)
         return len(written)
 
     def _write(self, claim: Claim, ids: list[str], rows: list[bytes], unwritten: list[str]) -> set[str]:
@@ -295,12 +189,8 @@ class Postgres:
 
     def end(self) -> None:
         """Forgets this job, and claims of those that have died."""
-        with told(), self._reader.transaction():
-            self._reader.execute(ALONE, [self._table.name])
-            self._reader.execute(
-                self._sql("DELETE FROM {claims} c WHERE target = %s AND (job = %s OR NOT {lives})"),
-                [self._table.name, self._job],
-            )
+        with told():
+            self._claims.leave()
 
     def build_index(self) -> str:
         """Builds the HNSW index by cosine, without locking the table; returns its definition."""
@@ -312,37 +202,14 @@ class Postgres:
             self._reader.execute(statement, [])
         return str(statement.as_string(self._reader)).replace("%%", "%")
 
-    def _enter(self) -> int:
-        """Registers this job; returns the number of its origin."""
-        said, target = self._origin.json(), self._table.name
+    def _register(self) -> int:
+        """Enters the origin of the vectors; returns its number."""
+        said = self._origin.json()
         self._reader.execute(
             self._sql("INSERT INTO {origins} (origin) VALUES (%s::jsonb) ON CONFLICT DO NOTHING"), [said]
         )
-        origin: int = self._one("SELECT id FROM {origins} WHERE origin = %s::jsonb", [said])
-        living = self._reader.execute(
-            self._sql(
-                "SELECT DISTINCT c.origin, o.origin FROM {claims} c JOIN {origins} o ON o.id = c.origin "
-                "WHERE target = %s AND {lives}"
-            ),
-            [target],
-        ).fetchall()
-        for other, what in living:
-            if other != origin:
-                raise BackfillError(
-                    f"another job is filling {target} with vectors of {describe(what)}, and these would be of "
-                    f"{self._origin}: let it end or stop it first"
-                )
-        if not living:
-            self._reader.execute(self._sql("DELETE FROM {claims} WHERE target = %s"), [target])
-        self._reader.execute("SELECT pg_advisory_lock(%s, %s)", [JOBS, self._job])
-        self._reader.execute(
-            self._sql(
-                "INSERT INTO {claims} (target, origin, job) VALUES (%s, {origin}, %s)",
-                origin,
-            ),
-            [target, self._job],
-        )
-        return origin
+        number: int = self._one("SELECT id FROM {origins} WHERE origin = %s::jsonb", [said])
+        return number
 
     def _check_mix(self, whole: Counts, counts: Counts, replace: bool) -> None:
         """Raises BackfillError where vectors of two origins would stand in one column."""
@@ -366,65 +233,6 @@ class Postgres:
             raise BackfillError(
                 f"{self._table.name} holds {there}, of which --where would leave {left}: leave it out"
             )
-
-    def _claim(self) -> Claim | Wait | None:
-        """Rows for this job alone: the next ones, or those that another had claimed who is done or dead."""
-        while self._spans:
-            found = self._reader.execute(self._sql(LIVING), self._who).fetchall()
-            living: dict[int | None, tuple[str, str]] = {number: (first, last) for number, first, last in found}
-            span = next((span for span in self._spans if span.claim not in living), None)
-            if span is None:
-                first, last = living[self._spans[0].claim]
-                return Wait(f"another job, which has claimed the ids from {first} to {last} of {self._table.name}")
-            while ids := self._look(span):
-                if (claim := self._choose(span, ids)) is not None:
-                    return claim
-            self._spans.remove(span)
-        return Wait(None) if self._mine else None
-
-    def _look(self, span: Span) -> list[str]:
-        """The first rows of a span that have to be done, whoever has claimed them."""
-        after = " AND t.id > %(after)s::text::{type}" if span.after is not None else ""
-        until = " AND t.id <= %(last)s::text::{type}" if span.last is not None else ""
-        statement = self._sql(f"{LOOK}{after}{until} ORDER BY t.id LIMIT %(rows)s")
-        values = {"after": span.after, "last": span.last, "rows": WINDOW_ROWS}
-        return [row for (row,) in self._reader.execute(statement, values)]
-
-    def _choose(self, span: Span, ids: list[str]) -> Claim | None:
-        """Claims what is free of the first rows of a span, and goes on in it; what is not becomes a span."""
-        chosen: list[str] = []
-        size = 0
-        with self._reader.transaction():
-            self._reader.execute(ALONE, [self._table.name])
-            found = self._reader.execute(self._sql(CHOOSE), {**self._who, "ids": ids}).fetchall()
-            for row, length, other in found:
-                size += min(length or 0, TEXT_BYTES)
-                if chosen and (other is not None or size > WINDOW_BYTES):
-                    break
-                if other is None:
-                    chosen.append(row)
-                else:
-                    self._pass(span, row, other)
-                span.after = row
-            else:
-                span.after = ids[-1]
-            if chosen:
-                number = self._one(
-                    "INSERT INTO {claims} (target, origin, job, first, last) "
-                    "VALUES (%s, {origin}, %s, %s, %s) RETURNING number",
-                    [self._table.name, self._job, chosen[0], chosen[-1]],
-                )
-                self._mine.add(number)
-        return Claim(number, chosen) if chosen else None
-
-    def _pass(self, span: Span, row: str, claim: int) -> None:
-        """Leaves the next row of a span to the one before it, which is another's claim."""
-        place = self._spans.index(span)
-        before = self._spans[place - 1] if place else None
-        if before is not None and (before.claim, before.last) == (claim, span.after):
-            before.last = row
-        else:
-            self._spans.insert(place, Span(span.after, row, claim))
 
     def _window(self, claim: Claim) -> Window:
         """The rows of a claim that are still there."""
@@ -468,20 +276,3 @@ def packed(row: str, vector: npt.NDArray[np.float32], digest: bytes) -> bytes:
             digest,
         )
     )
-
-
-def indexable(table: Table, dimensions: int) -> None:
-    """Raises BackfillError where pgvector's HNSW index cannot be built on the column."""
-    if table.partitioned:
-        raise BackfillError("--index does not do partitioned tables: run CREATE INDEX yourself, afterwards")
-    if not table.sized:
-        raise BackfillError(
-            f"--index needs a column of so many dimensions, and {table.name} is a {table.vector_type} of any: "
-            f"make it {table.vector_type}({dimensions})"
-        )
-    most = INDEXABLE[table.vector_type]
-    if dimensions > most:
-        raise BackfillError(
-            f"pgvector's HNSW takes {most} dimensions of a {table.vector_type} and the model gives {dimensions}: "
-            "leave --index out, cut with --dimensions, or make the column a halfvec"
-        )

@@ -157,6 +157,22 @@ class Table:
             parts=parts,
         )
 
+    def check_indexable(self, dimensions: int) -> None:
+        """Raises BackfillError where pgvector's HNSW index cannot be built on the column."""
+        if self.partitioned:
+            raise BackfillError("--index does not do partitioned tables: run CREATE INDEX yourself, afterwards")
+        if not self.sized:
+            raise BackfillError(
+                f"--index needs a column of so many dimensions, and {self.name} is a {self.vector_type} of any: "
+                f"make it {self.vector_type}({dimensions})"
+            )
+        most = INDEXABLE[self.vector_type]
+        if dimensions > most:
+            raise BackfillError(
+                f"pgvector's HNSW takes {most} dimensions of a {self.vector_type} and the model gives "
+                f"{dimensions}: leave --index out, cut with --dimensions, or make the column a halfvec"
+            )
+
     def without_side(self) -> Table:
         """The same for a look at a table that no backfill has seen yet."""
         return replace(self, parts={**self.parts, "side": sql.SQL(NO_SIDE).format(**self.parts)})

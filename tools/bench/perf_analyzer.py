@@ -13,7 +13,7 @@ from typing import Any
 
 from build.catalog import Wheel
 from build.sources.obtain import download_wheel
-from tools.triton.embedded import wheel_libraries
+from tools.triton import wheel
 
 WHEEL = Wheel(
     requirement="tritonclient==2.51.0",
@@ -70,7 +70,7 @@ class PerfAnalyzer:
         done = subprocess.run(
             command,
             cwd=folder,
-            env={"LD_LIBRARY_PATH": f"{self._folder}:{wheel_libraries()}"},
+            env={"LD_LIBRARY_PATH": f"{self._folder}:{wheel.libraries()}"},
             capture_output=True,
             text=True,
             check=False,
@@ -105,7 +105,7 @@ def _obtain(folder: Path) -> Path:
             part.chmod(0o755)
             part.rename(binary)
     for name, pattern in LIBRARIES.items():
-        (found,) = wheel_libraries().glob(pattern)
+        (found,) = wheel.libraries().glob(pattern)
         (folder / name).unlink(missing_ok=True)
         (folder / name).symlink_to(found)
     return binary

@@ -12,10 +12,8 @@ import importlib.util
 import logging
 import os
 import re
-import shutil
 import signal
 import sys
-import sysconfig
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -35,9 +33,9 @@ from tools.command import (
     ending,
     server_arguments,
 )
+from tools.triton import wheel
 from tools.triton.stubs import Stubs
 
-STUB_NUMPY2 = Path(__file__).with_name("stub_numpy2.py")
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 SEGMENT_PREFIX = "triton-embeddings"
 READY_SECONDS = 300
@@ -129,12 +127,12 @@ class EmbeddedTriton:
         if not wanted:
             raise ServerError("\n  ".join(self.left_out.values()))
         encoders = {step for name in wanted for step in steps[name] if step.endswith("-encoder")}
-        environment = _environment(with_object_store=not isinstance(self._repository, Path))
+        environment = wheel.environment(with_object_store=not isinstance(self._repository, Path))
         environment["ENCODER_COUNT"] = str(max(1, len(encoders)))
         # Compiled kernels are code: not from a folder that any user of this machine may have made.
         environment["TORCHINDUCTOR_CACHE_DIR"] = str(self._work_folder.resolve() / "torch")
         try:
-            backends = _assemble_backends(self._work_folder)
+            backends = wheel.assemble_backends(self._work_folder)
             self._secret = access.make_secret(access.secret_file(self._work_folder, self._ports.http))
             output = _new_log(self._log) if self._log else contextlib.nullcontext()
         except OSError as error:
@@ -305,7 +303,7 @@ class EmbeddedTriton:
                 path.chmod(0o600)
 
     def _command(self, backends: Path, models: Sequence[str]) -> list[str]:
-        server = _wheel() / "pytriton" / "tritonserver"
+        server = wheel.server()
         return [
             str(server / "bin" / "tritonserver"),
             *server_arguments(self._repository, models, self._host, self._ports, self._switched_on, self._secret),
@@ -397,51 +395,3 @@ def _remove_segments(paths: Iterable[Path]) -> None:
     for path in paths:
         with contextlib.suppress(FileNotFoundError, PermissionError):  # gone, or another user's to remove
             path.unlink()
-
-
-def wheel_libraries() -> Path:
-    """The shared libraries that come with the embedded server."""
-    return _wheel() / "nvidia_pytriton.libs"
-
-
-def _wheel() -> Path:
-    """The folder that holds `pytriton/` and `nvidia_pytriton.libs/`; the package itself is not imported."""
-    spec = importlib.util.find_spec("pytriton")
-    if spec is None or spec.origin is None:
-        raise ServerError("the nvidia-pytriton wheel is not installed: run `make setup`")
-    return Path(spec.origin).parent.parent
-
-
-def _assemble_backends(work_folder: Path) -> Path:
-    """A backend directory whose Python backend has the stub of the running Python."""
-    server = _wheel() / "pytriton" / "tritonserver"
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stub = server / "python_backend_stubs" / version / "triton_python_backend_stub"
-    if not stub.exists():
-        raise ServerError(f"Python {version} has no stub in the wheel: use Python 3.10 to 3.13")
-    folder = work_folder / f"backends-{version}"
-    shutil.rmtree(folder, ignore_errors=True)
-    (folder / "python").mkdir(parents=True)
-    for file in (*(server / "backends" / "python").iterdir(), stub, STUB_NUMPY2):
-        (folder / "python" / file.name).symlink_to(file)
-    # The module that every stub imports first brings the NumPy 2 support in.
-    utils = folder / "python" / "triton_python_backend_utils.py"
-    source = utils.read_text()
-    utils.unlink()
-    utils.write_text(f"{source}\nimport {STUB_NUMPY2.stem}  # noqa\n")
-    return folder
-
-
-def _environment(with_object_store: bool) -> dict[str, str]:
-    """The environment in which tritonserver finds its libraries and the stub finds this virtual environment."""
-    libraries = [str(wheel_libraries()), str(sysconfig.get_config_var("LIBDIR"))]
-    libraries += filter(None, [os.environ.get("LD_LIBRARY_PATH")])
-    # The stub ignores PYTHONPATH and takes site-packages from the python3 that PATH finds first.
-    search = [str(Path(sys.prefix) / "bin"), os.environ.get("PATH", os.defpath)]
-    return {
-        **access.passed_on(os.environ, with_object_store),
-        "LD_LIBRARY_PATH": os.pathsep.join(libraries),
-        "PATH": os.pathsep.join(search),
-        # As nvidia-smi counts them.
-        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-    }
