@@ -335,7 +335,7 @@ def test_a_process_that_dies_when_it_has_just_been_started(three: Stack) -> None
     for said in (answer, embed(three, name(8))):
         assert (said.status, said.json()["type"]) == (503, "not_ready")
         assert "a process of this model died while it loaded" in said.json()["error"]
-        assert "start it again" in said.json()["error"]
+        assert "restart it" in said.json()["error"]
 
 
 def kill_while_loading(three: Stack, seconds: float) -> Answer:

@@ -309,7 +309,7 @@ def check_dimensions(model: ServedModel, dimensions: int | None) -> None:
         if dimensions > model.dimensions:
             raise bad_request(f"{gives}: ask for no more")
         raise bad_request(
-            f"{gives} and was not trained to give fewer: leave dimensions out, or have it built under another "
+            f"{gives} and was not trained to give fewer: leave the field out, or have it built under another "
             f"--name with --dimensions {dimensions}"
         )
     if not model.minimum_dimensions <= dimensions <= model.dimensions:
