@@ -32,7 +32,7 @@ from containers import until
 from postgres import Database, Postgres, postgres
 
 from tools import search
-from tools.backfill import claims, client
+from tools.backfill import client
 from tools.backfill import postgres as store
 from tools.backfill.__main__ import check, main, parser
 from tools.backfill.connection import connected
@@ -632,7 +632,7 @@ class Job:
 @pytest.fixture
 def jobs(database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Job]]:
     """Makes jobs on a table of forty rows."""
-    monkeypatch.setattr(claims, "WINDOW_ROWS", 10)
+    monkeypatch.setattr("tools.backfill.claims.WINDOW_ROWS", 10)
     fill(database, texts_of(40))
     with ExitStack() as stack:
         yield lambda where=None: Job(database, stack, where)

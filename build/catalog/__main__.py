@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 from build import catalog
 from build.catalog import CatalogEntry, Wheel
 from build.runtimes import RUNTIMES
@@ -74,4 +76,5 @@ def table() -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python -m build.catalog", description=__doc__).parse_args()
     PATH.write_text(table())

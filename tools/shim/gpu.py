@@ -1,4 +1,7 @@
-"""What NVML says of the GPUs of this machine, where there are any."""
+"""What NVML says of the GPUs of this machine, where there are any.
+
+NVML and not nvidia-smi, which `build/gpu.py` asks: it starts no process a call, and is installed with the gateway.
+"""
 
 from __future__ import annotations
 

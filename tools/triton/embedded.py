@@ -13,7 +13,6 @@ import logging
 import os
 import re
 import signal
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
