@@ -134,7 +134,9 @@ def asked_of(options: argparse.Namespace) -> dict[str, Any]:
 
 def as_before(model: str, options: argparse.Namespace) -> tuple[str, argparse.Namespace]:
     """What to build and how: by the options of its last build, where none are given to a family that is there."""
-    said = {} if asked_of(options) else family.asked_before(options.repository, catalog.served_name(model))
+    said = {}
+    if not asked_of(options):
+        said = family.recorded(options.repository, catalog.served_name(model)).get("asked", {})
     source = said.pop("model", model)
     is_family = not Path(model).is_dir() and "/" not in model and model not in catalog.names()
     if not said or not (is_family or same_source(source, model)):
@@ -236,8 +238,14 @@ def build_one(entry: CatalogEntry, runtime: str, options: argparse.Namespace, as
     """Builds one catalog entry, as was `asked`, and says what came of it."""
     started = time.monotonic()
     target, repository = Target.of(runtime, options.precision, entry.precisions, entry.name), options.repository
+    before = family.recorded(repository, entry.name).get("inputs", {})
     if family.build(entry, target, repository, CACHE, asked):
-        print(f"{entry.name}: built into {repository} in {time.monotonic() - started:.1f} s", flush=True)
+        now, was = (
+            f"{target.runtime} in {target.precision}",
+            f"{before.get('runtime')} in {before.get('precision')}",
+        )
+        instead = f", for {now} in place of {was}" if before and now != was else ""
+        print(f"{entry.name}: built into {repository} in {time.monotonic() - started:.1f} s{instead}", flush=True)
     else:
         print(f"{entry.name}: up to date, nothing to do", flush=True)
 

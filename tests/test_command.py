@@ -72,6 +72,14 @@ def test_a_folders_options_last_until_others_are_given(build: Built, tmp_path: P
     assert after["asked"] == {"model": folder, "dimensions": 32}
 
 
+def test_another_runtime_or_precision_is_told(build: Built) -> None:
+    """Those hold for one build: what serves here may not be what was built for elsewhere."""
+    folder = str(TINY / "bert-cls")
+    assert "in place of" not in build(folder, "--runtime", "onnxruntime", "--precision", "fp16")[1]
+    assert build(folder)[1].endswith(", for openvino in fp32 in place of onnxruntime in fp16\n")
+    assert build(folder)[1] == "bert-cls: up to date, nothing to do\n"
+
+
 def test_another_folder_of_the_same_name_takes_no_options_over(build: Built, tmp_path: Path) -> None:
     other = tmp_path / "bert-cls"
     shutil.copytree(TINY / "bert-cls", other)
