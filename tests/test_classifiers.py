@@ -35,7 +35,7 @@ from build.target import Target
 from tools.deploy.smoke import smoke
 from tools.shim.dialects import tei
 from tools.shim.gateway import Lanes
-from tools.shim.upstream import ServedModel
+from tools.shim.served_model import ServedModel
 
 CLASSES: dict[str, Any] = json.loads((REFERENCE / "classes.json").read_text())
 EXPECTED = np.load(REFERENCE / "classes.npz")

@@ -33,8 +33,8 @@ from tools.shim import keys
 from tools.shim.residency.control import Control
 from tools.shim.residency.families import DOCUMENTS, Task
 from tools.shim.residency.plan import Plan, defaults, task_in
+from tools.shim.served_model import Absent
 from tools.shim.server import GatewaySettings
-from tools.shim.upstream import Absent
 from tools.shim.workers import serving
 from tools.triton.embedded import EmbeddedTriton
 

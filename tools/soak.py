@@ -161,7 +161,7 @@ class Kind:
     weight: int
     path: str
     statuses: Collection[int]
-    """That it may get."""
+    """Statuses that its answers may have."""
     patience: float = PATIENT
     """Seconds after which its caller goes away."""
     stalls: bool = False

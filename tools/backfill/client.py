@@ -26,7 +26,7 @@ from tools.direct import is_local
 GATEWAY = f"http://localhost:{EMBED_PORT}"
 
 CALL_TEXTS, CALL_BYTES = 256, 2**18
-"""Of one call. The gateway splits it into requests of its own; a larger one only takes longer to fail."""
+"""Texts and bytes of one call. The gateway splits it into requests; a larger one only takes longer to fail."""
 
 PATIENCE = 4
 """How often a single text may fail on the server's side before it is listed."""

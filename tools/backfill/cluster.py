@@ -23,7 +23,7 @@ from tools.backfill.progress import Progress
 from tools.command import ROOT
 
 PARTS = 4
-"""Of one task, so that reading and writing one overlaps with embedding another."""
+"""Parts of one task, so that reading and writing one overlaps with embedding another."""
 
 Batch = dict[str, Any]
 

@@ -24,7 +24,7 @@ from tools.backfill.flow import Wait, Window
 from tools.backfill.origin import Origin, describe, text_hash
 
 ORIGIN = "origin.json"
-"""In the folder of vectors: where all of them come from."""
+"""File in the folder of vectors that says where all of them come from."""
 
 Vectors = npt.NDArray[np.float32]
 
@@ -133,7 +133,7 @@ class Files:
         aside.replace(note)
 
     def rows(self) -> int:
-        """Of all files."""
+        """Rows of all files."""
         return sum(self.format.count(path) for path in self.inputs())
 
     def read(self) -> Window | Wait | None:

@@ -20,7 +20,7 @@ AHEAD, BEHIND = 1, 2
 """Windows that are read but not sent, and those that are sent but not written."""
 
 POLL_SECONDS = 1.0
-"""Between two looks at what others do."""
+"""Seconds between two looks at what others do."""
 
 
 @dataclass(frozen=True)

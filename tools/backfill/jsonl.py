@@ -23,7 +23,7 @@ Rows = list[tuple[bytes, dict[str, Any]]]
 """Lines, and what they say."""
 
 PIPE_ROWS, PIPE_BYTES = 2048, 2**25
-"""Of a window, at most."""
+"""Rows and bytes of a window, at most."""
 
 
 class JsonLines:

@@ -20,7 +20,7 @@ class Origin:
     graph: str | None
     """sha256 of graphs, weights, tokenizer, prompts and window; None where the gateway reads no repository."""
     precision: str | None
-    """Of the graph."""
+    """Precision of the graph."""
     prompt: str | None
     """What stands before every text, by name."""
     dimensions: int

@@ -16,7 +16,7 @@ from tools.backfill.origin import Origin
 METADATA = b"embedding_origin"
 
 READ_ROWS = 256
-"""At once, so that long texts do not come by thousands before they are counted."""
+"""Rows that are read at once: long texts must not come by thousands before they are counted."""
 
 
 class Parquet:

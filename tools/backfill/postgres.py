@@ -62,11 +62,11 @@ class Counts:
 
     rows: int
     done: int
-    """Of this origin; whether the text is still the same is not looked at."""
+    """Rows with a vector of this origin; whether the text is still the same is not looked at."""
     others: int
-    """Of another origin."""
+    """Rows with a vector of another origin."""
     unknown: int
-    """That no backfill wrote."""
+    """Rows with a vector that no backfill wrote."""
 
 
 class Postgres:

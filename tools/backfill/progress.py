@@ -17,7 +17,7 @@ SHOWN = 50
 """Refused rows that are listed at the end; a file of --refused has all."""
 
 WAITS_SECONDS = 30.0
-"""Between two sentences that say what is waited for."""
+"""Seconds between two sentences that say what is waited for."""
 
 
 @dataclass
@@ -88,7 +88,7 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Since the bar was shown."""
+        """Seconds since the bar was shown."""
         return max(1e-9, time.perf_counter() - self.started)
 
     def summary(self) -> str:

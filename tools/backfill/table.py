@@ -16,7 +16,7 @@ INDEXABLE = {"vector": 2000, "halfvec": 4000}
 """Types of vectors -> dimensions that pgvector's HNSW takes."""
 
 NAME_BYTES = 63
-"""Of an identifier, which Postgres cuts."""
+"""Bytes of an identifier, at which Postgres cuts it."""
 
 JOBS = 0x7E3B
 """Namespace of the advisory locks that jobs hold while they live."""

@@ -109,7 +109,7 @@ class Bert:
 
 
 CROSS_ENCODER = Bert("cross-encoder", layers=6, hidden=384, inner=1536, heads=12, window=512, scores=True)
-"""Of ms-marco-MiniLM-L6's size."""
+"""A cross-encoder of ms-marco-MiniLM-L6's size."""
 
 SHELL = Bert("shell", layers=1, hidden=64, inner=64, heads=1, window=256, scores=False)
 """Costs next to nothing, so what is left is the cost of all that is around an engine."""

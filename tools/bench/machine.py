@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 LARGE_SHARE = 0.05
-"""Of the processors' time: what is taken beyond it makes wall times doubtful."""
+"""Share of the processors' time: what is taken beyond it makes wall times doubtful."""
 LARGE_SPREAD = 0.10
-"""Between the rounds of the raw loop, largest over smallest less one."""
+"""Spread of the raw loop's rounds, largest over smallest less one, beyond which times are doubtful."""
 
 
 @dataclass(frozen=True)

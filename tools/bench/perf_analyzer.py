@@ -29,7 +29,7 @@ class Load:
     """What perf_analyzer saw of one load."""
 
     seconds: float
-    """From the first request to the last answer."""
+    """Seconds from the first request to the last answer."""
     milliseconds: list[float]
     """Latency of each request."""
     cpu_seconds: float

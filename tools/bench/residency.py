@@ -29,7 +29,7 @@ from tools.direct import open_url
 
 FAMILIES, CLIENTS, SEED = 12, 8, 0
 MEMORY = "1200MB"
-"""For all of them: less than half of what they would take."""
+"""Memory for all families: less than half of what they would take."""
 REPOSITORY = CACHE / "residency"
 
 
@@ -39,7 +39,7 @@ class Call:
 
     seconds: float
     waited: float
-    """Of it, for the family to be loaded."""
+    """Seconds of these that it waited for the family to be loaded."""
 
 
 def main() -> int:

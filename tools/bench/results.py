@@ -24,7 +24,7 @@ class Round:
     load_cpu_seconds: float = 0.0
     """CPU time of the load generator, which no other number holds."""
     raw_tokens_per_cpu_second: float | None = None
-    """Of the raw loop on the same kind of text, directly before and after."""
+    """Speed of the raw loop on the same kind of text, directly before and after."""
     batch: float | None = None
     """The encoder's mean batch by Triton's own count."""
     stages_ms: dict[str, float] = field(default_factory=dict)

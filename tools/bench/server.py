@@ -63,7 +63,7 @@ class Counters:
     """What a stack has counted since it started."""
 
     cpu_seconds: dict[str, float]
-    """By role of a process."""
+    """Role of a process -> seconds of CPU time."""
     tokens: dict[str, float]
     """Tokens that encoders received and computed."""
     models: dict[str, dict[str, float]]

@@ -36,7 +36,7 @@ class Turn:
     """All texts once."""
 
     seconds: float
-    """From the first call to the last vector."""
+    """Seconds from the first call to the last vector."""
     server_cpu_seconds: float
     client_cpu_seconds: float
 

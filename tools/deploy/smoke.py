@@ -25,7 +25,7 @@ BESIDE = ("generate", "ocr", "layout", "picture")
 
 
 WATCH_SECONDS = 60
-"""Until then Grafana runs, and Prometheus has found and asked everything that there is."""
+"""Seconds until Grafana runs and Prometheus has found and asked everything that there is."""
 
 
 def smoke(embed: str, rerank: str) -> list[str]:

@@ -21,22 +21,22 @@ UNMEASURED_TOKENS = 2**18
 """Tokens that may queue before the lane's rate is known."""
 
 BYTES_PER_TOKEN = 4
-"""Of UTF-8, about; corrected by what Triton counts."""
+"""Bytes of UTF-8 for each token, about; corrected by what Triton counts."""
 
 BYTES_READ_PER_TOKEN = 4096
-"""That travel and are read by the tokenizer in about the time that an encoder takes for a token."""
+"""Bytes that travel and are tokenized in about the time that an encoder takes for a token."""
 
 MEASURED_SECONDS = (0.5, 5.0)
-"""Of work, that a rate is taken over: at least, at most."""
+"""Seconds of work that a rate is taken over: at least, at most."""
 
 
 class Work(NamedTuple):
     """What some texts cost, in tokens."""
 
     tokens: float
-    """Of their rows, estimated."""
+    """Tokens of their rows, estimated."""
     reading: float
-    """For all of their bytes, those beyond the window included."""
+    """Time to read all of their bytes, those beyond the window included, counted in tokens."""
 
     @classmethod
     def of(cls, sizes: Sequence[int], max_tokens: int) -> Work:
@@ -46,7 +46,7 @@ class Work(NamedTuple):
 
     @property
     def cost(self) -> float:
-        """In all."""
+        """Tokens in all."""
         return self.tokens + self.reading
 
 
@@ -55,7 +55,7 @@ class Place:
     """One call in a lane."""
 
     cost: float
-    """Of the requests that are not answered."""
+    """Tokens of the requests that are not answered."""
 
 
 @dataclass
@@ -63,13 +63,13 @@ class Lane:
     """A queue of calls that take turns, request by request."""
 
     requests: int
-    """Under way at Triton at once."""
+    """Requests that may be under way at Triton at once."""
     seconds: float
     """How much work may be ahead of a call that is let in."""
     unmeasured: int = UNMEASURED_TOKENS
     """Tokens that may be ahead of one while it is not known how long they take."""
     cost: float = 0.0
-    """Of all calls in the lane."""
+    """Tokens of all calls in the lane."""
     correction: float = 1.0
     """Tokens that Triton counts for each that is estimated."""
     slots: asyncio.Semaphore = field(init=False)

@@ -57,7 +57,7 @@ MAX_NAMES = 16
 MAX_NAME = 64
 
 SHOWN_SECONDS = 0.005
-"""Of waiting for a model to be loaded, from which an answer says so."""
+"""Seconds of waiting for a model to be loaded from which an answer says so."""
 
 NOTED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.TOO_MANY_REQUESTS)
 """Statuses below 500 that the log tells of: somebody tries keys, or too much is asked of the server."""

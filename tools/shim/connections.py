@@ -24,7 +24,7 @@ WAITING = 128
 """Connections of one port that the kernel keeps until then."""
 
 RESERVED_FILES = 32
-"""For what is not a caller: Triton, the resolver, pages."""
+"""Files for what is not a caller: Triton, the resolver, pages."""
 
 FEWEST = 8
 

@@ -20,10 +20,11 @@ from tritonclient.utils import InferenceServerException
 from tools.shim import schedule
 from tools.shim.admission import Lane, Work
 from tools.shim.errors import bad_request, quoted, too_large, too_long
-from tools.shim.upstream import ServedModel, Upstream
+from tools.shim.served_model import ServedModel
+from tools.shim.upstream import Upstream
 
 SHORT_BYTES = 2**16
-"""Of a call of one request, beyond which it does not go before others: a text of megabytes is no short call."""
+"""Bytes beyond which a call of one request does not go before others: a text of megabytes is no short call."""
 
 BESIDE_BYTES = 2**20
 """UTF-8 bytes of a query in one request, all times that it is sent beside a document."""
@@ -43,11 +44,11 @@ class Result:
     computed: float
     """Seconds from then until it had answered the last."""
     loaded: float = 0.0
-    """Of those until Triton had the first, how long its model was not loaded yet."""
+    """Seconds of `waited` in which the model was not loaded yet."""
 
     @cached_property
     def tokens(self) -> int:
-        """Of all texts together."""
+        """Tokens of all texts together."""
         return int(self.tensors["token_count"].sum())
 
     @cached_property
@@ -57,17 +58,17 @@ class Result:
 
     @property
     def scores(self) -> npt.NDArray[np.float32]:
-        """Of each document, as the checkpoint shows them: 0 to 1, or its logits."""
+        """Score of each document [B], as the checkpoint shows them: 0 to 1, or its logits."""
         return self.tensors["score"][:, 0]
 
     @property
     def logits(self) -> npt.NDArray[np.float32]:
-        """Of each document, before an activation has made scores of them."""
+        """Logit of each document [B], before an activation has made a score of it."""
         return self.tensors["logit"][:, 0]
 
     @property
     def shares(self) -> npt.NDArray[np.float32]:
-        """Of each document, 0 to 1, whatever the checkpoint shows."""
+        """Score of each document [B] from 0 to 1, whatever the checkpoint shows."""
         if self.model.facts.get("activation", "Sigmoid") == "Sigmoid":
             return self.scores
         return np.asarray(1 / (1 + np.exp(-self.logits)), np.float32)
@@ -101,7 +102,7 @@ class Gateway:
     upstream: Upstream
     lanes: Lanes
     deadline: float = math.inf
-    """By time.monotonic()."""
+    """Time, by time.monotonic(), after which nobody waits for the answer."""
     keep_alive: float | None = None
     """Seconds that the call's model stays loaded after it, where the call says so."""
 

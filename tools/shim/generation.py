@@ -16,7 +16,7 @@ from tritonclient.utils import InferenceServerException
 
 from tools.shim.errors import bad_request
 from tools.shim.gateway import Gateway
-from tools.shim.upstream import ServedModel
+from tools.shim.served_model import ServedModel
 
 Tensor = tuple[str, npt.NDArray[Any]]
 """Triton's name of a type, and [1, ...] of it."""
@@ -83,11 +83,11 @@ class Generation:
     inputs: Mapping[str, Tensor]
     prompt_tokens: int = 0
     tokens: int = 0
-    """Written."""
+    """Tokens written."""
     reason: str = ""
     """Why it has ended: stop or length."""
     log_probs: list[LogProb] = field(default_factory=list)
-    """Of tokens since these were last taken, if they are wished for."""
+    """Log-probabilities of the tokens since these were last taken, where they were asked for."""
     started: float = field(default_factory=time.perf_counter)
     first: float = math.nan
     """Seconds until the first piece."""

@@ -16,10 +16,10 @@ That bounds the objects that are made of it. 2048 texts, each in an object of it
 """
 
 FREE_BYTES = 2**16
-"""Of each body, that are read however many others are being read."""
+"""Bytes of each body that are read however many others are being read."""
 
 BODIES_BYTES = 128 * 2**20
-"""Of all bodies being read at once, beyond the free ones: eight of the largest."""
+"""Bytes of all bodies being read at once, beyond the free ones: eight of the largest."""
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 

@@ -16,13 +16,14 @@ from aiohttp.http_exceptions import HttpProcessingError
 from tools.shim.app import make_app
 from tools.shim.connections import BACKLOG, Listener, RateLimit, open_ports
 from tools.shim.residency.loader import Residency
-from tools.shim.upstream import Absent, Upstream
+from tools.shim.served_model import Absent
+from tools.shim.upstream import Upstream
 
 IDLE_SECONDS = 75
 """How long a connection may go without a whole request's headers: longer than proxies keep theirs open."""
 
 COLLECTED_OBJECTS = 10_000
-"""That are more than before when the garbage collector looks at the youngest; Python's own 700 are two calls."""
+"""New objects at which the garbage collector looks at the youngest; Python's own 700 are two calls."""
 
 LAST_SECONDS = 2.0
 """After the deadline of the last call under way, for the answer that it has passed."""
@@ -66,7 +67,7 @@ class GatewaySettings:
     aliases: Mapping[str, str] = field(default_factory=dict)
     """What callers may also name models by."""
     origins: Collection[str] = ()
-    """Whose pages may call from a browser."""
+    """Origins whose pages may call from a browser."""
     drain_delay: float = 0.0
     """Seconds from when the gateway is told to stop until it does, in which /health is 503."""
 

@@ -32,7 +32,7 @@ class Origin:
 NO_CALL = Origin()
 
 current: ContextVar[Origin] = ContextVar("origin", default=NO_CALL)
-"""Of the call that a task works for; tasks that it starts inherit it."""
+"""Origin of the call that a task works for; tasks that it starts inherit it."""
 
 
 def origin_of(headers: Mapping[str, str]) -> Origin:

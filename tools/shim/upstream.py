@@ -8,34 +8,31 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from grpc import RpcError, StatusCode, aio
+from grpc import RpcError, aio
 from tritonclient.grpc.service_pb2 import (
     ModelConfigRequest,
     ModelInferRequest,
-    ModelInferResponse,
     ModelReadyRequest,
 )
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
-from tritonclient.utils import InferenceServerException, deserialize_bytes_tensor
+from tritonclient.utils import InferenceServerException
 
 from build.config import read_config
 from build.errors import BuildError
 from tools.direct import channel_options
-from tools.shim import tracing
 from tools.shim.errors import GatewayError, has_gone, is_dead_step, not_ready, quoted, unknown_model
 from tools.shim.residency.control import is_missing
-from tools.shim.residency.families import DOCUMENTS, Task, is_built, space, steps_of, task_of
+from tools.shim.residency.families import DOCUMENTS, Task, is_built, space, steps_of
 from tools.shim.residency.loader import Residency
+from tools.shim.served_model import Absent, ServedModel
+from tools.shim.wire import arrays, asked_of, failure, packed, unpadded
 
 CONFIG_SECONDS = 5.0
 """How long Triton may take to say what a model is."""
@@ -53,13 +50,7 @@ SILENT_SECONDS = 8.0
 """How long a model's steps may answer nobody, while a probe waits, before it counts as hanging."""
 
 AGAIN_SECONDS = 0.5
-"""After which a request whose Triton has gone is sent once more: a load balancer has noticed by then."""
-
-BROKEN = re.compile("Stream removed|Received RST_STREAM")
-"""How gRPC begins to tell of an answer that broke off on its way, which it calls an unknown or internal error."""
-
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-"""Of this machine, whose processes share its monotonic clock."""
+"""Seconds after which a request whose Triton has gone is sent once more: a load balancer has noticed by then."""
 
 SERVICE_CONFIG: dict[str, Any] = {
     # Each call goes to the next Triton, where the address names several; a connection would stick to one.
@@ -79,57 +70,6 @@ CHANNEL = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
 ]
-
-
-@dataclass(frozen=True)
-class ServedModel:
-    """One ensemble that callers may name."""
-
-    name: str
-    task: Task
-    max_batch_size: int
-    dimensions: int | None
-    """Of an embedding, of one for each token, of all places of a sparse one; None for a reranker."""
-    max_tokens: int
-    """Longest text, special tokens included; what is longer is cut. 0 where pages are read."""
-    steps: tuple[str, ...]
-    """Models that it is made of, which others may share; the first is its tokenizer."""
-    prompts: Mapping[str, str]
-    """Prompt name -> what it puts before a text."""
-    takes_instruction: bool
-    """Whether a caller may say what a reranker is to look for."""
-    facts: Mapping[str, str]
-    """What the builder wrote of the checkpoint into the ensemble's parameters."""
-
-    @property
-    def tokenizer(self) -> str:
-        """Its first step."""
-        return self.steps[0]
-
-    @property
-    def minimum_dimensions(self) -> int | None:
-        """The fewest that an embedding may be cut to; None where the model was not trained for it."""
-        fewest = self.facts.get("minimum_dimensions")
-        return int(fewest) if fewest else None
-
-    @property
-    def labels(self) -> list[str]:
-        """What a classifier tells apart, in the order of its numbers."""
-        return [str(label) for label in json.loads(self.facts.get("labels", "[]"))]
-
-    @property
-    def unit_length(self) -> bool:
-        """Whether embeddings are known to come with length 1."""
-        return self.facts.get("unit_length") == "true"
-
-
-@dataclass(frozen=True)
-class Absent:
-    """A model that Triton could not load when it started."""
-
-    cause: str
-    task: Task | None
-    """What it would be for, where that can be told."""
 
 
 class Upstream:
@@ -422,27 +362,9 @@ class Upstream:
 
     async def _describe(self, name: str) -> ServedModel:
         config = await self._config(name)
-        steps, task = steps_of(config), task_of(config)
-        if task is None:
-            raise BuildError(f"{name} is no ensemble for any of the tasks {', '.join(get_args(Task))}")
-        parameters = (await self._config(steps[0])).parameters
-        facts = {key: value.string_value for key, value in config.parameters.items()}
-        if self.residency is not None and (graph := space(self.residency.repository, config)):
-            facts["graph"] = graph
-        dimensions = {output.name: list(output.dims) for output in config.output}.get("embeddings")
-        if dimensions is None and "dimensions" in facts:
-            dimensions = [int(facts["dimensions"])]
-        return ServedModel(
-            name=name,
-            task=task,
-            max_batch_size=config.max_batch_size,
-            dimensions=dimensions[0] if dimensions else None,
-            max_tokens=int(parameters["max_tokens"].string_value or 0),
-            steps=steps,
-            prompts=_named(json.loads(parameters["prompts"].string_value)) if "prompts" in parameters else {},
-            takes_instruction="instruction" in [one.name for one in config.input],
-            facts=facts,
-        )
+        tokenizer = await self._config(steps_of(config)[0])
+        graph = space(self.residency.repository, config) if self.residency is not None else None
+        return ServedModel.of(name, config, tokenizer, graph)
 
     async def _config(self, name: str) -> Any:
         """A model's configuration: Triton's, or that of the repository, where it need not be loaded."""
@@ -453,70 +375,6 @@ class Upstream:
         except RpcError as error:
             raise failure(error) from None
 
-
-def asked_of(name: str, until: float) -> tuple[ModelInferRequest, tuple[tuple[str, str], ...]]:
-    """A request to a model, without inputs yet, and the metadata that goes with it; nobody waits after `until`."""
-    origin = tracing.current.get()
-    request = ModelInferRequest(model_name=name, id=origin.request_id)
-    # For steps on this machine, which Triton does not tell that a caller has gone: see build/steps.
-    request.parameters["deadline"].string_param = f"{BOOT_ID} {until:.3f}"
-    return request, (*origin.trace.items(),)
-
-
-def packed(values: Sequence[bytes]) -> bytes:
-    """A BYTES tensor as it travels: each value behind its length."""
-    return b"".join([part for value in values for part in (len(value).to_bytes(4, "little"), value)])
-
-
-def arrays(answer: ModelInferResponse) -> dict[str, npt.NDArray[Any]]:
-    """The tensors of an answer, by name."""
-    found = {}
-    for output, raw in zip(answer.outputs, answer.raw_output_contents, strict=True):
-        is_text = output.datatype == "BYTES"
-        flat = deserialize_bytes_tensor(raw) if is_text else np.frombuffer(raw, DTYPES[output.datatype])
-        found[output.name] = flat.reshape(output.shape)
-    return found
-
-
-def failure(error: Any, until: float = math.inf) -> InferenceServerException:
-    """What Triton or the way to it says, as tritonclient's own calls raise it.
-
-    After `until` it is that the deadline has passed, in which way ever the call ended: a step that sees it first
-    gives the call up.
-    """
-    code = StatusCode.UNAVAILABLE if BROKEN.match(error.details() or "") else error.code()
-    code = StatusCode.DEADLINE_EXCEEDED if time.monotonic() >= until else code
-    return InferenceServerException(error.details(), str(code), error.debug_error_string())
-
-
-def _named(prompts: dict[str, str]) -> dict[str, str]:
-    """Without the one for calls that name none."""
-    return {name: prompt for name, prompt in prompts.items() if name}
-
-
-def unpadded(tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-    """The tensors whose rows are filled up to the longest of a request, as objects [B, 1] without the filling."""
-    if "token_embeddings" in tensors:
-        counted = zip(tensors["token_embeddings"], tensors["vector_count"][:, 0], strict=True)
-        return {"token_embeddings": of_rows([row[:count] for row, count in counted])}
-    if "indices" not in tensors:
-        return {}
-    real = tensors["indices"] >= 0
-    return {name: of_rows([row[own] for row, own in zip(tensors[name], real, strict=True)]) for name in SPARSE}
-
-
-def of_rows(rows: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    """Arrays of any shapes as objects [B, 1]."""
-    objects = np.empty((len(rows), 1), np.object_)
-    for i, row in enumerate(rows):
-        objects[i, 0] = row
-    return objects
-
-
-SPARSE = ("indices", "values")
-
-DTYPES = {"BOOL": np.bool_, "INT32": np.int32, "UINT32": np.uint32, "FP32": np.float32}
-"""What tensors that callers get are made of, text aside."""
 
 PROBES: dict[Task, dict[str, list[bytes]]] = {
     "embed": {"text": [b"ready?"]},

@@ -27,15 +27,15 @@ from tools.command import ServerError, die_with_parent, ending, run
 from tools.shim.connections import open_ports
 from tools.shim.metrics import FOLDER
 from tools.shim.residency.loader import Residency
+from tools.shim.served_model import Absent
 from tools.shim.server import GatewaySettings, answering, listening
-from tools.shim.upstream import Absent
 
 START_SECONDS = 60.0
 LATE_SECONDS = 5.0
 """That a worker may end later than it should, until it is killed."""
 
 AGAIN_SECONDS = 1.0
-"""After the end of a worker, until another one is started in its place."""
+"""Seconds from the end of a worker until another one is started in its place."""
 
 READY = b"ready\n"
 

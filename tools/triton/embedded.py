@@ -39,15 +39,15 @@ SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 SEGMENT_PREFIX = "triton-embeddings"
 READY_SECONDS = 300
 WATCH_SECONDS = 0.25
-"""Between two looks for models that were loaded since."""
+"""Seconds between two looks for models that were loaded since."""
 SETTLING_SECONDS = 0.05
-"""Between two looks at whether a process that ended is missed: until then Triton answers its calls with errors."""
+"""Seconds between two looks at whether an ended process is missed: till then Triton answers with errors."""
 STARTING_SECONDS = 1.0
-"""After which the process of a model that is being loaded is there."""
+"""Seconds after which the process of a model that is being loaded is there."""
 ASKING = aiohttp.ClientTimeout(5)
 """What Triton may take to say which models it has."""
 DYING_SECONDS = 5.0
-"""That a Triton may take to die: it writes its stack first, and its stubs may be gone before it."""
+"""Seconds that a Triton may take to die: it writes its stack first, and its stubs may be gone before it."""
 FAILED = ("failed to load", "Poll failed")
 """How Triton begins to say that a model or its configuration cannot be read."""
 NOISE = "CudaDriverHelper|unable to create stream|text_format.cc"

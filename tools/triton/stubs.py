@@ -37,7 +37,7 @@ class Death:
 
     @property
     def model(self) -> str:
-        """Whose it was."""
+        """Name of the model whose process it was."""
         return self.instance.rsplit("_", 2)[0]
 
     @property
@@ -90,7 +90,7 @@ class Stubs:
 
     @property
     def models(self) -> set[str]:
-        """Whose they are."""
+        """Names of the models whose processes they are."""
         return {instance.rsplit("_", 2)[0] for instance in self.instances}
 
     def look(self) -> None:

@@ -30,7 +30,7 @@ from tools.command import ROOT
 
 WORK = ROOT / ".cache" / "gpu-proof"
 TOKENS = {True: (1 << 18, 1 << 15), False: (1 << 12, 1 << 13)}
-"""Of a load, and of texts whose vectors are compared; on a GPU and on a CPU."""
+"""Tokens of a load, and of texts whose vectors are compared; on a GPU and on a CPU."""
 PRECISIONS = ("bf16", "fp32")
 ENCODER = "encoder alone"
 LIBRARY = "sentence-transformers"

@@ -23,7 +23,7 @@ from tools.bench.peers.processes import CACHE, HERE, OFFLINE, environment, liste
 from tools.bench.server import Process, free_ports
 
 THREADS = len(os.sched_getaffinity(0))
-"""Of every peer's engine."""
+"""Threads of every peer's engine."""
 SETTINGS = OFFLINE | {"OMP_NUM_THREADS": str(THREADS)}
 LOAD_SECONDS = 60
 BATCH = 8
@@ -38,7 +38,7 @@ class Choice:
     """`gateway`, `server` or `library`."""
     precision: str
     start: Callable[[Path], AbstractContextManager[Embedder]]
-    """Of a checkpoint's folder."""
+    """Starts the peer with the checkpoint of a folder."""
 
 
 @contextmanager

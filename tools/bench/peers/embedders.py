@@ -48,7 +48,7 @@ class Server:
     address: str
     route: str
     field: str
-    """Of the body: what holds the texts."""
+    """Field of the body that holds the texts."""
     concurrent: bool = True
 
     def embed(self, texts: list[str]) -> npt.NDArray[np.float64]:

@@ -52,7 +52,7 @@ class TokenLogProb(TypedDict):
 
 
 class LogProbs(TypedDict):
-    """Of all tokens that write something."""
+    """One for each token that writes something."""
 
     content: list[TokenLogProb]
     refusal: None

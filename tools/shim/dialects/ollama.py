@@ -18,12 +18,12 @@ from tools.shim.dialects.lengths import check_tokens
 from tools.shim.errors import GatewayError, bad_request, quoted
 from tools.shim.gateway import Gateway, Result
 from tools.shim.routes import Get, Post, Reply
-from tools.shim.upstream import ServedModel
+from tools.shim.served_model import ServedModel
 
 LATEST = ":latest"
 
 VERSION = "0.12.0"
-"""Of Ollama's API, which clients ask for."""
+"""Version of Ollama's API, which clients ask for."""
 
 UNITS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 DURATION = re.compile(r"(\d+(?:\.\d+)?)(ns|us|ms|s|m|h)")

@@ -13,7 +13,7 @@ from tools.shim.gateway import Gateway
 from tools.shim.residency.families import Task
 from tools.shim.residency.loader import ModelStatus, Residency
 from tools.shim.routes import Get, Post, Reply
-from tools.shim.upstream import ServedModel
+from tools.shim.served_model import ServedModel
 
 PROMPTS = {
     "passage": "document",
@@ -135,7 +135,7 @@ class Model(TypedDict):
     graph: str | None
     """sha256 of graphs, weights, tokenizer, prompts and window, where the gateway reads the repository."""
     ignored: str | None
-    """Of the checkpoint, what its build passed over because it was told to."""
+    """What the build passed over of the checkpoint, because it was told to."""
     residency: ModelStatus | None
     """Where models are loaded as they are called."""
 

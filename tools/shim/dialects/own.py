@@ -13,7 +13,7 @@ from tools.shim.errors import bad_request, not_ready
 from tools.shim.gateway import Gateway
 from tools.shim.residency.loader import Residency
 from tools.shim.routes import Action, Get, Post, Reply
-from tools.shim.upstream import ServedModel
+from tools.shim.served_model import ServedModel
 
 
 @dataclass(frozen=True)

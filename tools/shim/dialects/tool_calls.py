@@ -35,11 +35,11 @@ class ToolCalls:
         self.most, self.count = most, 0
         """Calls so far."""
         self._text = ""
-        """Not given yet."""
+        """Text that has come and is not given yet."""
         self._is_behind = False
         """Whether nothing but white space has come behind a call."""
         self._seen = 0
-        """Up to where no end of a call is."""
+        """Place in the text up to which no call ends."""
 
     def take(self, piece: str) -> list[str | ToolCall]:
         """What a piece makes whole: texts and calls, in their order."""

@@ -16,6 +16,7 @@ from typing import Literal
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
+from build import gpu
 from build.config import read_config
 from build.errors import BuildError
 
@@ -43,9 +44,6 @@ PROCESS = 40 << 20
 BATCH = 0.25
 """What a batch takes of a CPU's memory, about, for each byte of weights."""
 
-GPU_BATCH = 2 * 10**9
-"""What CUDA and a batch take of a GPU's memory, about."""
-
 CACHE = "cache_bytes"
 """Parameter of a step: what it keeps of texts under way."""
 
@@ -54,7 +52,7 @@ DECIDING = (".onnx", ".onnx.data", "tokenizer.json", "openvino_model.xml", "open
 """How files are called that decide what a family computes."""
 
 HINT = "memory.json"
-"""Beside the record of the build: what the family took when it was last served, and for which build."""
+"""File beside the record of the build: what the family took when it was last served, and for which build."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ class Family:
     """Ensembles that share their steps."""
 
     ensembles: tuple[str, ...]
-    """By name; of the family's own name the first."""
+    """Their names; the first is the family's own."""
     steps: tuple[str, ...]
     on_gpu: bool
     """Whether it is a GPU's memory that it takes."""
@@ -145,7 +143,7 @@ def _family(repository: Path, names: Sequence[str], steps: Collection[str]) -> F
             on_gpu |= ModelInstanceGroup.KIND_GPU in kinds
             if CACHE in config.parameters:
                 weights += int(config.parameters[CACHE].string_value)
-    estimate = weights + GPU_BATCH if on_gpu else int(weights * (1 + BATCH)) + len(steps) * PROCESS
+    estimate = gpu.needed(weights) if on_gpu else int(weights * (1 + BATCH)) + len(steps) * PROCESS
     return Family(tuple(names), tuple(sorted(steps)), on_gpu, estimate)
 
 

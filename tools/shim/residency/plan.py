@@ -20,7 +20,7 @@ from tools.shim.residency.families import DOCUMENTS, Family, Task, ensembles, fa
 from tools.shim.residency.loader import Residency
 
 SHARE = 0.9
-"""Of the memory that is free at the start, for models."""
+"""Share of the memory that is free at the start, for models."""
 
 
 @dataclass(frozen=True)
