@@ -218,3 +218,17 @@ def test_the_command_checks_what_is_there(tmp_path: Path) -> None:
     # Before it, the engine writes what it thinks.
     sentence = checked("bert-cls").stderr.splitlines()[-1]
     assert sentence.startswith("bert-cls-encoder cannot be run by OpenVINO: ")
+
+
+def test_files_that_are_not_what_was_built(tmp_path: Path) -> None:
+    """Weights that run and give numbers, only others than the checkpoint's."""
+    assert make.main([str(TINY / "bert-cls"), "--repository", str(tmp_path)]) == 0
+    command = [sys.executable, "-m", "build.check", "bert-cls", "--repository", str(tmp_path)]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+    weights = tmp_path / "bert-cls-encoder" / "1" / "model.onnx.data"
+    content = weights.read_bytes()
+    weights.write_bytes(content[4:] + content[:4])
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, f"{weights} is not what was built: build bert-cls again\n")
+    weights.unlink()
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 1

@@ -129,8 +129,8 @@ def anchors(text: str) -> set[str]:
 
 
 OTHERS = {"--help", "--no-normalise", "--from-file", "--model-repository", "--model-control-mode", "--load-model"}
-OTHERS |= {"--gpus", "--shm-size"}
-"""Options of argparse itself, kubectl, tritonserver and Docker."""
+OTHERS |= {"--gpus", "--shm-size", "--remove-destination"}
+"""Options of argparse itself, kubectl, tritonserver, Docker and cp."""
 
 
 @pytest.mark.parametrize("path", [path for path in PAGES if path.stem != "profiling"], ids=page)

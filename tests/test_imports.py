@@ -29,7 +29,7 @@ ALLOWED = {
     # The texts around a query are for the reference, too, which has no onnx.
     "build.graphs.templates": "",
     "build.graphs": "build.catalog build.errors build.graphs.templates build.sources build.target",
-    "build.check": "build.config build.errors build.memory build.steps",
+    "build.check": "build.config build.errors build.memory build.sources build.steps",
     "build.rendering": "build.catalog build.check build.errors build.graphs build.runtimes build.sources "
     "build.steps build.target build.tasks",
     # Plans are compiled and checked where nothing is built.

@@ -268,6 +268,37 @@ def test_an_operator_loads_unloads_and_pins(three: Stack) -> None:
     assert states(three)[name(6)] == "loaded"
 
 
+def test_what_was_unloaded_is_missed(tmp_path: Path, repository: Path, family: int) -> None:
+    """Where it is to be there from the start: until it is loaded again, and no matter who asks for that."""
+    own = Path(shutil.copytree(repository, tmp_path / "repository"))
+    stack = served(tmp_path / "stack", own, 3 * family, "--preload", name(0)).start()
+
+    def post(action: str) -> Answer:
+        return stack.post("embed", f"/models/{name(0)}/{action}", b"")
+
+    try:
+        assert stack.get("embed", "/health").json()["models"] == [name(0)]
+        for again in (lambda: post("load"), lambda: embed(stack, name(0))):
+            assert post("unload").status == 200
+            health = stack.get("embed", "/health")
+            assert health.status == stack.get("embed", "/health?partial=1").status == 503
+            assert f"POST /models/{name(0)}/load loads it" in health.json()["failing"][name(0)]
+            assert f'gateway_model_ready{{model="{name(0)}"}} 0.0' in stack.get("embed", "/metrics").body.decode()
+            assert again().status == 200
+            assert stack.get("embed", "/health").status == 200
+        graph = own / f"{name(0)}-encoder" / "1" / "model.onnx"
+        whole = graph.read_bytes()
+        graph.write_bytes(whole[:1000])
+        assert post("unload").status == 200
+        assert "cannot be run, build the family again" in post("load").json()["error"]
+        assert "cannot be run, build the family again" in stack.get("embed", "/health").json()["failing"][name(0)]
+        graph.write_bytes(whole)
+        until(lambda: post("load").status == 200, 20)
+        assert stack.get("embed", "/health").status == 200
+    finally:
+        assert stack.stop() == 0
+
+
 def test_an_idle_one_goes_when_its_time_is_over(three: Stack) -> None:
     assert is_right(embed(three, name(1), X_Keep_Alive="0"), name(1))
     until(lambda: name(1) not in states(three), 10)

@@ -1,4 +1,4 @@
-"""Runs every graph of a family on a few batches: `python -m build.check FAMILY ...`.
+"""Compares the files of a family with what was built, and runs its graphs: `python -m build.check FAMILY ...`.
 
 It runs them on this machine's CPU, in the engine that its runtime uses there. Graphs for a GPU and for TensorRT
 are not run. What cannot run, gives numbers that are not finite, or gives a text another result beside other texts
@@ -16,12 +16,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from build.check.families import check
+from build.check.files import check_files
 from build.config import REPOSITORY
 from build.errors import BuildError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints what was not checked; returns 1 with the cause when a graph cannot be served."""
+    """Prints what was not checked; returns 1 with the cause when a family cannot be served."""
     parser = argparse.ArgumentParser(prog="python -m build.check", description=str(__doc__).splitlines()[0])
     parser.add_argument("families", nargs="+", metavar="FAMILY", help="ensembles to check")
     parser.add_argument("--repository", type=Path, default=REPOSITORY, help="the model repository")
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Path("/proc/self/oom_score_adj").write_text("1000")
     try:
         for name in options.families:
+            check_files(options.repository, name)
             for note in check(options.repository, name, done):
                 print(note, flush=True)
     except BuildError as error:

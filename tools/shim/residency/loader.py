@@ -99,6 +99,8 @@ class Tracked(FamilyUse):
     preload: bool = False
     computes_in: str | None = None
     """A precision, where its encoder tells one."""
+    was_unloaded: bool = False
+    """By request, and has not been there since."""
 
 
 class ModelStatus(TypedDict):
@@ -199,13 +201,19 @@ class Residency:
         return self._of[ensemble].computes_in
 
     def counts(self, ensemble: str) -> bool:
-        """Whether it has a say in how the server is: it is there, or is to be from the start and cannot."""
+        """Whether it has a say in how the server is: it is there, or is to be from the start and is not.
+
+        What nobody calls, or what makes room for others, may go.
+        """
         one = self._of[ensemble]
-        return one.state == "loaded" or (one.preload and bool(one.cause or one.wanted or one.state == "loading"))
+        is_missed = one.cause or one.wanted or one.was_unloaded or one.state == "loading"
+        return one.state == "loaded" or (one.preload and bool(is_missed))
 
     def problem(self, ensemble: str) -> str:
         """Why one that counts is not there."""
         one = self._of[ensemble]
+        if one.was_unloaded and one.state == "absent" and not one.cause:
+            return f"it was unloaded: POST /models/{ensemble}/load loads it, and so does its next call"
         return one.failing.get(ensemble) or one.cause or "it is being loaded"
 
     @asynccontextmanager
@@ -353,7 +361,7 @@ class Residency:
         """Turns all away who wait for a family that cannot be loaded."""
         one.state, one.unwanted = "absent", False
         self._turn_away(one, self._failed)
-        print(f"{one.family.name} cannot be loaded: {one.cause}", flush=True)
+        log.error("%s cannot be loaded: %s", one.family.name, one.cause)
 
     def _turn_away(self, one: Tracked, why: Callable[[Tracked], GatewayError]) -> None:
         """Ends the wait for a family that will not come."""
@@ -462,11 +470,11 @@ class Residency:
         with suppress(InferenceServerException):
             await self.look()
         self._grant(one)
-        print(f"{one.family.name}: loaded in {one.load_seconds:.1f} s, takes {shown(one.size)}", flush=True)
+        log.info("%s: loaded in %.1f s, takes %s", one.family.name, one.load_seconds, shown(one.size))
 
     def _arrive(self, one: Tracked) -> None:
         """Notes that a family is there, from now on."""
-        one.state, one.loads = "loaded", one.loads + 1
+        one.state, one.loads, one.was_unloaded = "loaded", one.loads + 1, False
         one.loaded = one.used = time.monotonic()
         one.expires = one.used + self._keep_alive
 
@@ -526,7 +534,7 @@ class Residency:
         try:
             await self._control.unload((*one.family.ensembles, *one.family.steps))
         except InferenceServerException as error:
-            print(f"{one.family.name} cannot be unloaded: {error.message()}", flush=True)
+            log.error("%s cannot be unloaded: %s", one.family.name, error.message())
             await asyncio.sleep(LOOK_SECONDS)  # it is looked at again
             return
         if one.is_measured:
@@ -535,8 +543,10 @@ class Residency:
         numbers = f": models took {shown(taken(self.families))} of {shown(self.budget)}, which --memory may raise"
         one.state, one.unwanted = "absent", False
         one.evictions[reason] += 1
-        why = f"{reason.replace('_', ' ')}{numbers if reason == 'memory' else ''}"
-        print(f"{one.family.name}: unloaded ({why})", flush=True)
+        one.was_unloaded = reason == "asked"
+        log.info(
+            "%s: unloaded (%s%s)", one.family.name, reason.replace("_", " "), numbers if reason == "memory" else ""
+        )
 
     def _lost(self, one: Tracked) -> bool:
         return not {*self._lost_models}.isdisjoint(one.family.steps)
