@@ -481,6 +481,10 @@ def test_overload(own_stack: Stack) -> None:
         assert kind(refused) == (429, "overloaded")
         told = int(refused.headers["Retry-After"])
         assert 1 <= told < 10 * alone + 2
+        sentence = r"\d+ tokens(?:, (\d+) s of work,)? are ahead of this call: there may be room for it in (\d+) s"
+        said = re.fullmatch(sentence, refused.json()["error"])
+        assert said
+        assert int(said[2]) == told <= int(said[1] or told), "there is room before all is done"
         waited = time.monotonic()
         time.sleep(told)
         while (answer := call(own_stack, texts(), 6 * alone)).status == 429:

@@ -109,7 +109,9 @@ class Lane:
             most = min(rate * self.seconds, rate * seconds - own) if rate else self.unmeasured
             if ahead >= most:
                 wait = max(1, math.ceil((ahead - max(most, 0)) / rate)) if rate else 1
-                raise overloaded(f"{ahead:.0f} tokens are ahead of this call: try again in {wait} s", wait)
+                known = f", {math.ceil(ahead / rate)} s of work," if rate else ""
+                message = f"{ahead:.0f} tokens{known} are ahead of this call: there may be room for it in {wait} s"
+                raise overloaded(message, wait)
         place = Place(work.cost)
         self.cost += work.cost
         try:
