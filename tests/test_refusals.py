@@ -28,7 +28,7 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Split]:
     running = Split(tmp_path_factory.mktemp("refusals") / "split")
     try:
         yield running.start()
-        assert running.log("gateway") == ""
+        assert " ERROR " not in running.log("gateway")
     finally:
         running.end()
 

@@ -375,5 +375,5 @@ def test_models_past_the_memory_of_a_card_are_left_out(repository: Path, tmp_pat
     own = Stack(tmp_path / "stack", options, environment, python=str(PYTHON)).start()
     assert own.stop() == 0
     assert re.findall(
-        r"warning: (\S+) is not served: it needs 2.\d GB of the GPU's memory, and 0.3 GB are left", own.said()
+        r"WARNING (\S+) is not served: it needs 2.\d GB of the GPU's memory, and 0.3 GB are left", own.said()
     ) == ["minilm", "minilm-rerank"]
