@@ -146,7 +146,7 @@ def test_triton_is_opened_where_that_is_asked_for(tmp_path: Path) -> None:
         assert [listening(stack, port) for port in ("http", "grpc", "metrics")] == [{"0.0.0.0"}] * 3
         assert stack.embed(["a text"]).shape == (1, 384)
         (warning,) = stack.said().splitlines()
-        assert warning.startswith("warning: Triton's ports")
+        assert " WARNING Triton's ports" in warning
         assert f"whoever reaches {stack.ports['http']} can end Triton" in warning
     finally:
         assert stack.stop() == 0
@@ -224,7 +224,7 @@ def test_a_sound_ensemble_is_served_beside_a_broken_one_of_its_checkpoint(
 
     try:
         assert f"serving {sound}\n" in stack.greeting()
-        assert f"warning: {broken} is not served: " in stack.said()
+        assert f"WARNING {broken} is not served: " in stack.said()
         for _ in range(2):
             assert answers() == {sound: 200, broken: 503}
             assert f"Triton cannot serve {broken}: " in stack.post("embed", *calls[broken]).json()["error"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import shlex
 import sys
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
@@ -74,11 +75,9 @@ async def serve(options: argparse.Namespace, again: Callable[[str], str], stop: 
     check_ports(options, again)
     ports = Ports.of(options)
     if not is_local(f"{options.triton_host}:{ports.http}"):
-        print(
-            f"warning: Triton's ports {ports.http}, {ports.grpc} and {ports.metrics} are open on "
-            f"{options.triton_host}, and know no keys: whoever reaches {ports.http} can end Triton",
-            file=sys.stderr,
-            flush=True,
+        logging.getLogger(__name__).warning(
+            "Triton's ports %d, %d and %d are open on %s, and know no keys: whoever reaches %d can end Triton",
+            *(ports.http, ports.grpc, ports.metrics, options.triton_host, ports.http),
         )
     log = options.work_folder / f"triton-{ports.http}.log"
     triton = EmbeddedTriton(

@@ -527,7 +527,7 @@ class Residency:
                 raise known
         one.failing = {name: self._why(name, error) for name, error in errors.items()}
         for name, cause in one.failing.items():
-            print(f"{name} cannot be loaded: {cause}", flush=True)
+            log.error("%s cannot be loaded: %s", name, cause)
 
     async def _unload(self, one: Tracked, reason: str) -> None:
         one.state = "draining"
