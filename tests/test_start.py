@@ -134,7 +134,7 @@ def test_the_gateway_is_opened_without_triton(tmp_path: Path) -> None:
         assert [listening(stack, port) for port in ("embed", "rerank")] == [{"0.0.0.0"}] * 2
         assert [listening(stack, port) for port in ("http", "grpc", "metrics")] == [{"127.0.0.1"}] * 3
         assert stack.embed(["a text"]).shape == (1, 384)
-        assert "warning" not in stack.said()
+        assert "WARNING" not in stack.said()
     finally:
         assert stack.stop() == 0
 
