@@ -20,6 +20,7 @@ from containers import until
 from tiny import build_tiny
 
 from tools.bench.server import free_ports
+from tools.shim.residency.families import families, fingerprint, keep_hint
 
 REPOSITORY = ROOT / "model_repository"
 
@@ -286,3 +287,22 @@ def test_loads_of_the_start_and_calls_under_way_are_counted(own_stack: Stack) ->
     assert own_stack.post("embed", "/models/minilm/unload", b"").status == 200
     assert own_stack.post("embed", "/models/minilm/load", b"").status == 200
     assert f"{loads} 2.0" in own_stack.get("embed", "/metrics").body.decode()
+
+
+def test_what_is_unloaded_for_memory_is_said_with_numbers(tmp_path: Path) -> None:
+    """Of a model that takes more than it did when it was last served."""
+    repository = tmp_path / "repository"
+    for folder in REPOSITORY.glob("minilm*"):
+        shutil.copytree(folder, repository / folder.name)
+    (family,) = families(repository, ["minilm", "minilm-rerank"])
+    keep_hint(repository, family, fingerprint(repository, family), 30 * 10**6)
+    stack = Stack(tmp_path / "work", ["--repository", str(repository), "--memory", "60MB"]).start()
+    try:
+        sentence = r"minilm: unloaded \(memory: models took (\d+) MB of 60 MB, which --memory may raise\)"
+        until(lambda: bool(re.search(sentence, stack.greeting())), seconds=30)
+        (size,) = re.findall(sentence, stack.greeting())
+        refused = stack.post("embed", "/embed", {"texts": ["a"]})
+        assert refused.status == 507
+        assert refused.json()["error"].startswith(f"minilm takes {size} MB; of the 60 MB for models")
+    finally:
+        assert stack.stop() == 0
