@@ -10,7 +10,10 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from build.errors import BuildError
 
 REPOSITORY = Path(__file__).parents[1] / "model_repository"
-"""Where models are built, where nothing else is said."""
+"""The default model repository."""
+
+CACHE = REPOSITORY.parent / ".cache"
+"""What builds download, and what they keep of their work."""
 
 
 def read_config(repository: Path, model: str) -> ModelConfig:
@@ -26,5 +29,5 @@ def read_config(repository: Path, model: str) -> ModelConfig:
 
 
 def runtime_of(config: ModelConfig) -> str:
-    """What executes a model: one of Triton's backends, or what a step of ours says that it runs."""
+    """The runtime of a model: its parameter `runtime`, or else the name of its Triton backend."""
     return str(config.parameters["runtime"].string_value or config.backend)

@@ -35,6 +35,7 @@ class Card:
     total: int | None
     """Bytes of its memory; None where it has none of its own."""
     free: int | None
+    """Bytes of it that nobody uses; None where that is not known."""
 
 
 def cards() -> list[Card]:
@@ -81,5 +82,5 @@ def needed(weights: int) -> int:
 
 
 def room(found: Sequence[Card]) -> int | None:
-    """Bytes that every card has free, since every card gets the model; None where that is not known."""
+    """Free bytes of the fullest card, since every card gets the whole model; None where that is not known."""
     return min((card.free for card in found if card.free is not None), default=None)

@@ -14,7 +14,7 @@ from typing import Any
 
 from build import catalog, gpu
 from build.catalog import POOLINGS, CatalogEntry, Hub
-from build.config import REPOSITORY
+from build.config import CACHE, REPOSITORY
 from build.errors import BuildError, UnsupportedRuntimeError
 from build.rendering import family
 from build.runtimes import DEFAULT, RUNTIMES
@@ -23,7 +23,6 @@ from build.sources.obtain import describe
 from build.target import PRECISIONS, Target
 from build.tasks import TASKS
 
-CACHE = REPOSITORY.parent / ".cache"
 DEFAULT_MODEL = "minilm"
 ASKED = ("name", "dimensions", "max_tokens", "normalise", "adapter", "onnx", "output")
 """Options that take the place of what a catalog entry says."""
@@ -53,7 +52,10 @@ def main(arguments: list[str] | None = None) -> int:
         "--task", choices=TASKS, help="what the model is for (default: what the catalog or its files say)"
     )
     parser.add_argument(
-        "--dimensions", type=int, metavar="N", help="cut embeddings to so many dimensions (Matryoshka)"
+        "--dimensions",
+        type=int,
+        metavar="N",
+        help="keep the first N dimensions of each embedding (Matryoshka; default: all)",
     )
     parser.add_argument(
         "--runtime",
@@ -67,7 +69,9 @@ def main(arguments: list[str] | None = None) -> int:
         choices=PRECISIONS,
         help="what the encoder computes in (default: the catalog's); an adopted model.onnx keeps its own",
     )
-    parser.add_argument("--max-tokens", type=int, metavar="N", help="cut texts to so many tokens")
+    parser.add_argument(
+        "--max-tokens", type=int, metavar="N", help="cut texts to N tokens (default: the model's own window)"
+    )
     parser.add_argument(
         "--pooling",
         choices=POOLINGS,

@@ -81,7 +81,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m build.verify", description=str(__doc__).splitlines()[0])
     parser.add_argument("family", help="a served ensemble")
     parser.add_argument(
-        "--reference", required=True, metavar="CHECKPOINT", help="its folder, or its name on the Hub"
+        "--reference",
+        required=True,
+        metavar="CHECKPOINT",
+        help="checkpoint to compare with: a folder, or organisation/name on the Hub",
     )
     parser.add_argument("--url", default=f"localhost:{Ports.grpc}", help="Triton's gRPC (default: %(default)s)")
     parser.add_argument(
@@ -91,23 +94,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="texts to compare, one on each line (default: docstrings of Python's library)",
     )
     parser.add_argument("--report", type=Path, metavar="FILE", help="file that gets all that was found, as JSON")
-    parser.add_argument("--tolerance", type=float, help=f"lowest agreement (the family's own, else {TOLERANCE})")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        help=f"least agreement that passes (default: the family's own, else {TOLERANCE}; with --mteb, what its "
+        "scores may differ by in the precision)",
+    )
     parser.add_argument(
         "--precision",
         choices=TOLERANCES,
-        help="what it is served in (default: its graph's)",
+        help="precision that the family is served in (default: that of its graph)",
     )
     parser.add_argument(
         "--repository",
         type=Path,
         default=REPOSITORY,
-        help="repository that has the family's own tolerance",
+        help="model repository whose build.json has the family's tolerance",
     )
     parser.add_argument(
         "--mteb", nargs="+", metavar="TASK", help="compares the main scores of mteb's tasks, not texts one by one"
     )
     parser.add_argument(
-        "--mteb-data", type=Path, metavar="FOLDER", help="has their data, in folders named as on the Hub"
+        "--mteb-data",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of the tasks' data sets, each in a folder named as its repository on the Hub",
     )
     options = parser.parse_args(arguments)
     try:

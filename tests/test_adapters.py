@@ -18,7 +18,7 @@ from test_graphs import COSINE
 from build import catalog, make
 from build.config import read_config
 from build.errors import BuildError
-from build.rendering.model import write_model
+from build.rendering.model_folder import write_model
 from build.rendering.models import models_of
 from build.sources.checkpoint import Checkpoint
 from build.sources.obtain import describe

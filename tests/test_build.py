@@ -25,7 +25,7 @@ from build import make as command
 from build.catalog import Batching, CatalogEntry
 from build.errors import BuildError
 from build.rendering import family
-from build.rendering.model import write_model
+from build.rendering.model_folder import write_model
 from build.rendering.models import models_of
 from build.rendering.repository import render
 from build.runtimes import RUNTIMES

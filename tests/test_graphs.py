@@ -20,7 +20,7 @@ from tiny import EMBEDDERS, RERANKERS, STATIC, tiny_entry
 from build.graphs.architectures import ARCHITECTURES
 from build.graphs.decoder import Decoder
 from build.graphs.onnx_graph import DTYPES
-from build.rendering.model import write_model
+from build.rendering.model_folder import write_model
 from build.rendering.models import models_of
 from build.runtimes import RUNTIMES
 from build.sources.checkpoint import Checkpoint

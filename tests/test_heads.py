@@ -18,7 +18,7 @@ from test_accounts import Change, edit, graphs
 from test_graphs import needs_opset_24
 
 from build.errors import BuildError
-from build.rendering.model import write_model
+from build.rendering.model_folder import write_model
 from build.rendering.models import models_of
 from build.sources.checkpoint import Checkpoint
 from build.sources.obtain import describe

@@ -17,7 +17,7 @@ from build.catalog import Hub
 from build.errors import BuildError
 from build.graphs.architectures import ARCHITECTURES
 from build.graphs.dimensions import any_dimensions
-from build.rendering.model import write_model
+from build.rendering.model_folder import write_model
 from build.rendering.models import models_of
 from build.sources.checkpoint import Checkpoint
 from build.sources.labels import labels

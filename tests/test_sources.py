@@ -30,7 +30,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from build import catalog
 from build.catalog import __main__ as page_of_catalog
 from build.errors import BuildError
-from build.rendering.model import write_model
+from build.rendering.model_folder import write_model
 from build.rendering.models import models_of
 from build.sources.checkpoint import Checkpoint
 from build.sources.files import sha256

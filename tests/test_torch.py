@@ -40,7 +40,7 @@ from tritonclient.utils import InferenceServerException
 from build import make
 from build.catalog import CatalogEntry
 from build.config import read_config, runtime_of
-from build.rendering.model import write_model
+from build.rendering.model_folder import write_model
 from build.rendering.models import models_of
 from build.sources.checkpoint import Checkpoint
 from build.sources.obtain import describe

@@ -30,7 +30,7 @@ from test_generation import (
 
 from build import make
 from build.catalog import load
-from build.rendering.model import STEPS
+from build.rendering.model_folder import STEPS
 from build.sources.gguf_file import KEYS, Gguf
 from build.sources.obtain import obtain
 from tools.bench.server import free_ports

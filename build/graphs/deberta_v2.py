@@ -1,4 +1,4 @@
-"""DeBERTa (He et al., 2020, arXiv:2006.03654), of its second and third version, on packed tokens.
+"""DeBERTa (He et al., 2020, arXiv:2006.03654), of its second and third version.
 
 Input   input_ids INT32 [T], lengths INT32 [B] (see `build.graphs.ragged`)
 Output  last_hidden_state FP32 [T, H], zeros in slots without a token
@@ -6,7 +6,7 @@ Output  last_hidden_state FP32 [T, H], zeros in slots without a token
 BERT without positions in what the first layer reads. Attention is disentangled instead: to the score of a query
 and a key is added that of the query with the key's distance, and that of the key with the query's. Distances are
 in buckets, wider the farther they are, and have vectors of their own. Both summands need the scores' own tensor
-[B, heads, S, S], so this graph is not written for attention on packed tokens.
+[B, heads, S, S], so `torch` does not run this graph.
 """
 
 from __future__ import annotations

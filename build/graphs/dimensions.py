@@ -16,7 +16,10 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 
 @dataclass(frozen=True)
 class Dimensions:
-    """Sizes of an encoder, as its checkpoint's `config.json` has them."""
+    """What tokenizer, heads and steps must know of an encoder.
+
+    Sizes, offsets of ids, adapters, and what its classifier reads.
+    """
 
     hidden_size: int
     """Width of the hidden states."""
@@ -49,7 +52,7 @@ class Dimensions:
     head_padding: int | None = None
     """The id that a decoder's classifier passes over at a text's end."""
     head_epsilon: float = 0
-    """Of the norm in a classifier's head that has one."""
+    """Epsilon of the norm in a classifier's head; 0 where there is none."""
     head_temperature: float = 1
     """What a classifier's logit is divided by."""
 

@@ -7,7 +7,7 @@ BERT without positions: a score is lowered by its tokens' distance, by so much f
 2021, arXiv:2108.12409). The feed-forward part has a gate. Names are those of the published checkpoints, by two
 codes of their own: jinaai/jina-bert-implementation, and jinaai/jina-bert-v2-qk-post-norm with norms of queries and
 keys.
-The biases are a tensor of the attention, so this graph is not written for packed tokens.
+Attention adds a bias to each score, so it needs rows [B, heads, S, S]: `torch` does not run this graph.
 """
 
 from __future__ import annotations

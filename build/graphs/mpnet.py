@@ -1,7 +1,8 @@
 """MPNet (Song et al., 2020, arXiv:2004.09297): BERT without segments, with biases by distance in every attention.
 
 The biases are T5's (Raffel et al., 2019, arXiv:1910.10683): one for each head and bucket of distances, the same in
-all layers. They are added to the scores, so this graph is not written for attention on packed tokens.
+all layers. Attention adds them to each score, so it needs rows [B, heads, S, S]: `torch` does not run this
+graph.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
 from build.graphs.bert import Bert, Names, write_bert
 from build.graphs.blocks import Mask, relative_mask
 from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.ragged import Packed
+from build.graphs.t5 import buckets
 from build.sources.settings import Settings
 from build.sources.weights import Weights
 
@@ -26,8 +27,8 @@ NAMES = Names(
     attention_norm="attention.LayerNorm",
 )
 BUCKETS = 32
-REACH = 91
-"""From this distance on all are in the last bucket of their side."""
+REACH, FARTHEST = 91, 128
+"""From these distances on all are in the last bucket of their side: as the reference rounds, and as it says."""
 
 
 def read_mpnet(config: Settings) -> Bert:
@@ -40,20 +41,9 @@ def read_mpnet(config: Settings) -> Bert:
 def write_mpnet(g: OnnxGraph, bert: Bert, weights: Weights) -> None:
     """`bert.write_bert` by these names, with the biases."""
     name = "encoder.relative_attention_bias.weight"
-    biases = weights.tensor(name, BUCKETS, bert.heads)[buckets(np.arange(-REACH, REACH + 1))]
+    biases = weights.tensor(name, BUCKETS, bert.heads)[buckets(np.arange(-REACH, REACH + 1), BUCKETS, FARTHEST)]
 
     def mask(g: OnnxGraph, r: Packed) -> Mask:
         return relative_mask(g, r, g.weight(name, np.ascontiguousarray(biases.T)[None]), REACH)
 
     write_bert(g, bert, weights, NAMES, mask)
-
-
-def buckets(offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The bucket of each offset of a key from its query: 16 for either side, 8 of them one place wide.
-
-    The others are wider by half an octave each, up to 128 places.
-    """
-    distance = np.abs(offsets)
-    wide = 8 + np.floor(2 * np.log2(np.maximum(distance, 8) / 8)).astype(np.int64)
-    own: npt.NDArray[np.int64] = np.where(distance < 8, distance, np.minimum(wide, 15))
-    return own + 16 * (offsets > 0)

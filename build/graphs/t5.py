@@ -1,11 +1,12 @@
-"""T5's encoder (Raffel et al., 2019, arXiv:1910.10683), as sentence-t5 and GTR have it, on packed tokens.
+"""T5's encoder (Raffel et al., 2019, arXiv:1910.10683), as sentence-t5 and GTR have it.
 
 Input   input_ids INT32 [T], lengths INT32 [B] (see `build.graphs.ragged`)
 Output  last_hidden_state FP32 [T, H] after the final norm, zeros in slots without a token
 
 No positions, and no other biases than those that attention has by distance, one for each head and bucket of
 distances, which the first layer holds for all. Scores are not scaled; RMSNorm before each block; ReLU, or GeGLU
-from version 1.1 on. The biases are added to the scores, so this graph is not written for packed tokens.
+from version 1.1 on. Attention adds them to each score, so it needs rows
+[B, heads, S, S]: `torch` does not run this graph.
 
 Hidden states grow past FP16. There they, and the layer that makes the largest of them, stay FP32: transformers
 keeps the same layer so.
@@ -41,7 +42,7 @@ class T5(Dimensions):
     layers: int
     heads: int
     width: int
-    """Of a head."""
+    """Width of a head."""
     inner: int
     epsilon: float
     is_gated: bool

@@ -26,11 +26,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m build.plans", description=__doc__)
     parser.add_argument("ensembles", nargs="+", metavar="ENSEMBLE", help="ensembles whose steps are compiled")
     parser.add_argument("--repository", type=Path, default=REPOSITORY, help="the model repository")
-    parser.add_argument("--quantize", choices=QUANTIZATIONS, help="what the encoder's linear layers compute in")
+    parser.add_argument(
+        "--quantize",
+        choices=QUANTIZATIONS,
+        help="quantize the encoder's linear layers to this type (default: keep the precision of the graph); needs "
+        "--calibration",
+    )
     parser.add_argument(
         "--calibration", type=Path, metavar="FILE", help="texts that calibrate it, one on each line"
     )
-    parser.add_argument("--workspace", type=int, default=4, metavar="GIB", help="scratch memory of one kernel (4)")
+    parser.add_argument(
+        "--workspace", type=int, default=4, metavar="GIB", help="GiB of scratch memory for one kernel (default: 4)"
+    )
     options = parser.parse_args(arguments)
     if (options.quantize is None) != (options.calibration is None):
         parser.error("--quantize and --calibration go together")

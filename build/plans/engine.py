@@ -1,4 +1,4 @@
-"""Compiles a graph into a TensorRT plan: `python -m build.plans ENSEMBLE ...`.
+"""Compiles graphs into TensorRT plans; the command is `build.plans.__main__`.
 
 Runs where the plans are going to be served: in NVIDIA's tritonserver image, on the GPU. Every `model.onnx`
 becomes `model.plan` beside it, strongly typed (the precision is the graph's own), with optimisation profiles for
@@ -26,12 +26,11 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from build.config import CACHE
 from build.errors import BuildError
 from build.graphs.ragged import WIDEST
 from build.plans.plan import GRAPH, Machine, PlannedModel, Stamp, tensorrt_module
 from build.runtimes import token_limits
-
-CACHE = Path(__file__).parents[2] / ".cache"
 
 QUANTIZATIONS = {"fp8": (8, 9), "nvfp4": (10, 0)}
 """Quantisation -> the lowest compute capability that multiplies in it."""

@@ -35,7 +35,7 @@ from build.errors import BuildError, UnsupportedRuntimeError
 from build.graphs.documents import LABELS, SIDE, picture_shape, write_cdla, write_layout, write_picture_classes
 from build.graphs.onnx_graph import OnnxGraph
 from build.rendering.contract import Tensor
-from build.rendering.model import Model, graph
+from build.rendering.model_folder import Model, graph
 from build.rendering.models import graph_to_adopt
 from build.runtimes import DEFAULT
 from build.sources.checkpoint import Checkpoint

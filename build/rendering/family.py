@@ -25,7 +25,7 @@ from build.errors import BuildError, UnsupportedRuntimeError
 from build.graphs.colbert import pickled_head
 from build.rendering.documents import document_models
 from build.rendering.generation import generator_models
-from build.rendering.model import Model, write_model
+from build.rendering.model_folder import Model, write_model
 from build.rendering.models import graph_to_adopt, models_of
 from build.runtimes import runtimes_for
 from build.sources import hub

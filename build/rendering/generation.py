@@ -22,7 +22,7 @@ from build.graphs.generator import MODEL, Tensors, write_generator, write_least
 from build.graphs.unread import HARMLESS
 from build.graphs.vocabulary import DETOKENIZER, write_vocabulary
 from build.rendering import repository
-from build.rendering.model import Model
+from build.rendering.model_folder import Model
 from build.rendering.models import check_weights_are_plain
 from build.runtimes import DEFAULT
 from build.sources.checkpoint import CHAT_TEMPLATE, Checkpoint
@@ -47,15 +47,15 @@ class LanguageModel:
     decoder: Decoder
     weights: Tensors
     files: list[Path]
-    """That hold them."""
+    """Files that hold the weights."""
     tokenizer: str
     """The content of tokenizer.json."""
     template: str | None
     """How messages become a prompt, in Jinja."""
     special_tokens: dict[str, str]
-    """That a template may name."""
+    """Tokens that a template may name."""
     end_tokens: list[int]
-    """That an answer ends with."""
+    """Ids that an answer ends with."""
 
 
 def generator_models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) -> list[Model]:
@@ -97,7 +97,7 @@ def generator_models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target
 
 
 def cache_bytes(decoder: Decoder, precision: str) -> int:
-    """That a token takes of the cache."""
+    """Bytes of the cache that a token takes."""
     width = 4 if precision == "fp32" else 2
     return 2 * decoder.layers * decoder.key_value_heads * decoder.width * width
 

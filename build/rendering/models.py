@@ -13,14 +13,15 @@ from build.graphs.adopted import Adopted
 from build.graphs.architectures import ARCHITECTURES, Architecture
 from build.graphs.colbert import read_multi_vector
 from build.graphs.dimensions import Dimensions, any_dimensions
+from build.graphs.multi_vector import MultiVector
 from build.graphs.static import Static, measured
 from build.graphs.unread import HARMLESS
 from build.rendering import ensembles, repository
 from build.rendering.contract import Family
-from build.rendering.model import Model, graph, tokenizer
+from build.rendering.embeddings import embedding_models
+from build.rendering.model_folder import Model, graph, tokenizer
 from build.rendering.scores import check_no_prompt, classifying_models, reranking_models
 from build.rendering.tokens import check_has_weights, multi_vector_models, sparse_models
-from build.rendering.vectors import embedding_models
 from build.runtimes import runtimes_for
 from build.sources.checkpoint import Checkpoint, own_code
 from build.sources.files import GRAPHS, SHARDS, WEIGHTS, files_of, is_listed
@@ -81,42 +82,16 @@ def written_models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) 
         )
     check_weights_are_plain(checkpoint, architecture)
     quantised = Quantised.of(checkpoint.config)
-    encoder = architecture.read(checkpoint.config)
-    if entry.adapter is not None:
-        if entry.adapter not in encoder.adapters:
-            choice = f"choose {' or '.join(encoder.adapters)}" if encoder.adapters else "leave --adapter out"
-            raise BuildError(f"{entry.name} has no adapter {entry.adapter!r}: {choice}")
-        encoder = replace(encoder, adapter=entry.adapter)
-    inner = checkpoint.config.inner(architecture.text) if architecture.text else None
-    for said in (checkpoint.config, inner):
-        if said is not None:
-            said.skip((*HARMLESS, *architecture.harmless))
+    encoder = read_encoder(entry, checkpoint, architecture)
     weights = checkpoint.weights(checkpoint.transformer, architecture.prefixes, architecture.unused, quantised)
     if isinstance(encoder, Static):
         encoder = measured(encoder, checkpoint, weights)
-    is_pair = entry.tasks[0] in ("rerank", "classify") and checkpoint.architecture in architecture.rerankers
-    if is_pair and encoder.token_types > 1 and checkpoint.feeds_token_types:
-        encoder = replace(encoder, segment_offset=encoder.vocab_size)
-    vectors = None
+    vectors, longest = None, 0
     if "embed_all" in entry.tasks:
         vectors = read_multi_vector(checkpoint, encoder, weights, architecture.lexical)
+        check_queries(checkpoint, architecture, encoder, vectors)
         encoder = replace(encoder, unseen_offset=encoder.vocab_size if vectors.unseen else 0)
-        if vectors.unseen and not architecture.unseen:
-            raise BuildError(
-                f"{checkpoint.transformer} fills queries up with tokens that are seen by none, which is not "
-                f"written for {architecture.model_type!r}"
-            )
-        if vectors.unseen and 0 < encoder.window < vectors.query.least:
-            raise BuildError(
-                f"{checkpoint.transformer} fills queries up to {vectors.query.least} tokens that see no further "
-                f"than {encoder.window - 1} places, where there may be none to see: make queries as short"
-            )
-    longest = vectors.longest if vectors is not None else 0
-    if longest > encoder.positions:
-        raise BuildError(
-            f"{checkpoint.transformer} reads queries or documents of {longest} tokens, over its window of "
-            f"{encoder.positions}: make their lengths as short"
-        )
+        longest = vectors.longest
     facts = {"precision": target.precision}
     if quantised is not None:
         facts["dequantised"] = quantised.name
@@ -138,6 +113,45 @@ def written_models(entry: CatalogEntry, checkpoint: Checkpoint, target: Target) 
     if "classify" in entry.tasks:
         return classifying_models(checkpoint, family, states, encoder, weights)
     return reranking_models(checkpoint, family, states, encoder, weights)
+
+
+def read_encoder(entry: CatalogEntry, checkpoint: Checkpoint, architecture: Architecture) -> Dimensions:
+    """The sizes of the encoder, as the entry wants it; raises BuildError where it cannot be had so."""
+    encoder = architecture.read(checkpoint.config)
+    if entry.adapter is not None:
+        if entry.adapter not in encoder.adapters:
+            choice = f"choose {' or '.join(encoder.adapters)}" if encoder.adapters else "leave --adapter out"
+            raise BuildError(f"{entry.name} has no adapter {entry.adapter!r}: {choice}")
+        encoder = replace(encoder, adapter=entry.adapter)
+    inner = checkpoint.config.inner(architecture.text) if architecture.text else None
+    for said in (checkpoint.config, inner):
+        if said is not None:
+            said.skip((*HARMLESS, *architecture.harmless))
+    is_pair = entry.tasks[0] in ("rerank", "classify") and checkpoint.architecture in architecture.rerankers
+    if is_pair and encoder.token_types > 1 and checkpoint.feeds_token_types:
+        encoder = replace(encoder, segment_offset=encoder.vocab_size)
+    return encoder
+
+
+def check_queries(
+    checkpoint: Checkpoint, architecture: Architecture, encoder: Dimensions, vectors: MultiVector
+) -> None:
+    """Raises BuildError where the encoder cannot read queries and documents as the checkpoint has them read."""
+    if vectors.unseen and not architecture.unseen:
+        raise BuildError(
+            f"{checkpoint.transformer} fills queries up with tokens that are seen by none, which is not "
+            f"written for {architecture.model_type!r}"
+        )
+    if vectors.unseen and 0 < encoder.window < vectors.query.least:
+        raise BuildError(
+            f"{checkpoint.transformer} fills queries up to {vectors.query.least} tokens that see no further "
+            f"than {encoder.window - 1} places, where there may be none to see: make queries as short"
+        )
+    if vectors.longest > encoder.positions:
+        raise BuildError(
+            f"{checkpoint.transformer} reads queries or documents of {vectors.longest} tokens, over its window of "
+            f"{encoder.positions}: make their lengths as short"
+        )
 
 
 def dequantised(quantised: Quantised, precision: str) -> str:

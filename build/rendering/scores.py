@@ -18,7 +18,7 @@ from build.graphs.scoring import (
 )
 from build.rendering import ensembles, repository
 from build.rendering.contract import Family
-from build.rendering.model import Model, graph, tokenizer, with_head
+from build.rendering.model_folder import Model, graph, tokenizer, with_head
 from build.sources.checkpoint import Checkpoint
 from build.sources.labels import label_names, labels
 from build.sources.weights import Weights

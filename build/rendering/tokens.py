@@ -15,7 +15,7 @@ from build.graphs.onnx_graph import OnnxGraph
 from build.graphs.sparse import Splade, is_tied, lexical_weights, unweighed, write_lexical, write_splade
 from build.rendering import ensembles, repository
 from build.rendering.contract import Family
-from build.rendering.model import Model, graph, tokenizer, with_head
+from build.rendering.model_folder import Model, graph, tokenizer, with_head
 from build.sources.checkpoint import Checkpoint
 from build.sources.weights import Weights
 

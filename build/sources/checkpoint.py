@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from base64 import b64decode
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,28 +10,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tokenizers import Tokenizer
-from tokenizers.models import Unigram
-from tokenizers.processors import TemplateProcessing
 
 from build.errors import BuildError
 from build.sources.files import WEIGHTS, is_listed, own_file
 from build.sources.quantised import Quantised
 from build.sources.settings import Settings, read_json
-from build.sources.vocabularies import (
-    ADDED_TOKENS,
-    CAMEMBERT,
-    CLASSES,
-    DEBERTA,
-    SPECIAL_TOKENS,
-    T5,
-    TOKENIZER_CONFIG,
-    XLM_ROBERTA,
-    check_unknown,
-    convert,
-    difference,
-    of_class,
-    token,
-)
+from build.sources.tokenizer_file import of_its_class, put_behind, read_tokenizer, without_ends
+from build.sources.vocabularies import ADDED_TOKENS, CLASSES, SPECIAL_TOKENS, TOKENIZER_CONFIG, convert, token
 from build.sources.weights import Weights
 
 MODULES = "modules.json"
@@ -380,31 +364,15 @@ class Checkpoint:
             return convert(self.transformer, self.folder, self.tokenizer_class)
         content = self.settings(path)
         content.skip(content)
-        if (after := content.find("post_processor")) is not None:
-            _check_template(path, after)
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # tokenizers raises nothing narrower
-            raise BuildError(f"{path} cannot be read: {error}") from None
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        check_unknown(tokenizer, path)
+        tokenizer = read_tokenizer(content)
         if self.is_static:
-            return self._without_ends(tokenizer)
-        if self.is_ended_by_code:
-            end = token(self.tokenizer_config, "eos_token").content
-            ends = [(end, tokenizer.token_to_id(end))]
-            tokenizer.post_processor = TemplateProcessing(f"$A {end}", f"$A {end} $B:1 {end}:1", ends)
-            self._is_remade = True
-        return self._as_its_class(tokenizer, content) or tokenizer
-
-    def _without_ends(self, tokenizer: Tokenizer) -> Tokenizer:
-        """The same that puts no token around a text."""
-        content = json.loads(tokenizer.to_str())
-        if content["post_processor"] is None:
-            return tokenizer
-        self._is_remade = True
-        return Tokenizer.from_str(json.dumps(content | {"post_processor": None}))
+            served = without_ends(tokenizer)
+        else:
+            if self.is_ended_by_code:
+                put_behind(tokenizer, token(self.tokenizer_config, "eos_token").content)
+            served = of_its_class(tokenizer, content, self.tokenizer_class, self.folder)
+        self._is_remade = self.is_ended_by_code or served is not tokenizer
+        return served
 
     @cached_property
     def tokenizer_steps(self) -> dict[str, Any]:
@@ -419,29 +387,6 @@ class Checkpoint:
         is_file = is_listed(self.transformer / "tokenizer.json") and not self._is_remade
         return None if is_file else tokenizer.to_str()
 
-    def _as_its_class(self, tokenizer: Tokenizer, content: Settings) -> Tokenizer | None:
-        """What the reference makes of a file by the class of its tokenizer, where that is not what the file says.
-
-        Files that transformers 4 wrote late, as bge-m3's, make a token of the space that a text ends with.
-        CamemBERT's and T5's classes do with a file what XLM-RoBERTa's does, but for T5's own token behind a text;
-        DeBERTa's normalises otherwise than its files.
-        """
-        kind = XLM_ROBERTA if self.tokenizer_class == CAMEMBERT else self.tokenizer_class
-        if kind not in (XLM_ROBERTA, DEBERTA, T5) or not isinstance(tokenizer.model, Unigram):
-            return None
-        whole = content.find("normalizer")
-        steps = whole.get("normalizers", [whole]) if isinstance(whole, dict) else []
-        maps = [step["precompiled_charsmap"] for step in steps if step.get("type") == "Precompiled"]
-        made = of_class(tokenizer, b64decode(maps[0]) if maps else b"", self.transformer, self.folder, kind)
-        if difference(tokenizer, made) is None:
-            return None
-        self._is_remade = True
-        print(
-            f"{content.path}: its words are read as {self.tokenizer_class} of transformers 5 reads them",
-            flush=True,
-        )
-        return made
-
 
 def own_code(said: Settings) -> set[str]:
     """The modules of a checkpoint's own code that its `auto_map` names, wherever they are kept."""
@@ -449,15 +394,3 @@ def own_code(said: Settings) -> set[str]:
     lists = values.values() if isinstance(values, dict) else [values]
     names = [name for value in lists for name in (value if isinstance(value, list) else [value]) if name]
     return {str(name).rpartition("--")[2].partition(".")[0] for name in names}
-
-
-def _check_template(path: Path, after: Any) -> None:
-    """Raises BuildError where a template has a token that it does not explain, which the library dies of."""
-    for part in after.get("processors", [after]) if isinstance(after, dict) else ():
-        if not isinstance(part, dict) or part.get("type") != "TemplateProcessing":
-            continue
-        known = part.get("special_tokens")
-        for piece in (piece for side in ("single", "pair") for piece in part.get(side) or ()):
-            token = piece.get("SpecialToken", {}).get("id") if isinstance(piece, dict) else None
-            if token is not None and (not isinstance(known, dict) or token not in known):
-                raise BuildError(f"{path} puts {token!r} around a text and does not say which ids that has")

@@ -59,14 +59,14 @@ class Engine(Protocol):
     block: int
     """Tokens of a block of its cache."""
     blocks: int
-    """That the cache has."""
+    """Number of blocks of its cache."""
 
     def __init__(self, folder: Path, parameters: Mapping[str, str], cache: int) -> None:
         """Loads a version folder, by the model's parameters, with room for so many tokens in the `cache`."""
         ...
 
     def refusal(self, guide: Guide) -> str:
-        """Why no text can follow a guide, or "". It takes seconds, in another thread than all else."""
+        """Why no text can follow a guide, or "" where one can. It takes seconds, in a thread of its own."""
         ...
 
     def add(self, key: int, prompt: Sequence[int], sampling: Sampling) -> None:
@@ -78,7 +78,7 @@ class Engine(Protocol):
         ...
 
     def drop(self, key: int) -> None:
-        """Leaves an answer where it is; nothing, where it has ended."""
+        """Stops an answer. Does nothing where it has ended."""
         ...
 
     def on_gpu(self) -> int:

@@ -58,13 +58,13 @@ from .text_stream import TextStream
 from .vocabulary import token_texts
 
 DEFAULT_TOKENS = 1024
-"""Of an answer where nothing is said."""
+"""Most tokens of an answer where nothing is said."""
 
 MOST_STOPS = 16
 MOST_GUIDE_BYTES = 65536
 
 WAITING = 8
-"""Times the cache that may wait for a place in it, in tokens; what is more is refused."""
+"""Tokens that may wait, as a multiple of the cache's tokens. A request beyond that is refused."""
 
 MEASURED_SECONDS = (0.5, 30.0)
 """Of work, that a rate is taken over: at least, at most."""

@@ -15,17 +15,20 @@ import triton_python_backend_utils as pb_utils
 ROLLUP = Path("/proc/self/smaps_rollup")
 
 SECONDS = 1.0
-"""Between two looks, at least."""
+"""Seconds between two looks, at least."""
 
 SHARE = 0.01
-"""Of the process's time that looking may take: the kernel walks through every page."""
+"""Share of the process's time that looking may take: the kernel walks through every page."""
+
+CUDA_CONTEXT = 600 << 20
+"""Bytes of a card that CUDA and its kernels take in a process, about."""
 
 
 class Memory:
     """The memory of this process, which runs one instance of a model, and of its GPU if it has one."""
 
     def __init__(self, model: str, on_gpu: Callable[[], int] | None = None) -> None:
-        """With what tells the bytes that the process holds `on_gpu`. Measures."""
+        """Registers the metric and measures once; `on_gpu` returns the bytes of GPU memory of the process."""
         self._family = pb_utils.MetricFamily(
             name="model_memory_bytes",
             description="Memory of the process that runs a model",

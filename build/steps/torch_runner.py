@@ -23,18 +23,15 @@ import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
 
-from .memory import Memory
+from .memory import CUDA_CONTEXT, Memory
 from .packed_encoder import Array, PackedEncoder
 from .requests import Batch, Item, Model
 from .torch_graph import TorchGraph
 
-CONTEXT = 600 << 20
-"""Bytes of a card that CUDA and its kernels take in a process, about."""
-
 
 def gpu_memory(device: torch.device) -> int:
     """Bytes of a card that this process holds."""
-    return int(torch.cuda.memory_reserved(device)) + CONTEXT
+    return int(torch.cuda.memory_reserved(device)) + CUDA_CONTEXT
 
 
 class TritonPythonModel:

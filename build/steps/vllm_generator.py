@@ -24,6 +24,7 @@ from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from . import json_schema
 from .engine import Guide, Piece, Sampling
 from .generator import Generator
+from .memory import CUDA_CONTEXT
 
 TYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -43,9 +44,6 @@ SPARE = 512
 
 SEEDS = 2**63 - 1
 """Of a seed these bits count: torch's are signed, and -1 is none to vLLM."""
-
-CONTEXT = 600 << 20
-"""Bytes of a card that CUDA and its kernels take in a process, about."""
 
 
 class VllmEngine:
@@ -117,7 +115,7 @@ class VllmEngine:
 
     def on_gpu(self) -> int:
         """As `Engine` has it."""
-        return int(torch.cuda.memory_reserved()) + CONTEXT if torch.cuda.is_available() else 0
+        return int(torch.cuda.memory_reserved()) + CUDA_CONTEXT if torch.cuda.is_available() else 0
 
 
 class TritonPythonModel(Generator):

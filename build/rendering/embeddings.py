@@ -10,7 +10,7 @@ from build.graphs.pooling import Pooling, write_pooling
 from build.graphs.scoring import write_cosine_scoring
 from build.rendering import ensembles, repository
 from build.rendering.contract import Family
-from build.rendering.model import Model, graph, tokenizer, with_head
+from build.rendering.model_folder import Model, graph, tokenizer, with_head
 from build.sources.checkpoint import Checkpoint
 
 NONE: Mapping[str, str] = {}
