@@ -24,7 +24,7 @@ from build.errors import BuildError
 from build.plans import __main__ as command
 from build.plans.engine import CalibrationTexts, Profile, calibration_ids, compile_graph, timing_cache, unsupported
 from build.plans.plan import Machine, Stamp, mismatch, planned_models, problems
-from tools import plans, tritonserver
+from tools import check_plans, tritonserver
 
 FAMILIES = ["bert-cls", "bert-cross-encoder", "gemma3", "nomic-bert", "qwen3-embedding", "qwen3-reranker"]
 HOPPER = Machine("NVIDIA H100 80GB HBM3", "9.0", "11.1.0.106", "unknown")
@@ -219,7 +219,7 @@ def test_a_machine_without_the_gpu_it_needs(
 
 @pytest.mark.usefixtures("hopper")
 def test_missing_plans_are_refused(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert plans.main(["gemma3", "--repository", str(repository)]) == 1
+    assert check_plans.main(["gemma3", "--repository", str(repository)]) == 1
     lines = capsys.readouterr().err.splitlines()
     paths = [repository / f"gemma3-{step}" / "1" / "model.plan" for step in ("encoder", "pooling")]
     advice = "has not been built: run `python -m build.plans gemma3` on this machine, in this image"
@@ -247,11 +247,11 @@ def test_a_family_without_a_plan_takes_no_other_along(
 
 def test_families_of_other_runtimes_need_no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert plans.main(["minilm", "minilm-rerank", "--repository", str(ROOT / "model_repository")]) == 0
+    assert check_plans.main(["minilm", "minilm-rerank", "--repository", str(ROOT / "model_repository")]) == 0
 
 
 def test_unknown_families(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert plans.main(["none", "--repository", str(tmp_path)]) == 1
+    assert check_plans.main(["none", "--repository", str(tmp_path)]) == 1
     assert command.main(["none", "--repository", str(tmp_path)]) == 1
     sentence = f"error: no model 'none' in {tmp_path}: build it with `python -m build.make`\n"
     assert capsys.readouterr().err == 2 * sentence
