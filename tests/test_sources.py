@@ -347,7 +347,9 @@ def test_a_hub_that_is_down(machine: Machine) -> None:
 
 def test_no_network(machine: Machine) -> None:
     machine.endpoint = "http://127.0.0.1:9"
-    assert machine.refused().startswith(f"http://127.0.0.1:9 cannot be reached for {MODEL}")
+    said = machine.refused()
+    assert said.startswith(f"http://127.0.0.1:9 cannot be reached for {MODEL}")
+    assert "build the folder by MODEL=path/to/folder, or set HF_ENDPOINT" in said
 
 
 def test_a_cache_that_cannot_be_written(machine: Machine) -> None:
