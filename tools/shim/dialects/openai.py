@@ -11,7 +11,8 @@ from tools.shim.dialects.lengths import check_tokens, normalised
 from tools.shim.errors import GatewayError, bad_request
 from tools.shim.gateway import Gateway
 from tools.shim.residency.families import Task
-from tools.shim.residency.loader import ModelStatus, Residency
+from tools.shim.residency.loader import Residency
+from tools.shim.residency.tracked import ModelStatus
 from tools.shim.routes import Get, Post, Reply
 from tools.shim.served_model import ServedModel
 

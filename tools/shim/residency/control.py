@@ -9,7 +9,10 @@ beside the first: it is not called then.
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,21 @@ INDEX_SECONDS = 5.0
 """What Triton may take to say what it has loaded, and what that takes."""
 
 UNLOAD_SECONDS = 60.0
-"""After which a model that is still being unloaded counts as stuck."""
+"""Seconds after which a model that is still being unloaded counts as stuck."""
+
+LOAD_SECONDS = 900.0
+"""Seconds that a load may take."""
+
+DEATH_SECONDS = 5.0
+"""Seconds in which Triton notices that a process died while its model loads, unless it was very young."""
+
+STUCK = (
+    "a process of this model died while it loaded, or the load never ended. Triton cannot recover from that: "
+    "restart it, and read its log"
+)
+
+NO_MEMORY = ("memory", "alloc")
+"""Words by which engines say that there is no room."""
 
 MEMORY = "model_memory_bytes"
 """The metric of `build/steps/memory.py`."""
@@ -44,6 +61,10 @@ class Told:
     """(model, `process` or `gpu`) -> bytes that it holds, by its own count."""
     precisions: Mapping[str, str]
     """Model -> what it computes in, where that is decided when it is loaded."""
+
+
+class StuckError(Exception):
+    """Triton neither loads a family nor lets go of it."""
 
 
 class Control:
@@ -75,10 +96,45 @@ class Control:
         index = await self._client.get_model_repository_index(self._headers(), client_timeout=INDEX_SECONDS)
         return {model.name: model.state for model in index.models if model.state}
 
-    async def load(self, ensembles: Sequence[str]) -> None:
-        """Loads ensembles with their steps; raises InferenceServerException with Triton's reason."""
+    async def load(
+        self, ensembles: Sequence[str], steps: Sequence[str], lost: Collection[str]
+    ) -> dict[str, InferenceServerException]:
+        """Loads what it can of ensembles that share `steps`; returns why the others are not there.
+
+        What is there of them is unloaded before. Models whose process died while they are loaded come to be in
+        `lost`. Raises InferenceServerException with Triton's reason where no ensemble can be loaded, or memory is
+        lacking, and StuckError where Triton gives no reason.
+        """
+        models = (*ensembles, *steps)
+        until = time.monotonic() + LOAD_SECONDS
+        if states_of(await self.states(), models) & {"READY", "LOADING", "UNLOADING"}:
+            await self.unload(models)
+        load = asyncio.create_task(self._load(ensembles))
+        died = math.inf
+        try:
+            while not (await asyncio.wait((load,), timeout=0.5))[0]:
+                died = math.inf if {*lost}.isdisjoint(steps) else min(died, time.monotonic())
+                if time.monotonic() > min(until, died + DEATH_SECONDS):
+                    raise StuckError(STUCK)
+            return load.result()
+        except InferenceServerException:
+            with suppress(InferenceServerException):
+                await self.unload(models)
+            raise
+        finally:
+            load.cancel()
+
+    async def _load(self, ensembles: Sequence[str]) -> dict[str, InferenceServerException]:
+        errors: dict[str, InferenceServerException] = {}
         for name in ensembles:
-            await self._client.load_model(name, self._headers())
+            try:
+                await self._client.load_model(name, self._headers())
+            except InferenceServerException as error:
+                errors[name] = error
+        for known in errors.values():
+            if len(errors) == len(ensembles) or lacks_memory(known):
+                raise known
+        return errors
 
     async def unload(self, models: Sequence[str]) -> None:
         """Unloads ensembles and then their steps, and waits until nothing of them is left; what is not there is.
@@ -126,3 +182,8 @@ def is_missing(error: InferenceServerException) -> bool:
 def states_of(states: Mapping[str, str], models: Collection[str]) -> set[str]:
     """What Triton says of some models together; "" for those that it has never loaded."""
     return {states.get(name, "") for name in models}
+
+
+def lacks_memory(error: InferenceServerException) -> bool:
+    """Whether an engine says that there is no room."""
+    return any(word in str(error.message()) for word in NO_MEMORY)

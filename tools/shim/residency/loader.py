@@ -6,25 +6,21 @@ import asyncio
 import logging
 import math
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Literal, TypedDict
 
 from tritonclient.utils import InferenceServerException
 
 from tools.shim.errors import GatewayError, not_ready, overloaded, too_big
-from tools.shim.residency.control import Control, states_of
-from tools.shim.residency.families import Family, families, fingerprint, hint, keep_hint, shown
+from tools.shim.residency.control import Control, StuckError, lacks_memory, states_of
+from tools.shim.residency.families import Family, fingerprint, keep_hint, shown
 from tools.shim.residency.rules import (
     LOW,
     Drain,
-    FamilyUse,
     Keep,
     Load,
-    State,
     Unload,
     Wait,
     fits,
@@ -32,95 +28,24 @@ from tools.shim.residency.rules import (
     next_step,
     taken,
 )
+from tools.shim.residency.tracked import FAILED_SECONDS, ModelStatus, Tracked
 
 LOOK_SECONDS = 2.0
-"""Between two looks at what Triton has loaded, which others may do too, and at what that takes."""
+"""Seconds between two looks at what Triton has loaded, which others may do too, and at what that takes."""
 
 MOST_WAITING = 256
 """Calls that may wait for one family to be loaded."""
 
 EARLY_SECONDS = 0.5
-"""Before its deadline that a call is told that its model will not come in time."""
+"""Seconds before its deadline at which a call is told that its model will not come in time."""
 
 AWAY_SECONDS = 0.5
-"""After which a Triton is asked again that did not answer."""
-
-FAILED_SECONDS = (2.0, 60.0)
-"""After a load that failed until it may be tried again: at first, doubled each time, and at most."""
-
-LOAD_SECONDS = 900.0
-"""That a load may take."""
-
-DEATH_SECONDS = 5.0
-"""In which Triton notices that a process has died while its model is loaded, unless it was very young."""
-
-STUCK = (
-    "a process of this model died while it loaded, or the load never ended. Triton cannot recover from that: "
-    "restart it, and read its log"
-)
+"""Seconds after which a Triton is asked again that did not answer."""
 
 ATTEMPTS = 3
-"""Of loading a family that is built anew meanwhile."""
-
-NO_MEMORY = ("memory", "alloc")
-"""Words by which engines say that there is no room."""
-
-
-class StuckError(Exception):
-    """Triton neither loads a family nor lets go of it."""
-
+"""Times that a family is loaded which is built anew meanwhile."""
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Tracked(FamilyUse):
-    """A family with what the loader knows of it besides."""
-
-    build: str = ""
-    """Of which `size` and `peak` are."""
-    peak: int = 0
-    """The most bytes that it took."""
-    waiters: dict[asyncio.Future[None], float] = field(default_factory=dict)
-    """Calls that wait for it -> when each gives up."""
-    cause: str = ""
-    """Why it could not be loaded."""
-    failures: int = 0
-    """One after the other."""
-    failing: dict[str, str] = field(default_factory=dict)
-    """Ensembles of it that could not be loaded, where others could -> why."""
-    loads: int = 0
-    """Whoever asked for them: at the start it is Triton's command line."""
-    timed: int = 0
-    """Those of them that were asked for here."""
-    loading: float = 0.0
-    """Seconds that these took."""
-    evictions: Counter[str] = field(default_factory=Counter)
-    preload: bool = False
-    computes_in: str | None = None
-    """A precision, where its encoder tells one."""
-    was_unloaded: bool = False
-    """By request, and has not been there since."""
-
-
-class ModelStatus(TypedDict):
-    """What is known of a model in memory: of all together that share its steps."""
-
-    state: State
-    bytes: int
-    """That it takes, or would take."""
-    bytes_are: Literal["measured", "estimated"]
-    pinned: bool
-    seconds_since_call: float | None
-    calls_in_flight: int
-    waiting: int
-    """Calls that wait for it to be loaded."""
-    loads: int
-    load_seconds: float
-    """That the last one took."""
-    evictions: int
-    cause: str | None
-    """Why it could not be loaded."""
 
 
 class Residency:
@@ -151,7 +76,7 @@ class Residency:
         self._control = control
         self.repository = repository
         self._keep_alive = keep_alive
-        self.families = [self._tracked(family, preload, pinned, causes) for family in families]
+        self.families = [Tracked.of(repository, family, preload, pinned, causes) for family in families]
         self._of = {name: one for one in self.families for name in one.family.ensembles}
         self._changed = asyncio.Event()
         self._is_over = False
@@ -160,20 +85,6 @@ class Residency:
         self._looked = -math.inf
         self._worker: asyncio.Task[None] | None = None
         self._looking = asyncio.Lock()
-
-    def _tracked(
-        self, family: Family, preload: Collection[str], pinned: Collection[str], causes: Mapping[str, str]
-    ) -> Tracked:
-        known = hint(self.repository, family)
-        one = Tracked(family, known or family.estimate, known is not None)
-        one.build = fingerprint(self.repository, family)
-        one.pinned = not {*pinned}.isdisjoint(family.ensembles)
-        one.preload = one.pinned or not {*preload}.isdisjoint(family.ensembles)
-        one.failing = {name: causes[name] for name in family.ensembles if name in causes}
-        if len(one.failing) == len(family.ensembles):
-            one.cause, one.failing = one.failing[family.name], {}
-        one.wanted, one.asked = one.preload and not one.cause, time.monotonic()
-        return one
 
     async def __aenter__(self) -> Residency:
         await self._control.__aenter__()
@@ -274,21 +185,7 @@ class Residency:
 
     def describe(self, ensemble: str) -> ModelStatus:
         """A model's family, as operators want to know of it."""
-        one = self._of[ensemble]
-        now = time.monotonic()
-        return {
-            "state": "absent" if ensemble in one.failing else one.state,
-            "bytes": one.size,
-            "bytes_are": "measured" if one.is_measured else "estimated",
-            "pinned": one.pinned,
-            "seconds_since_call": round(now - one.used, 1) if one.used > 0 else None,
-            "calls_in_flight": one.calls,
-            "waiting": one.waiting,
-            "loads": one.loads,
-            "load_seconds": round(one.load_seconds, 2),
-            "evictions": sum(one.evictions.values()) - one.evictions["asked"],
-            "cause": one.failing.get(ensemble) or one.cause or None,
-        }
+        return self._of[ensemble].describe(ensemble)
 
     async def _wait(self, one: Tracked, seconds: float) -> None:
         """Waits until a family is loaded, and counts a call to it."""
@@ -296,9 +193,9 @@ class Residency:
         if self._away:
             raise not_ready(f"Triton cannot answer now: {self._away}")
         if one.state == "absent":
-            self._renew(one)
+            one.renew(self.repository)
             if now < one.retry:
-                raise self._failed(one)
+                raise one.failed()
             if not fits(one, self.families, self.budget):
                 raise self._too_big(one)
         if one.waiting >= MOST_WAITING:
@@ -329,50 +226,9 @@ class Residency:
         future.result()
 
     def _count(self, one: Tracked) -> None:
-        """Has the rules see who waits now."""
-        one.waiting, one.deadline = len(one.waiters), min(one.waiters.values(), default=math.inf)
-        if not one.waiters and not one.wanted:
-            one.asked = math.inf
+        """Has the rules see who waits now, and the worker look at them."""
+        one.count_waiters()
         self._changed.set()
-
-    def _renew(self, one: Tracked) -> str:
-        """Forgets what is known of an older build of a family that is not there; returns which one it is now."""
-        build = fingerprint(self.repository, one.family)
-        if build and build != one.build:
-            one.build = build
-            with suppress(ValueError):  # what it shares steps with has changed: the next start sees that
-                (one.family,) = families(self.repository, one.family.ensembles)
-            known = hint(self.repository, one.family)
-            one.size, one.peak, one.is_measured = known or one.family.estimate, 0, known is not None
-            if one.retry < math.inf:
-                one.retry, one.failures, one.cause = -math.inf, 0, ""
-        return build
-
-    def _grant(self, one: Tracked) -> None:
-        """Lets all in who wait for a family that is there."""
-        one.wanted, one.asked = False, math.inf
-        one.retry, one.failures, one.cause = -math.inf, 0, ""
-        for future in one.waiters:
-            if not future.done():
-                one.calls += 1
-                future.set_result(None)
-
-    def _give_up(self, one: Tracked) -> None:
-        """Turns all away who wait for a family that cannot be loaded."""
-        one.state, one.unwanted = "absent", False
-        self._turn_away(one, self._failed)
-        log.error("%s cannot be loaded: %s", one.family.name, one.cause)
-
-    def _turn_away(self, one: Tracked, why: Callable[[Tracked], GatewayError]) -> None:
-        """Ends the wait for a family that will not come."""
-        one.wanted, one.asked = False, math.inf
-        for future in one.waiters:
-            if not future.done():
-                future.set_exception(why(one))
-
-    def _failed(self, one: Tracked) -> GatewayError:
-        after = min(FAILED_SECONDS[1], one.retry - time.monotonic())
-        return not_ready(f"Triton cannot serve {one.family.name}: {one.cause}", after)
 
     def _seconds_to_load(self, one: Tracked) -> float:
         """Until a family may be there, by what those before it took the last time."""
@@ -424,7 +280,7 @@ class Residency:
                 one.state = "draining"
             case Keep(Tracked() as one):
                 one.state = "loaded"
-                self._grant(one)
+                one.grant()
             case Wait(seconds):
                 left = min(seconds, self._looked + LOOK_SECONDS - now)
                 changed = asyncio.create_task(self._changed.wait())
@@ -439,7 +295,7 @@ class Residency:
             is_asked = one.state == "absent" and (one.wanted or one.waiters)
             if is_asked and not fits(one, self.families, self.budget):
                 one.cause = self._too_big(one).message
-                self._turn_away(one, self._too_big)
+                one.turn_away(partial(self._too_big, one))
 
     async def _load(self, one: Tracked) -> None:
         started = time.monotonic()
@@ -454,29 +310,20 @@ class Residency:
                 await self._unload(victim, "memory")
                 await self._bring(one)
         except StuckError as error:
-            one.retry, one.cause = math.inf, str(error)
-            self._give_up(one)
+            one.fail(str(error), math.inf)
             return
         except Exception as error:
             one.failures += 1
             first, most = FAILED_SECONDS
-            one.retry = time.monotonic() + min(most, first * 2 ** (one.failures - 1))
-            one.cause = self._why(one.family.name, error)
-            self._give_up(one)
+            one.fail(self._why(one.family.name, error), min(most, first * 2 ** (one.failures - 1)))
             return
-        self._arrive(one)
+        one.arrive(self._keep_alive)
         one.load_seconds, one.timed = one.loaded - started, one.timed + 1
         one.loading += one.load_seconds
         with suppress(InferenceServerException):
             await self.look()
-        self._grant(one)
+        one.grant()
         log.info("%s: loaded in %.1f s, takes %s", one.family.name, one.load_seconds, shown(one.size))
-
-    def _arrive(self, one: Tracked) -> None:
-        """Notes that a family is there, from now on."""
-        one.state, one.loads, one.was_unloaded = "loaded", one.loads + 1, False
-        one.loaded = one.used = time.monotonic()
-        one.expires = one.used + self._keep_alive
 
     def _why(self, name: str, error: Exception) -> str:
         """What a load failed for."""
@@ -489,50 +336,21 @@ class Residency:
         return said
 
     async def _bring(self, one: Tracked) -> None:
-        """Has Triton load a family whole, as one build wrote it; raises InferenceServerException."""
-        models = (*one.family.ensembles, *one.family.steps)
+        """Has Triton load a family whole, as one build wrote it; raises as `Control.load` does."""
         for _ in range(ATTEMPTS):
-            until = time.monotonic() + LOAD_SECONDS
-            before = self._renew(one)
-            if states_of(await self._control.states(), models) & {"READY", "LOADING", "UNLOADING"}:
-                await self._control.unload(models)
-            load = asyncio.create_task(self._load_each(one))
-            died = math.inf
-            try:
-                while not (await asyncio.wait((load,), timeout=0.5))[0]:
-                    died = min(died, time.monotonic()) if self._lost(one) else math.inf
-                    if time.monotonic() > min(until, died + DEATH_SECONDS):
-                        raise StuckError(STUCK)
-                load.result()
-            except InferenceServerException:
-                with suppress(InferenceServerException):
-                    await self._control.unload(models)
-                raise
-            finally:
-                load.cancel()
+            before = one.renew(self.repository)
+            errors = await self._control.load(one.family.ensembles, one.family.steps, self._lost_models)
+            one.failing = {name: self._why(name, error) for name, error in errors.items()}
+            for name, cause in one.failing.items():
+                log.error("%s cannot be loaded: %s", name, cause)
             if fingerprint(self.repository, one.family) == before:
                 return
         raise InferenceServerException(f"{one.family.name} is being built again and again")
 
-    async def _load_each(self, one: Tracked) -> None:
-        """Has Triton load what it can of a family; raises InferenceServerException where that is nothing."""
-        errors: dict[str, InferenceServerException] = {}
-        for name in one.family.ensembles:
-            try:
-                await self._control.load([name])
-            except InferenceServerException as error:
-                errors[name] = error
-        for known in errors.values():
-            if len(errors) == len(one.family.ensembles) or lacks_memory(known):
-                raise known
-        one.failing = {name: self._why(name, error) for name, error in errors.items()}
-        for name, cause in one.failing.items():
-            log.error("%s cannot be loaded: %s", name, cause)
-
     async def _unload(self, one: Tracked, reason: str) -> None:
         one.state = "draining"
         try:
-            await self._control.unload((*one.family.ensembles, *one.family.steps))
+            await self._control.unload(one.models)
         except InferenceServerException as error:
             log.error("%s cannot be unloaded: %s", one.family.name, error.message())
             await asyncio.sleep(LOOK_SECONDS)  # it is looked at again
@@ -547,9 +365,6 @@ class Residency:
         log.info(
             "%s: unloaded (%s%s)", one.family.name, reason.replace("_", " "), numbers if reason == "memory" else ""
         )
-
-    def _lost(self, one: Tracked) -> bool:
-        return not {*self._lost_models}.isdisjoint(one.family.steps)
 
     async def look(self) -> None:
         """Sees what Triton has, whoever loaded or unloaded it, and what that takes.
@@ -568,26 +383,14 @@ class Residency:
                 if one.retry == math.inf and "LOADING" not in states_of(states, one.family.steps):
                     one.retry = -math.inf  # Triton has got over it, or is another one
                 if one.state == "absent" and is_there:
-                    self._renew(one)
-                    self._arrive(one)
-                    self._grant(one)
+                    one.renew(self.repository)
+                    one.arrive(self._keep_alive)
+                    one.grant()
                 elif one.state in ("loaded", "draining") and not is_there:
                     one.state, one.unwanted = "absent", False
                     one.wanted |= one.preload and not states  # Triton has been started again
                 if one.state != "absent":
-                    self._measure(one, told.memory)
+                    one.measure(told.memory)
                     one.computes_in = next(
                         (told.precisions[step] for step in one.family.steps if step in told.precisions), None
                     )
-
-    def _measure(self, one: Tracked, memory: Mapping[tuple[str, str], int]) -> None:
-        kind = "gpu" if one.family.on_gpu else "process"
-        sizes = [memory.get((step, kind), 0) for step in one.family.steps]
-        if sum(sizes) and (one.family.on_gpu or all(sizes)):
-            one.size, one.is_measured = sum(sizes), True
-            one.peak = max(one.peak, one.size)
-
-
-def lacks_memory(error: InferenceServerException) -> bool:
-    """Whether an engine says that there is no room."""
-    return any(word in str(error.message()) for word in NO_MEMORY)

@@ -21,10 +21,10 @@ from typing import Literal, TypeAlias, TypeVar
 from tools.shim.residency.families import Family
 
 RESIDENCE = 2.0
-"""Seconds."""
+"""Seconds that a family stays at least, once it is loaded."""
 
 LOW = 0.9
-"""Of the budget, to which it is emptied when it was passed."""
+"""Share of the budget down to which families go when it was passed."""
 
 State = Literal["absent", "loading", "loaded", "draining"]
 Reason = Literal["room", "turn", "memory", "keep_alive", "asked"]
@@ -36,32 +36,32 @@ class FamilyUse:
 
     family: Family
     size: int
-    """Bytes that it takes, or would."""
+    """Bytes that the family takes, or is estimated to take."""
     is_measured: bool = False
     pinned: bool = False
     state: State = "absent"
     calls: int = 0
-    """Under way."""
+    """Calls under way."""
     waiting: int = 0
-    """Calls that it has to be loaded for."""
+    """Calls that wait until it is loaded."""
     wanted: bool = False
-    """To be loaded, whether a call waits for it or not."""
+    """Whether it is to be loaded though no call waits for it."""
     unwanted: bool = False
-    """To be unloaded as soon as it is idle."""
+    """Whether it is to be unloaded as soon as it is idle."""
     asked: float = math.inf
-    """Since when somebody wants it."""
+    """Time since when somebody wants it."""
     deadline: float = math.inf
-    """When the first of those gives up."""
+    """Time when the first of its waiting calls gives up."""
     used: float = -math.inf
-    """When it was last called."""
+    """Time of its last call."""
     loaded: float = -math.inf
-    """Since when it is there."""
+    """Time since when it is there."""
     load_seconds: float = 0.0
-    """That its last load took."""
+    """Seconds that its last load took."""
     expires: float = math.inf
-    """When it goes, if nobody has called it since."""
+    """Time when it goes, if nobody has called it since."""
     retry: float = -math.inf
-    """When a load may be tried again that has failed."""
+    """Time when a load that failed may be tried again."""
 
     @property
     def settled(self) -> float:
