@@ -299,8 +299,8 @@ def test_what_is_unloaded_for_memory_is_said_with_numbers(tmp_path: Path) -> Non
     stack = Stack(tmp_path / "work", ["--repository", str(repository), "--memory", "60MB"]).start()
     try:
         sentence = r"minilm: unloaded \(memory: models took (\d+) MB of 60 MB, which --memory may raise\)"
-        until(lambda: bool(re.search(sentence, stack.greeting())), seconds=30)
-        (size,) = re.findall(sentence, stack.greeting())
+        until(lambda: bool(re.search(sentence, stack.said())), seconds=30)
+        (size,) = re.findall(sentence, stack.said())
         refused = stack.post("embed", "/embed", {"texts": ["a"]})
         assert refused.status == 507
         assert refused.json()["error"].startswith(f"minilm takes {size} MB; of the 60 MB for models")
