@@ -134,7 +134,8 @@ def main() -> int:
         noise = machine.noise(start, seconds(sides) - used)
         results = [side.results(noise) for side in sides]
     for side, seen in zip(sides, results, strict=True):
-        print(f"\n{side.name}\n\n{shell_table(seen)}")
+        name = [side.name] if options.beside else []
+        print("\n\n".join(["", *name, shell_table(seen)]).removeprefix("\n"))
     for sentence in machine.warnings(noise):
         print(sentence)
     if not options.quick and not options.beside and options.model == SHELL.name:
