@@ -38,6 +38,8 @@ setup: .venv/$(LOCK).lock $(EXTRAS:%=.venv/%.lock) ## Install what building and 
 build: setup ## Fill model_repository/ (MODEL=name or folder, CHAT=1, DOCUMENTS=1, RUNTIME=, PRECISION=)
 	@$(VENV)/python -m build.make $(FAMILIES) $(RUNTIME:%=--runtime %) $(PRECISION:%=--precision %)
 
+# As they were typed, for the advice of the command.
+serve: export TYPED := $(strip $(foreach name,PYTHON MODEL CHAT DOCUMENTS RUNTIME PRECISION,$(if $(filter command,$(origin $(name))),$(name)="$($(name))")))
 serve: setup ## Serve on this machine: Triton and the gateway (CHAT=1, DOCUMENTS=1; ARGS="--help" lists the options)
 	@$(VENV)/python -m tools.serve --check $(ARGS)
 ifeq ($(filter -h --help,$(ARGS)),)

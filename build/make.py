@@ -115,7 +115,9 @@ def main(arguments: list[str] | None = None) -> int:
             model, own = as_before(named, options)
             entry = entry_of(model, own)
             runtime = own_runtime(entry, own.precision) if own.runtime == AUTO else own.runtime
-            asked = {"model": model, **asked_of(own)} if asked_of(own) else {}
+            # A folder by its whole path: it is looked for from anywhere.
+            source = str(Path(model).resolve()) if Path(model).is_dir() else model
+            asked = {"model": source, **asked_of(own)} if asked_of(own) else {}
             try:
                 build_one(entry, runtime, own, asked)
             except UnsupportedRuntimeError:
@@ -140,7 +142,7 @@ def as_before(model: str, options: argparse.Namespace) -> tuple[str, argparse.Na
     """What to build and how: by the options of its last build, where none are given to a family that is there."""
     said = {}
     if not asked_of(options):
-        said = family.recorded(options.repository, catalog.served_name(model)).get("asked", {})
+        said = family.recorded(options.repository, catalog.served_name(model), "asked")
     source = said.pop("model", model)
     is_family = not Path(model).is_dir() and "/" not in model and model not in catalog.names()
     if not said or not (is_family or same_source(source, model)):
@@ -242,7 +244,7 @@ def build_one(entry: CatalogEntry, runtime: str, options: argparse.Namespace, as
     """Builds one catalog entry, as was `asked`, and says what came of it."""
     started = time.monotonic()
     target, repository = Target.of(runtime, options.precision, entry.precisions, entry.name), options.repository
-    before = family.recorded(repository, entry.name).get("inputs", {})
+    before = family.recorded(repository, entry.name, "inputs")
     if family.build(entry, target, repository, CACHE, asked):
         now, was = (
             f"{target.runtime} in {target.precision}",

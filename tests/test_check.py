@@ -215,6 +215,10 @@ def test_the_command_checks_what_is_there(tmp_path: Path) -> None:
     assert checked("none").stderr.startswith(f"no model 'none' in {tmp_path}: ")
     graph = tmp_path / "bert-cls-encoder" / "1" / "model.onnx"
     graph.write_bytes(graph.read_bytes()[:5000])
+    assert checked("bert-cls").stderr.endswith("is not what was built: build bert-cls again\n")
+    (tmp_path / "bert-cls" / "build.json").write_text("{")
+    assert checked("bert-cls").stderr.endswith("build.json is not what was built: build bert-cls again\n")
+    (tmp_path / "bert-cls" / "build.json").unlink()
     # Before it, the engine writes what it thinks.
     sentence = checked("bert-cls").stderr.splitlines()[-1]
     assert sentence.startswith("bert-cls-encoder cannot be run by OpenVINO: ")

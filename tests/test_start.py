@@ -69,7 +69,8 @@ def test_make_looks_at_the_ports_before_it_builds(listeners: list[int]) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode
     assert f"something listens on port {listeners[0]} (--http-port) already" in done.stderr
-    assert "nonsense" not in done.stderr
+    assert 'make serve MODEL="nonsense" ARGS="--http-port ' in done.stderr
+    assert "catalog" not in done.stderr
 
 
 def test_a_port_twice() -> None:

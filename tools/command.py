@@ -109,9 +109,9 @@ def ending(status: int) -> str:
     """How a process ended, by its status as `subprocess` has it."""
     if status >= 0:
         return f"exited with status {status}"
-    number = signal.Signals(-status)
-    memory = "; dmesg says whether memory ran out" if number == signal.SIGKILL else ""
-    return f"was killed ({number.name}{memory})"
+    known = [number.name for number in signal.Signals if number == -status]
+    memory = "; dmesg says whether memory ran out" if -status == signal.SIGKILL else ""
+    return f"was killed ({known[0] if known else f'signal {-status}'}{memory})"
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -166,7 +166,7 @@ def add_gateway_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--drain-delay",
-        type=float,
+        type=delay,
         metavar="SECONDS",
         default=0.0,
         help="when told to stop, go on for so long with /health 503, until load balancers have seen that",
@@ -245,6 +245,11 @@ def seconds(words: str) -> float:
     if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"{words!r} is no number of seconds above 0")
     return number
+
+
+def delay(words: str) -> float:
+    """A time that may be none."""
+    return 0.0 if words in ("0", "0.0") else seconds(words)
 
 
 def workers(words: str) -> int:

@@ -7,7 +7,7 @@ import errno
 import socket
 from collections.abc import Callable, Collection
 
-from tools.command import ServerError
+from tools.command import CHAT_PORT, ServerError
 
 
 def check_ports(options: argparse.Namespace, again: Callable[[str], str]) -> None:
@@ -29,9 +29,10 @@ def check_ports(options: argparse.Namespace, again: Callable[[str], str]) -> Non
             if problem != errno.EADDRINUSE:
                 raise ServerError(unusable(problem, place, host, name, port))
             taken.append(f"{port} ({option(name)})")
-            other = next_free(host, port, named)
-            named[other] = name
-            free.append(f"{option(name)} {other}")
+            # The chat port may be asked for later.
+            if other := next_free(host, port, {*named, CHAT_PORT}):
+                named[other] = name
+                free.append(f"{option(name)} {other}")
     if taken:
         ports = "port" if len(taken) == 1 else "ports"
         raise ServerError(
@@ -71,6 +72,7 @@ def unusable(problem: int, place: str, host: str, name: str, port: int) -> str:
     return f"port {port} cannot be used ({errno.errorcode[problem]}): choose another with {option(name)}"
 
 
-def next_free(host: str, port: int, named: Collection[int]) -> int:
-    """The next port that nobody has and none of the options names."""
-    return next(other for other in range(port + 1, 2**16) if other not in named and not why_not(host, other))
+def next_free(host: str, port: int, named: Collection[int]) -> int | None:
+    """The next port that nobody has and none of the options names, if there is one."""
+    others = (other for other in range(port + 1, 2**16) if other not in named and not why_not(host, other))
+    return next(others, None)

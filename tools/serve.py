@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import shlex
 import sys
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
@@ -51,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(given)
     kept = shlex.join(word for word in given if word != "--check")
-    return run(partial(serve, options, lambda more: f'make serve ARGS="{f"{kept} {more}".strip()}"'))
+    typed = f"{os.environ['TYPED']} " if os.environ.get("TYPED") else ""  # by make
+    return run(partial(serve, options, lambda more: f'make serve {typed}ARGS="{f"{kept} {more}".strip()}"'))
 
 
 async def serve(options: argparse.Namespace, again: Callable[[str], str], stop: asyncio.Event) -> None:

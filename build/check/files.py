@@ -17,7 +17,11 @@ def check_files(repository: Path, family: str) -> None:
     record = repository / family / "build.json"
     if not record.exists():
         return
-    for name, expected in json.loads(record.read_bytes())["outputs"].items():
+    try:
+        outputs = json.loads(record.read_bytes())["outputs"].items()
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise BuildError(f"{record} is not what was built: build {family} again") from None
+    for name, expected in outputs:
         file = repository / name
         if not file.is_file() or sha256(file) != expected:
             raise BuildError(f"{file} is not what was built: build {family} again")

@@ -252,11 +252,11 @@ def _is_current(model_repository: Path, family: str, inputs: dict[str, Any]) -> 
         return False
 
 
-def recorded(model_repository: Path, family: str) -> dict[str, Any]:
-    """The record of the family's last build; empty where there is none that can be read."""
+def recorded(model_repository: Path, family: str, part: str) -> dict[str, Any]:
+    """A part of the record of the family's last build; empty where there is none that can be read."""
     try:
-        return dict(json.loads((model_repository / family / RECORD).read_bytes()))
-    except (OSError, ValueError, TypeError):
+        return dict(json.loads((model_repository / family / RECORD).read_bytes())[part])
+    except (OSError, ValueError, TypeError, LookupError):
         return {}
 
 
@@ -280,4 +280,4 @@ def _put_in_place(aside: Path, model_repository: Path, family: str) -> None:
 
 def _models(model_repository: Path, family: str) -> set[str]:
     """The models that the family had when it was built last."""
-    return {Path(name).parts[0] for name in recorded(model_repository, family).get("outputs", ())}
+    return {Path(name).parts[0] for name in recorded(model_repository, family, "outputs")}

@@ -28,7 +28,7 @@ COLLECTED_OBJECTS = 10_000
 LAST_SECONDS = 2.0
 """After the deadline of the last call under way, for the answer that it has passed."""
 
-FAILED_SECONDS = 5.0
+FAILED_SECONDS = 30.0
 """For calls under way to be told that their Triton is gone."""
 
 AT_ONCE_SECONDS = 0.1

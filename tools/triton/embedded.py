@@ -190,7 +190,7 @@ class EmbeddedTriton:
                     stubs.go_on()
             if stubs.lost.done():
                 death = stubs.lost.result()
-                if death.status >= 0 and not death.stopped:
+                if death.instance and death.status >= 0 and not death.stopped:
                     await asyncio.wait((exited,), timeout=DYING_SECONDS)
                 if not exited.done():
                     self._process.kill()

@@ -37,8 +37,8 @@ class Death:
 
     @property
     def model(self) -> str:
-        """Name of the model whose process it was."""
-        return self.instance.rsplit("_", 2)[0]
+        """Name of the model whose process it was, or what there is to say in its place."""
+        return self.instance.rsplit("_", 2)[0] or "a model"
 
     @property
     def how(self) -> str:

@@ -66,9 +66,12 @@ class Plan:
             if not set(preload).isdisjoint(family.ensembles) and sizes[family] <= left:
                 left -= sizes[family]
                 start += family.ensembles
-        if options.memory and not start:
+        if options.memory and preload and not start:
+            least = min(
+                (one for one in found if not set(preload).isdisjoint(one.ensembles)), key=sizes.__getitem__
+            )
             raise ServerError(
-                f"{found[0].name} takes {shown(sizes[found[0]])}, and --memory gives models {shown(budget)}: give "
+                f"{least.name} takes {shown(sizes[least])}, and --memory gives models {shown(budget)}: give "
                 "them more, or build it in a smaller precision"
             )
         start = start or list(found[0].ensembles)
