@@ -337,7 +337,7 @@ def test_a_model_is_unloaded_under_load_and_loaded_again(own_stack: Stack) -> No
         assert own_stack.rerank("the other model", ["goes on"])["order"] == [0]
     assert own_stack.get("embed", "/health").status == 200
     (row,) = (row for row in own_stack.get("embed", "/models").json()["models"] if row["name"] == "minilm")
-    assert row["loads"] == 2
+    assert row["loads"] == 3  # the first at the start
 
 
 def can_mount() -> bool:
