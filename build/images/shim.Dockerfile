@@ -9,7 +9,7 @@ RUN python3 -m venv /opt/venv \
 
 FROM ${BASE}
 COPY --from=packages /opt/venv /opt/venv
-COPY build/__init__.py build/config.py build/errors.py build/gpu.py build/memory.py /app/build/
+COPY build/__init__.py build/config.py build/errors.py build/gpu.py build/memory.py build/tasks.py /app/build/
 COPY tools/__init__.py tools/access.py tools/command.py tools/direct.py tools/ports.py /app/tools/
 COPY tools/shim /app/tools/shim
 WORKDIR /app

@@ -19,6 +19,7 @@ from build.sources.checkpoint import METADATA, SPLADE, Checkpoint
 from build.sources.files import COLBERT_LINEAR, gguf_file, is_listed, own_file, sha256
 from build.sources.labels import labels
 from build.sources.vocabularies import VOCABULARIES
+from build.tasks import Task
 
 
 def obtain(entry: CatalogEntry, cache: Path, exported: str | None = None) -> Checkpoint:
@@ -43,7 +44,7 @@ def obtain(entry: CatalogEntry, cache: Path, exported: str | None = None) -> Che
     return Checkpoint(folder)
 
 
-def describe(source: Path | Hub, name: str, task: str | None = None) -> CatalogEntry:
+def describe(source: Path | Hub, name: str, task: Task | None = None) -> CatalogEntry:
     """A catalog entry for a checkpoint that the catalog does not know: a folder, or a repository of the Hub.
 
     Its own files say what it is for, unless a `task` is given.
@@ -57,7 +58,7 @@ def describe(source: Path | Hub, name: str, task: str | None = None) -> CatalogE
     return CatalogEntry(name, title, tasks_of(Checkpoint(folder), task), source, files)
 
 
-def tasks_of(checkpoint: Checkpoint, task: str | None = None) -> tuple[str, ...]:
+def tasks_of(checkpoint: Checkpoint, task: Task | None = None) -> tuple[Task, ...]:
     """All that a checkpoint is for, by its own files or as asked; raises BuildError where they do not say."""
     has_head = is_listed(checkpoint.transformer / f"{COLBERT_LINEAR}.safetensors")
     if task is None and gguf_file(checkpoint.folder):
@@ -67,14 +68,14 @@ def tasks_of(checkpoint: Checkpoint, task: str | None = None) -> tuple[str, ...]
     return (task or task_of(checkpoint),)
 
 
-PICTURES = {"ForObjectDetection": "layout", "ForImageClassification": "picture"}
+PICTURES: dict[str, Task] = {"ForObjectDetection": "layout", "ForImageClassification": "picture"}
 """How classes end of what looks at pictures -> what it is for."""
 
 ASKED = "Qwen3ForSequenceClassification"
 """What Qwen3-Reranker is converted to, and other classifiers are of."""
 
 
-def task_of(checkpoint: Checkpoint) -> str:
+def task_of(checkpoint: Checkpoint) -> Task:
     """What a checkpoint is for, by its own files, one of TASKS; raises BuildError where they do not say."""
     if SPLADE in [module.kind for module in checkpoint.modules]:
         return "embed_sparse"

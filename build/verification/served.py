@@ -13,7 +13,7 @@ from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
 
 from build.errors import BuildError
-from build.tasks import TASKS
+from build.tasks import TASKS, Task
 from build.verification.references.loading import Pair
 from tools.direct import channel_options
 
@@ -21,7 +21,7 @@ REQUEST = 8
 """Texts in one request."""
 CLIENTS = 8
 """Requests at once."""
-VERIFIED = ("rerank", "classify", "embed_all", "embed_sparse", "embed")
+VERIFIED: tuple[Task, ...] = ("rerank", "classify", "embed_all", "embed_sparse", "embed")
 """Tasks that have a reference."""
 FILLING = {"indices": -1}
 """What shorter rows of an output are filled up with, where it is not 0."""

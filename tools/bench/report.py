@@ -171,7 +171,7 @@ def front_sentences(results: Results, peers: Results) -> str:
         f"{busy:.0%} with 64 clients and {large:.0%} in large calls.",
         *(f"N{warning[1:]}." for warning in machine.warnings(peers.noise)),
     ]
-    return "\n".join(textwrap.wrap(" ".join(said), 115, break_on_hyphens=False))
+    return paragraph(said)
 
 
 def table(results: Results) -> str:
@@ -211,7 +211,7 @@ def sentences(results: Results) -> str:
         f"{results.memory['weights_mib']} MiB are weights.",
         *(f"N{warning[1:]}." for warning in machine.warnings(results.noise)),
     ]
-    return "\n".join(textwrap.wrap(" ".join(said), 115, break_on_hyphens=False))
+    return paragraph(said)
 
 
 def peers_sentences(peers: Results) -> str:
@@ -226,7 +226,7 @@ def peers_sentences(peers: Results) -> str:
         *(f"{way} was not measured: {peer.missing}." for way, peer in peers.peers.items() if peer.missing),
         *(f"N{warning[1:]}." for warning in machine.warnings(peers.noise)),
     ]
-    return "\n".join(textwrap.wrap(" ".join(said), 115, break_on_hyphens=False))
+    return paragraph(said)
 
 
 def backfill_sentences(backfill: dict[str, Any]) -> str:
@@ -240,7 +240,7 @@ def backfill_sentences(backfill: dict[str, Any]) -> str:
         f"At the end it is {resident[-1]} MiB.",
         *(f"N{warning[1:]}." for warning in machine.warnings(backfill["noise"])),
     ]
-    return "\n".join(textwrap.wrap(" ".join(said), 115, break_on_hyphens=False))
+    return paragraph(said)
 
 
 def residency_sentences(residency: dict[str, Any]) -> str:
@@ -257,7 +257,7 @@ def residency_sentences(residency: dict[str, Any]) -> str:
         f"taken. A call of a loaded model took {hits['p50_ms']:.0f} ms (p50) or {hits['p99_ms']:.0f} ms (p99).",
         f"One that waited for its model took {misses['p50_ms'] / 1000:.1f} s or {misses['p99_ms'] / 1000:.1f} s.",
     ]
-    return "\n".join(textwrap.wrap(" ".join(said), 115, break_on_hyphens=False))
+    return paragraph(said)
 
 
 def full_table(results: Results) -> str:
@@ -308,7 +308,7 @@ def sizing_sentences(results: Results) -> str:
         f"That is what {busy[0]:.0f} cores compute, or {busy[1]:.0f}. This is reckoned",
         f"from {cores} cores: more have not been measured.",
     ]
-    return "\n".join(textwrap.wrap(" ".join(said), 115, break_on_hyphens=False))
+    return paragraph(said)
 
 
 def shell_table(results: Results, keys: Sequence[tuple[str, int, int]] = ()) -> str:
@@ -335,7 +335,7 @@ def shell_sentences(results: Results) -> str:
         f"{medians(results)} on {results.machine['cpu']}.",
         *(f"N{warning[1:]}." for warning in machine.warnings(results.noise)),
     ]
-    return "\n".join(textwrap.wrap(" ".join(said), 115, break_on_hyphens=False))
+    return paragraph(said)
 
 
 def medians(results: Results) -> str:
@@ -373,6 +373,11 @@ def title(one: Measurement) -> str:
     clients = "1 client" if one.clients == 1 else f"{one.clients} clients"
     texts = f", {one.texts_per_call} texts a call" if one.texts_per_call > 1 else ""
     return f"{way}, {clients}{texts}"
+
+
+def paragraph(sentences: Sequence[str]) -> str:
+    """Sentences as lines of a page."""
+    return "\n".join(textwrap.wrap(" ".join(sentences), 115, break_on_hyphens=False))
 
 
 if __name__ == "__main__":

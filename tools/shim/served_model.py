@@ -10,7 +10,8 @@ from typing import get_args
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from build.errors import BuildError
-from tools.shim.residency.families import Task, steps_of, task_of
+from build.tasks import Task
+from tools.shim.residency.families import steps_of, task_of
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,11 @@ from tritonclient.utils import InferenceServerException
 
 from build.config import read_config
 from build.errors import BuildError
+from build.tasks import DOCUMENT_TASKS, Task
 from tools.direct import channel_options
 from tools.shim.errors import GatewayError, has_gone, is_dead_step, not_ready, quoted, unknown_model
 from tools.shim.residency.control import is_missing
-from tools.shim.residency.families import DOCUMENTS, Task, is_built, space, steps_of
+from tools.shim.residency.families import is_built, space, steps_of
 from tools.shim.residency.loader import Residency
 from tools.shim.served_model import Absent, ServedModel
 from tools.shim.wire import arrays, asked_of, failure, packed, unpadded
@@ -326,7 +327,7 @@ class Upstream:
             if name not in self._models:
                 self._models[name] = await self._describe(name)
             task = self._models[name].task
-            if task in DOCUMENTS:
+            if task in DOCUMENT_TASKS:
                 await self._check_ready(name)
             elif task == "generate":
                 async for _ in self.generate(name, PROBE, PROBE_SECONDS):

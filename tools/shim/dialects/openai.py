@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypedDict
 
+from build.tasks import Task
 from tools.shim.body import Positive, Text, Vector
 from tools.shim.dialects.encodings import Encoding, encoded
 from tools.shim.dialects.lengths import check_tokens, normalised
 from tools.shim.errors import GatewayError, bad_request
 from tools.shim.gateway import Gateway
-from tools.shim.residency.families import Task
 from tools.shim.residency.loader import Residency
 from tools.shim.residency.tracked import ModelStatus
 from tools.shim.routes import Get, Post, Reply

@@ -16,12 +16,12 @@ from typing import Any, Literal, TypedDict, get_args
 import numpy as np
 import orjson
 
+from build.tasks import Task
 from tools.shim.body import MAX_ITEMS, Lenient, Positive, Query, Text, Vector
 from tools.shim.dialects.lengths import normalised
 from tools.shim.dialects.openai import refuse_token_ids
 from tools.shim.errors import GatewayError, bad_request
 from tools.shim.gateway import Gateway
-from tools.shim.residency.families import Task
 from tools.shim.routes import Get, Post, Reply
 
 Side = Literal["Left", "left", "Right", "right"]

@@ -12,30 +12,15 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
 from build import gpu
 from build.config import read_config
 from build.errors import BuildError
+from build.tasks import DOCUMENT_TASKS, TASKS, Task
 
-Task = Literal["embed", "embed_all", "embed_sparse", "rerank", "classify", "generate", "ocr", "layout", "picture"]
-
-DOCUMENTS = frozenset[Task](("ocr", "layout", "picture"))
-"""Tasks of models that callers ask Triton for themselves, past the gateway, which loads and unloads them."""
-
-GIVES: dict[str, Task] = {
-    "embeddings": "embed",
-    "token_embeddings": "embed_all",
-    "indices": "embed_sparse",
-    "score": "rerank",
-    "probabilities": "classify",
-    "text_output": "generate",
-    "txts": "ocr",
-    "labels": "layout",
-    "logits": "picture",
-}
+GIVES: dict[str, Task] = {result.output: task for task, result in (TASKS | DOCUMENT_TASKS).items()}
 """Output of a model that is called -> what it is for."""
 
 PROCESS = 40 << 20

@@ -8,15 +8,15 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 from build import gpu
 from build.config import read_config
 from build.errors import BuildError
 from build.memory import free_memory, total_memory
+from build.tasks import DOCUMENT_TASKS, TASKS, Task
 from tools.command import DEFAULT_MODELS, ServerError, check_models
 from tools.shim.residency.control import Control
-from tools.shim.residency.families import DOCUMENTS, Family, Task, ensembles, families, hint, shown, task_of
+from tools.shim.residency.families import Family, ensembles, families, hint, shown, task_of
 from tools.shim.residency.loader import Residency
 
 SHARE = 0.9
@@ -47,7 +47,7 @@ class Plan:
         if models is None:
             there = built(repository)
             # Documents and answers are only where they are asked for.
-            tasks = [task for task in get_args(Task) if task not in (*DOCUMENTS, "generate")]
+            tasks = [task for task in TASKS if task != "generate"]
             of_tasks = ([name for name in there if task_in(repository, name) == task] for task in tasks)
             preload = first or [names[0] for names in of_tasks if names]
             models = list(dict.fromkeys((*preload, *there)))
@@ -62,21 +62,20 @@ class Plan:
         sizes = {family: hint(repository, family) or family.estimate for family in found}
         start: list[str] = []
         left = budget
-        for family in found:
-            if not set(preload).isdisjoint(family.ensembles) and sizes[family] <= left:
+        wanted = [family for family in found if not set(preload).isdisjoint(family.ensembles)]
+        for family in wanted:
+            if sizes[family] <= left:
                 left -= sizes[family]
                 start += family.ensembles
-        if options.memory and preload and not start:
-            least = min(
-                (one for one in found if not set(preload).isdisjoint(one.ensembles)), key=sizes.__getitem__
-            )
+        if options.memory and wanted and not start:
+            least = min(wanted, key=sizes.__getitem__)
             raise ServerError(
                 f"{least.name} takes {shown(sizes[least])}, and --memory gives models {shown(budget)}: give "
                 "them more, or build it in a smaller precision"
             )
         start = start or list(found[0].ensembles)
         # Nobody here sees when those are called, so they do not make room for others by themselves.
-        documents = [name for name in preload if task_in(repository, name) in DOCUMENTS]
+        documents = [name for name in preload if task_in(repository, name) in DOCUMENT_TASKS]
         pinned = [*options.pin, *documents]
         return cls(repository, models, start, found, preload, pinned, budget, options.keep_alive)
 
@@ -144,7 +143,7 @@ def defaults(repository: Path, models: Sequence[str]) -> dict[Task, str]:
     """Task -> the one of `models` that answers its calls without a model's name: the first."""
     tasks = {name: task_in(repository, name) for name in reversed(models)}
     first = {task: name for name, task in tasks.items()}
-    return {task: first[task] for task in get_args(Task) if task in first and task not in DOCUMENTS}
+    return {task: first[task] for task in TASKS if task in first}
 
 
 def task_in(repository: Path, model: str) -> Task | None:
