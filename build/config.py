@@ -31,3 +31,8 @@ def read_config(repository: Path, model: str) -> ModelConfig:
 def runtime_of(config: ModelConfig) -> str:
     """The runtime of a model: its parameter `runtime`, or else the name of its Triton backend."""
     return str(config.parameters["runtime"].string_value or config.backend)
+
+
+def is_called(config: ModelConfig) -> bool:
+    """Whether callers name a model: it is an ensemble or writes text, and no step of one."""
+    return config.platform == "ensemble" or bool(config.model_transaction_policy.decoupled)

@@ -43,16 +43,19 @@ ALLOWED = {
     "tools.command",
     "tools.access": "",
     "tools.direct": "",
-    "tools.command": "tools.access",
+    "tools.option_types": "",
+    "tools.command": "tools.access tools.option_types",
     "tools.ports": "tools.command",
+    "tools.repository": "build.config build.errors tools.command",
     "tools.preflight": "build.gpu",
     "tools.alive": "tools.access tools.command tools.direct",
     "tools.check_plans": "build.config build.errors build.plans",
     "tools.tritonserver": "tools.access tools.check_plans tools.command",
     # The gateway is an image of its own, with what reads a model's configuration of the builder.
     "tools.shim": "build.config build.errors build.gpu build.memory build.tasks tools.access tools.command "
-    "tools.direct tools.ports",
-    "tools.triton": "build.config build.errors build.gpu tools.access tools.command tools.ports tools.preflight",
+    "tools.direct tools.ports tools.repository",
+    "tools.triton": "build.config build.errors build.gpu tools.access tools.command tools.ports tools.preflight "
+    "tools.repository",
     "tools.serve": "build.catalog build.tasks tools.access tools.command tools.direct tools.ports tools.shim "
     "tools.triton",
     "tools.deploy": "build.gpu tools.command tools.direct",

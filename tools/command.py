@@ -8,16 +8,15 @@ import ctypes
 import logging
 import math
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from tools.access import restrictions
+from tools.option_types import alias, delay, port, repository, seconds, size, trace_url, workers
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT_SECONDS = 120.0
@@ -26,15 +25,10 @@ TRITON_DRAIN_SECONDS = 10
 
 
 LOOPBACK = "127.0.0.1"
-MOST_WORKERS = 64
-MOST_PORT = 65535
 PR_SET_PDEATHSIG = 1
 
 DEAD_STEP = "is not healthy"
 """What Triton says of a Python backend's process that has died."""
-
-CALLED = re.compile(r'platform: "ensemble"|decoupled: true')
-"""In the configuration of a model that is called, and no step of one."""
 
 DEFAULT_MODELS = ["minilm", "minilm-rerank"]
 
@@ -229,60 +223,6 @@ def add_residency_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def port(words: str) -> int:
-    """Where to listen."""
-    if not (words.isascii() and words.isdecimal() and 1 <= int(words) <= MOST_PORT):
-        raise argparse.ArgumentTypeError(f"{words!r} is no port from 1 to {MOST_PORT}")
-    return int(words)
-
-
-def seconds(words: str) -> float:
-    """A time that passes."""
-    if not 0 < (number := _number(words)) < math.inf:
-        raise argparse.ArgumentTypeError(f"{words!r} is no number of seconds above 0")
-    return number
-
-
-def delay(words: str) -> float:
-    """A time that may be none."""
-    if not 0 <= (number := _number(words)) < math.inf:
-        raise argparse.ArgumentTypeError(f"{words!r} is no number of seconds from 0")
-    return number
-
-
-def _number(words: str) -> float:
-    """NaN where it is none."""
-    try:
-        return float(words)
-    except ValueError:
-        return math.nan
-
-
-def workers(words: str) -> int:
-    """How many processes."""
-    if not (words.isascii() and words.isdecimal() and 1 <= int(words) <= MOST_WORKERS):
-        raise argparse.ArgumentTypeError(f"{words!r} is no number of processes from 1 to {MOST_WORKERS}")
-    return int(words)
-
-
-def size(words: str) -> int:
-    """Bytes, said as 12GB, 500MB or 8GiB."""
-    found = re.fullmatch(r"([0-9.]+) ?([KMGT])(i?)B?", words, re.IGNORECASE)
-    try:
-        number, unit, binary = found.groups() if found else ("", "", "")
-        return int(float(number) * (1024 if binary else 1000) ** (1 + "KMGT".index(unit.upper())))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{words!r} is no size such as 12GB or 500MB") from None
-
-
-def alias(pair: str) -> str:
-    """A pair of a name and a model."""
-    name, _, model = pair.rpartition("=")
-    if not name or not model:
-        raise argparse.ArgumentTypeError(f"{pair!r} is not NAME=MODEL, such as text-embedding-3-small=minilm")
-    return pair
-
-
 def aliases(options: argparse.Namespace) -> dict[str, str]:
     """Names that callers may give to models; raises ServerError where the model is not served."""
     found = {}
@@ -352,19 +292,6 @@ def add_triton_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def repository(place: str) -> Path | str:
-    """A folder, or a URL, which Triton alone can read."""
-    return place if "://" in place else Path(place)
-
-
-def trace_url(value: str) -> str:
-    """The URL of a collector, or "" for none."""
-    parts = urlsplit(value)
-    if value and not (parts.scheme in ("http", "https") and parts.netloc):
-        raise argparse.ArgumentTypeError(f"{value!r} is not a URL such as http://localhost:4318/v1/traces")
-    return value
-
-
 def switches(options: argparse.Namespace) -> list[str]:
     """What the command line switches on in tritonserver: response cache, tracing, the age of connections."""
     cache = [f"--cache-config=local,size={options.cache_mb << 20}"] if options.cache_mb else []
@@ -404,16 +331,6 @@ def server_arguments(
         *restrictions(secret),
         *switched_on,
     ]
-
-
-def check_models(repository: Path, models: Sequence[str]) -> None:
-    """Raises ServerError when a model is not in the repository; it names those there that callers may name."""
-    there = {path.parent.name: path for path in sorted(repository.glob("*/config.pbtxt"))}
-    for name in models:
-        if name not in there:
-            whole = [one for one, path in there.items() if CALLED.search(path.read_text(errors="replace"))]
-            has = ", ".join(whole) or "no models"
-            raise ServerError(f"no model {name!r} in {repository}, which has {has}: run `make build MODEL={name}`")
 
 
 def check_encoder_settings() -> None:

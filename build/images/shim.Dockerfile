@@ -10,7 +10,8 @@ RUN python3 -m venv /opt/venv \
 FROM ${BASE}
 COPY --from=packages /opt/venv /opt/venv
 COPY build/__init__.py build/config.py build/errors.py build/gpu.py build/memory.py build/tasks.py /app/build/
-COPY tools/__init__.py tools/access.py tools/command.py tools/direct.py tools/ports.py /app/tools/
+COPY tools/__init__.py tools/access.py tools/command.py tools/direct.py tools/option_types.py tools/ports.py \
+    tools/repository.py /app/tools/
 COPY tools/shim /app/tools/shim
 WORKDIR /app
 ENV PATH=/opt/venv/bin:${PATH} HOME=/tmp PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1

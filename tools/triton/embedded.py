@@ -27,11 +27,11 @@ from tools.command import (
     TRITON_DRAIN_SECONDS,
     Ports,
     ServerError,
-    check_models,
     die_with_parent,
     ending,
     server_arguments,
 )
+from tools.repository import check_models
 from tools.triton import wheel
 from tools.triton.stubs import Stubs
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
 from build import gpu
-from build.config import read_config
+from build.config import is_called, read_config
 from build.errors import BuildError
 from build.tasks import DOCUMENT_TASKS, TASKS, Task
 
@@ -61,8 +61,7 @@ class Family:
 def task_of(config: ModelConfig) -> Task | None:
     """What an ensemble is for; None for a model that is none of ours."""
     tasks = [GIVES[output.name] for output in config.output if output.name in GIVES]
-    is_called = config.platform == "ensemble" or config.model_transaction_policy.decoupled
-    return tasks[0] if is_called and tasks else None
+    return tasks[0] if is_called(config) and tasks else None
 
 
 def steps_of(config: ModelConfig) -> tuple[str, ...]:

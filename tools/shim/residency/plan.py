@@ -14,7 +14,8 @@ from build.config import read_config
 from build.errors import BuildError
 from build.memory import free_memory, total_memory
 from build.tasks import DOCUMENT_TASKS, TASKS, Task
-from tools.command import DEFAULT_MODELS, ServerError, check_models
+from tools.command import DEFAULT_MODELS, ServerError
+from tools.repository import check_models
 from tools.shim.residency.control import Control
 from tools.shim.residency.families import Family, ensembles, families, hint, shown, task_of
 from tools.shim.residency.loader import Residency
