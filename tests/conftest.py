@@ -35,6 +35,10 @@ TINY = REFERENCE / "tiny"
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
 
+# `make test` hands down its flags and its depth: a make that a test runs would be one within it, and say so.
+for inherited in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS"):
+    os.environ.pop(inherited, None)
+
 # What a shell runs in its background ignores Ctrl-C, and so would all that is started here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

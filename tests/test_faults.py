@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import random
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -29,6 +31,7 @@ from tritonclient.utils import InferenceServerException
 from build import make
 from build.rendering import family
 from build.target import Target
+from tools.triton.embedded import WATCH_SECONDS
 
 LONG = "seven " * 250
 WITHIN = "X-Request-Timeout"
@@ -157,6 +160,21 @@ def test_a_models_process_is_killed_under_load(tmp_path: Path, step: str) -> Non
         load.answers()
         print(f"ended after {ended:.1f} s, answered again after {time.monotonic() - died:.1f} s")
         assert stack.stop() == 0
+
+
+def test_a_process_is_killed_that_was_seen_before_it_was_a_models(tmp_path: Path) -> None:
+    """Triton starts it from a shell: what that is called, the process must not be known by."""
+    (folder := tmp_path / "slow").mkdir()
+    shell = folder / "bash"
+    shell.write_text(f'#!/bin/sh\nsleep {4 * WATCH_SECONDS}\nexec {shutil.which("bash")} "$@"\n')
+    shell.chmod(0o755)
+    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
+    stack = Stack(tmp_path / "stack", environment={"PATH": path}).start()
+    assert stack.post("embed", "/models/minilm/unload", b"").status == 200
+    stack.embed(["loads it anew"])  # while it is looked for processes, not only before
+    stack.step("minilm-encoder").kill()
+    assert stack.process.wait(60) == 1
+    assert "the process of minilm-encoder was killed (SIGKILL" in stack.errors()
 
 
 def test_a_models_process_hangs(tmp_path: Path) -> None:

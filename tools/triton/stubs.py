@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tools.command import ending
 
+PROGRAM = "triton_python_backend_stub"
 ZOMBIE, STOPPED = "Z", "T"
 STOPPED_SECONDS = 15.0
 """How long a stub may be stopped until it counts as dead: somebody may be looking at it."""
@@ -141,9 +142,11 @@ def children(parent: int) -> Iterator[int]:
 def instance_of(stub: int) -> str:
     """What a stub runs, which its command line says before its last word: <model>_<instance>_<device>.
 
-    Raises OSError or IndexError for a process that has ended or is none.
+    "" of a process that is none, or not yet: Triton starts a shell, which becomes the stub. Raises OSError or
+    IndexError for one that has ended.
     """
-    return Path(f"/proc/{stub}/cmdline").read_text().split("\0")[-3]
+    words = Path(f"/proc/{stub}/cmdline").read_text().split("\0")
+    return words[-3] if Path(words[0]).name == PROGRAM else ""
 
 
 def state(stub: int) -> str:

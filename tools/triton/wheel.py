@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tools import access
 from tools.command import ServerError
+from tools.triton import stubs
 
 STUB_NUMPY2 = Path(__file__).with_name("stub_numpy2.py")
 
@@ -36,7 +37,7 @@ def _site_packages() -> Path:
 def assemble_backends(work_folder: Path) -> Path:
     """A backend directory whose Python backend has the stub of the running Python."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stub = server() / "python_backend_stubs" / version / "triton_python_backend_stub"
+    stub = server() / "python_backend_stubs" / version / stubs.PROGRAM
     if not stub.exists():
         raise ServerError(f"Python {version} has no stub in the wheel: use Python 3.10 to 3.13")
     folder = work_folder / f"backends-{version}"
