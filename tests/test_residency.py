@@ -369,6 +369,23 @@ def test_a_process_that_dies_when_it_has_just_been_started(three: Stack) -> None
         assert "restart it" in said.json()["error"]
 
 
+def test_triton_dies_while_calls_wait_for_room(three: Stack) -> None:
+    """All that is loaded has calls: one for another model waits until they end, and is told when it is in vain."""
+    loaded = [name(i) for i in range(3)]
+    for model in loaded:
+        assert embed(three, model).status == 200
+        three.step(f"{model}-encoder").suspend()
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(embed, three, model, X_Request_Timeout="100") for model in (*loaded, name(8))]
+        until(lambda: models(three)[name(8)]["waiting"] == 1)
+        three.triton().kill()
+        answers = [call.result() for call in calls]
+    assert {(answer.status, answer.json()["type"]) for answer in answers} == {(503, "not_ready")}
+    assert "Triton cannot answer now" in answers[-1].json()["error"]
+    assert three.process.wait(60) == 1
+    three.start()  # for what is looked at behind each test
+
+
 def kill_while_loading(three: Stack, seconds: float) -> Answer:
     """The answer to a call whose model loses its encoder's process so long after that was started."""
     source = Path(three.options[1]) / f"{name(8)}-encoder" / "1" / "model.py"

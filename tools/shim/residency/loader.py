@@ -191,7 +191,7 @@ class Residency:
         """Waits until a family is loaded, and counts a call to it."""
         now = time.monotonic()
         if self._away:
-            raise not_ready(f"Triton cannot answer now: {self._away}")
+            raise self._is_away()
         if one.state == "absent":
             one.renew(self.repository)
             if now < one.retry:
@@ -235,6 +235,9 @@ class Residency:
         before = [other for other in self.families if other.asked < one.asked and other is not one]
         return sum(max(1.0, other.load_seconds) for other in (*before, one))
 
+    def _is_away(self) -> GatewayError:
+        return not_ready(f"Triton cannot answer now: {self._away}")
+
     def _late(self, one: Tracked) -> GatewayError:
         return not_ready(
             f"{one.family.name} is not loaded yet: try again, or give the call more time",
@@ -257,6 +260,8 @@ class Residency:
                 await self._step()
             except InferenceServerException as error:
                 self._away = str(error.message())
+                for one in self.families:
+                    one.turn_away(self._is_away)
                 await asyncio.sleep(AWAY_SECONDS)
             except Exception:
                 log.exception("models cannot be loaded or unloaded")
@@ -295,7 +300,7 @@ class Residency:
             is_asked = one.state == "absent" and (one.wanted or one.waiters)
             if is_asked and not fits(one, self.families, self.budget):
                 one.cause = self._too_big(one).message
-                one.turn_away(partial(self._too_big, one))
+                one.give_up(partial(self._too_big, one))
 
     async def _load(self, one: Tracked) -> None:
         started = time.monotonic()

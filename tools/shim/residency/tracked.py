@@ -132,9 +132,13 @@ class Tracked(FamilyUse):
                 self.calls += 1
                 future.set_result(None)
 
-    def turn_away(self, why: Callable[[], GatewayError]) -> None:
+    def give_up(self, why: Callable[[], GatewayError]) -> None:
         """Ends the wait for the family, which will not come."""
         self.wanted, self.asked = False, math.inf
+        self.turn_away(why)
+
+    def turn_away(self, why: Callable[[], GatewayError]) -> None:
+        """Ends the calls that wait for the family."""
         for future in self.waiters:
             if not future.done():
                 future.set_exception(why())
@@ -143,7 +147,7 @@ class Tracked(FamilyUse):
         """Turns all away who wait for the family: it cannot be loaded, and is not tried again before `seconds`."""
         self.state, self.unwanted = "absent", False
         self.cause, self.retry = cause, time.monotonic() + seconds
-        self.turn_away(self.failed)
+        self.give_up(self.failed)
         log.error("%s cannot be loaded: %s", self.family.name, cause)
 
     def failed(self) -> GatewayError:
