@@ -15,6 +15,9 @@ REPOSITORY = Path(__file__).parents[1] / "model_repository"
 CACHE = REPOSITORY.parent / ".cache"
 """What builds download, and what they keep of their work."""
 
+RECORD = "build.json"
+"""What a family was built from and into, kept in the folder of its first ensemble."""
+
 
 def read_config(repository: Path, model: str) -> ModelConfig:
     """The configuration of one model; raises BuildError when the repository has none that can be read."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from build.catalog import TOLERANCE as TOLERANCES
-from build.config import REPOSITORY
+from build.config import RECORD, REPOSITORY
 from build.errors import BuildError
 from build.verification import comparison, quality
 from build.verification.comparison import Row
@@ -61,7 +61,7 @@ def default_texts() -> list[str]:
 def tolerance_of(family: str, repository: Path, precision: str | None) -> float:
     """What the family's record allows in `precision`, by default its graph's; TOLERANCE where there is none."""
     try:
-        record = json.loads((repository / family / "build.json").read_bytes())
+        record = json.loads((repository / family / RECORD).read_bytes())
         return float(record["tolerance"][precision or record["inputs"]["precision"]])
     except (OSError, ValueError, KeyError):
         return TOLERANCE
@@ -70,7 +70,7 @@ def tolerance_of(family: str, repository: Path, precision: str | None) -> float:
 def precision_of(family: str, repository: Path) -> str:
     """What the family's graph is written in by its record; fp32 where there is none."""
     try:
-        found = json.loads((repository / family / "build.json").read_bytes())["inputs"]["precision"]
+        found = json.loads((repository / family / RECORD).read_bytes())["inputs"]["precision"]
     except (OSError, ValueError, KeyError):
         return "fp32"
     return found if found in quality.TOLERANCE else "fp32"

@@ -216,6 +216,9 @@ def test_the_command_checks_what_is_there(tmp_path: Path) -> None:
     graph = tmp_path / "bert-cls-encoder" / "1" / "model.onnx"
     graph.write_bytes(graph.read_bytes()[:5000])
     assert checked("bert-cls").stderr.endswith("is not what was built: build bert-cls again\n")
+    other = tmp_path / "other" / "build.json"  # of which nothing is asked
+    other.parent.mkdir()
+    other.write_text("{")
     (tmp_path / "bert-cls" / "build.json").write_text("{")
     assert checked("bert-cls").stderr.endswith("build.json is not what was built: build bert-cls again\n")
     (tmp_path / "bert-cls" / "build.json").unlink()
@@ -224,15 +227,16 @@ def test_the_command_checks_what_is_there(tmp_path: Path) -> None:
     assert sentence.startswith("bert-cls-encoder cannot be run by OpenVINO: ")
 
 
-def test_files_that_are_not_what_was_built(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["minilm", "minilm-rerank"])  # one record for both
+def test_files_that_are_not_what_was_built(tmp_path: Path, name: str) -> None:
     """Weights that run and give numbers, only others than the checkpoint's."""
-    assert make.main([str(TINY / "bert-cls"), "--repository", str(tmp_path)]) == 0
-    command = [sys.executable, "-m", "build.check", "bert-cls", "--repository", str(tmp_path)]
+    assert make.main(["minilm", "--repository", str(tmp_path)]) == 0
+    command = [sys.executable, "-m", "build.check", name, "--repository", str(tmp_path)]
     assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
-    weights = tmp_path / "bert-cls-encoder" / "1" / "model.onnx.data"
+    weights = tmp_path / "minilm-encoder" / "1" / "model.onnx.data"
     content = weights.read_bytes()
     weights.write_bytes(content[4:] + content[:4])
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (1, f"{weights} is not what was built: build bert-cls again\n")
+    assert (done.returncode, done.stderr) == (1, f"{weights} is not what was built: build minilm again\n")
     weights.unlink()
     assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 1

@@ -30,8 +30,8 @@ ALLOWED = {
     "build.graphs.templates": "",
     "build.graphs": "build.catalog build.errors build.graphs.templates build.sources build.target",
     "build.check": "build.config build.errors build.memory build.sources build.steps",
-    "build.rendering": "build.catalog build.check build.errors build.graphs build.runtimes build.sources "
-    "build.steps build.target build.tasks",
+    "build.rendering": "build.catalog build.check build.config build.errors build.graphs build.runtimes "
+    "build.sources build.steps build.target build.tasks",
     # Plans are compiled and checked where nothing is built.
     "build.plans": "build.config build.errors build.graphs build.runtimes build.sources",
     "build.make": "build.catalog build.config build.errors build.gpu build.rendering build.runtimes build.sources "

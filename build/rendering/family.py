@@ -21,6 +21,7 @@ from google import protobuf
 
 from build.catalog import QUANTISED_TOLERANCE, TOLERANCE, CatalogEntry, Hub
 from build.check.families import check_apart
+from build.config import RECORD
 from build.errors import BuildError, UnsupportedRuntimeError
 from build.graphs.colbert import pickled_head
 from build.rendering.documents import document_models
@@ -40,9 +41,6 @@ from build.tasks import DOCUMENT_TASKS
 BUILDER = Path(__file__).parents[1]
 
 ANOTHER_EXPORT = "take another graph of the model, exported with dynamic axes for batch and sequence"
-
-RECORD = "build.json"
-"""What a family was built from and into, kept in the folder of its first ensemble."""
 
 STAGING = ".building"
 """Where a build writes before it puts all in place."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
 from build import gpu
-from build.config import is_called, read_config
+from build.config import RECORD, is_called, read_config
 from build.errors import BuildError
 from build.tasks import DOCUMENT_TASKS, TASKS, Task
 
@@ -32,7 +32,6 @@ BATCH = 0.25
 CACHE = "cache_bytes"
 """Parameter of a step: what it keeps of texts under way."""
 
-RECORD = "build.json"
 DECIDING = (".onnx", ".onnx.data", "tokenizer.json", "openvino_model.xml", "openvino_model.bin", ".jinja")
 """How files are called that decide what a family computes."""
 
