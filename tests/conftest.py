@@ -35,8 +35,8 @@ TINY = REFERENCE / "tiny"
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
 
-# `make test` hands down its flags and its depth: a make that a test runs would be one within it, and say so.
-for inherited in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS"):
+# `make test` hands down its variables and its depth: a make that a test runs would take them for its own.
+for inherited in ("ARGS", "MAKELEVEL", "MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS"):
     os.environ.pop(inherited, None)
 
 # What a shell runs in its background ignores Ctrl-C, and so would all that is started here.

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import math
 import re
-import sys
 import time
 from collections.abc import AsyncGenerator, Collection
 from http import HTTPStatus
@@ -19,6 +18,7 @@ from aiohttp.typedefs import Handler, Middleware
 from tools.shim import keys, openapi, tracing
 from tools.shim.body import Lenient, json_object, read
 from tools.shim.cors import allow, check_origin, is_preflight, preflight
+from tools.shim.deadline import deadline
 from tools.shim.dialects import ROUTES, error_dialect
 from tools.shim.errors import (
     CLIENT_WENT_AWAY,
@@ -41,11 +41,6 @@ from tools.shim.pages import add_pages
 from tools.shim.reading import Bodies, continue_later
 from tools.shim.routes import KEEP_ALIVE_HEADER, TIMEOUT_HEADER, Action, Get, Post, Reply
 from tools.shim.upstream import Upstream
-
-if sys.version_info >= (3, 11):
-    from asyncio import timeout as deadline
-else:  # the same, which aiohttp brings along there
-    from async_timeout import timeout as deadline
 
 NO_ROUTE = "none"
 """The route of requests for paths that there are not: what callers make up must not become a label."""

@@ -10,17 +10,13 @@ import json
 import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from grpc import RpcError, aio
-from tritonclient.grpc.service_pb2 import (
-    ModelConfigRequest,
-    ModelInferRequest,
-    ModelReadyRequest,
-)
+from tritonclient.grpc.service_pb2 import ModelConfigRequest, ModelInferRequest, ModelReadyRequest
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from tritonclient.utils import InferenceServerException
 
@@ -28,6 +24,7 @@ from build.config import read_config
 from build.errors import BuildError
 from build.tasks import DOCUMENT_TASKS, Task
 from tools.direct import channel_options
+from tools.shim.deadline import deadline
 from tools.shim.errors import GatewayError, has_gone, is_dead_step, not_ready, quoted, unknown_model
 from tools.shim.residency.control import is_missing
 from tools.shim.residency.families import is_built, space, steps_of
@@ -189,8 +186,10 @@ class Upstream:
         await self.residency.reload(name, seconds)
         return True
 
-    def _cause(self, name: str, error: InferenceServerException | BuildError) -> str:
+    def _cause(self, name: str, error: InferenceServerException | BuildError | asyncio.TimeoutError) -> str:
         """Why Triton does not have a model: it says so when it starts, and later only that it is unknown."""
+        if isinstance(error, asyncio.TimeoutError):
+            return f"it has not answered within {PROBE_SECONDS:.0f} s"
         if isinstance(error, BuildError):
             return str(error)
         if name in self._absent and "NOT_FOUND" in (error.status() or ""):
@@ -202,6 +201,7 @@ class Upstream:
     ) -> dict[str, npt.NDArray[Any]]:
         """One v2 infer: BYTES [B, 1] for each entry of `texts`, UTF-8; `outputs`, or else all, [B, ...] back.
 
+        Its steps give it up after `timeout` seconds; whoever waits for it is to do the same, by `deadline`.
         It is sent once more where its Triton has gone, which takes its calls along, and where a process of that
         Triton has died, for which it is being ended: another one or the next takes its place. Computing a text
         again is safe.
@@ -239,7 +239,7 @@ class Upstream:
         for output in outputs:
             request.outputs.add(name=output)
         try:
-            answer = await self._triton.ModelInfer(request, timeout=timeout, metadata=trace)
+            answer = await self._triton.ModelInfer(request, metadata=trace)
         except BaseException as error:  # a deadline that passed comes as CancelledError
             self._answered.pop(name, None)  # what it answered before proves nothing any more
             if isinstance(error, RpcError):
@@ -256,7 +256,7 @@ class Upstream:
     async def generate(
         self, name: str, inputs: Mapping[str, tuple[str, npt.NDArray[Any]]], timeout: float
     ) -> AsyncGenerator[dict[str, npt.NDArray[Any]], None]:
-        """Each response of a decoupled model to inputs of (type, [1, ...]), as it comes.
+        """Each response of a decoupled model to inputs of (type, [1, ...]), as it comes; `timeout` as for `infer`.
 
         A call that is given up is cancelled at Triton, too.
         """
@@ -272,7 +272,7 @@ class Upstream:
 
         # Without this, errors of a stream come as sentences alone.
         metadata = (*trace, ("triton_grpc_error", "true"))
-        call = self._triton.ModelStreamInfer(requests(), timeout=timeout, metadata=metadata)
+        call = self._triton.ModelStreamInfer(requests(), metadata=metadata)
         try:
             async for response in call:
                 if response.error_message:
@@ -326,18 +326,23 @@ class Upstream:
         try:
             if name not in self._models:
                 self._models[name] = await self._describe(name)
-            task = self._models[name].task
-            if task in DOCUMENT_TASKS:
-                await self._check_ready(name)
-            elif task == "generate":
-                async for _ in self.generate(name, PROBE, PROBE_SECONDS):
-                    pass
-            else:
-                await self._infer_again(name, PROBES[task], PROBE_SECONDS, (), has_gone)
-        except (InferenceServerException, BuildError) as error:
+            async with deadline(PROBE_SECONDS):
+                await self._answer(name, self._models[name].task)
+        except (InferenceServerException, BuildError, asyncio.TimeoutError) as error:
             self._failed.add(name)
             return self._cause(name, error)
         return None
+
+    async def _answer(self, name: str, task: Task) -> None:
+        """Has a model answer one text; raises InferenceServerException where it does not."""
+        if task in DOCUMENT_TASKS:
+            await self._check_ready(name)
+        elif task == "generate":
+            async with aclosing(self.generate(name, PROBE, PROBE_SECONDS)) as responses:
+                async for _ in responses:
+                    pass
+        else:
+            await self._infer_again(name, PROBES[task], PROBE_SECONDS, (), has_gone)
 
     async def _check_ready(self, name: str) -> None:
         """Raises InferenceServerException where Triton does not take calls for a model."""
