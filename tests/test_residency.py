@@ -408,7 +408,7 @@ def kill_while_loading(three: Stack, seconds: float) -> Answer:
 def stub_of(triton: int, model: str) -> int | None:
     """The process of a model, if there is one."""
     for process in stubs.children(triton):
-        with suppress(OSError, IndexError):
+        with suppress(OSError):
             if stubs.instance_of(process).startswith(f"{model}_"):
                 return process
     return None

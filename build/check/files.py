@@ -16,9 +16,7 @@ def check_files(repository: Path, family: str) -> None:
     The record is in the folder of the family's first ensemble, of which others may have been built with it. It
     comes last in a build.
     """
-    for record in (repository / family / RECORD, *sorted(repository.glob(f"*/{RECORD}"))):
-        if not record.exists():
-            continue
+    for record in sorted(repository.glob(f"*/{RECORD}"), key=lambda path: path.parent.name != family):
         try:
             outputs = dict[str, str](json.loads(record.read_bytes())["outputs"])
         except (ValueError, LookupError, TypeError):

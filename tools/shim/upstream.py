@@ -347,7 +347,7 @@ class Upstream:
     async def _check_ready(self, name: str) -> None:
         """Raises InferenceServerException where Triton does not take calls for a model."""
         try:
-            answer = await self._triton.ModelReady(ModelReadyRequest(name=name), timeout=PROBE_SECONDS)
+            answer = await self._triton.ModelReady(ModelReadyRequest(name=name))
         except RpcError as error:
             raise failure(error) from None
         if not answer.ready:

@@ -101,7 +101,7 @@ class Stubs:
                 self._unseen.add(pid)
                 if not self.lost.done():
                     self.lost.set_result(Death("", os.waitstatus_to_exitcode(exit_status(pid))))
-            with contextlib.suppress(OSError, IndexError):  # it has ended since
+            with contextlib.suppress(OSError):  # it has ended since
                 if pid not in self._watched and (instance := instance_of(pid)):
                     self._watched[pid] = Watched(os.pidfd_open(pid), instance)
                     asyncio.get_running_loop().add_reader(self._watched[pid].fd, self._ended, pid)
@@ -142,8 +142,8 @@ def children(parent: int) -> Iterator[int]:
 def instance_of(stub: int) -> str:
     """What a stub runs, which its command line says before its last word: <model>_<instance>_<device>.
 
-    "" of a process that is none, or not yet: Triton starts a shell, which becomes the stub. Raises OSError or
-    IndexError for one that has ended.
+    "" of a process that is none, or not yet, or no longer: Triton starts a shell, which becomes the stub. Raises
+    OSError for one that is gone.
     """
     words = Path(f"/proc/{stub}/cmdline").read_text().split("\0")
     return words[-3] if Path(words[0]).name == PROGRAM else ""

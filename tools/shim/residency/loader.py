@@ -191,7 +191,7 @@ class Residency:
         """Waits until a family is loaded, and counts a call to it."""
         now = time.monotonic()
         if self._away:
-            raise self._is_away()
+            raise self._unreachable()
         if one.state == "absent":
             one.renew(self.repository)
             if now < one.retry:
@@ -235,7 +235,7 @@ class Residency:
         before = [other for other in self.families if other.asked < one.asked and other is not one]
         return sum(max(1.0, other.load_seconds) for other in (*before, one))
 
-    def _is_away(self) -> GatewayError:
+    def _unreachable(self) -> GatewayError:
         return not_ready(f"Triton cannot answer now: {self._away}")
 
     def _late(self, one: Tracked) -> GatewayError:
@@ -261,7 +261,7 @@ class Residency:
             except InferenceServerException as error:
                 self._away = str(error.message())
                 for one in self.families:
-                    one.turn_away(self._is_away)
+                    one.turn_away(self._unreachable)
                 await asyncio.sleep(AWAY_SECONDS)
             except Exception:
                 log.exception("models cannot be loaded or unloaded")
