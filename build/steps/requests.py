@@ -1,7 +1,8 @@
 """The rows of a dynamic batch, for the steps that run graphs: refused, joined where they are equal, and answered.
 
 A request brings rows, padded with -1 where they are of token ids. An engine computes items: rows without padding,
-each once, whoever asked for it.
+each once, whoever asked for it. A request is answered when its last row is there: with the others of its batch, or
+by itself where `responses` has been called before.
 
 Errors: a row without a token or over `max_tokens`, or an id outside of `vocabulary`, gives INVALID_ARG to its
 request; a request whose deadline has passed is CANCELLED; an item that fails gives INTERNAL to the requests that
@@ -27,7 +28,7 @@ Array: TypeAlias = npt.NDArray[Any]
 NO_TOKEN = -1
 
 
-@dataclass
+@dataclass(eq=False)
 class Item:
     """One row of one request, without padding."""
 
@@ -37,6 +38,11 @@ class Item:
     """Tokens in the row; 1 where the model has no ragged input."""
     places: list[tuple[int, int]] = field(default_factory=list)
     """(request, row) of every place that wants its result: more than one when rows repeat."""
+
+    @property
+    def requests(self) -> set[int]:
+        """Whose rows it is."""
+        return {request for request, _ in self.places}
 
 
 class TokenMetrics:
@@ -118,41 +124,82 @@ class Batch:
     def __init__(self, model: Model, requests: Sequence[Any]) -> None:
         self._model = model
         self._tensors = [
-            {n: pb_utils.get_input_tensor_by_name(request, n).as_numpy() for n in model.inputs}
+            # Copies: Triton takes the memory back when the step returns, whether they are computed by then or not.
+            {n: pb_utils.get_input_tensor_by_name(request, n).as_numpy().copy() for n in model.inputs}
             for request in requests
         ]
         self._lengths = model.row_lengths(self._tensors)
-        self._errors = self._refusals(requests) if model.max_tokens else {}
+        self._deadlines = [deadline.of(request) for request in requests] if model.max_tokens else []
+        self._errors = self._refusals() if model.max_tokens else {}
         self._results: list[list[dict[str, Array]]] = [[{}] * len(rows) for rows in self._lengths]
         self.items = self._joined()
+        self.tokens = [sum(lengths) for lengths in self._lengths]
+        """Of each request."""
+        self._requests = list(requests)
+        self._left = [0] * len(requests)
+        """Items of each request that are neither given nor failed."""
+        for item in self.items:
+            for request in item.requests:
+                self._left[request] += 1
+        self._senders: dict[int, Any] = {}
+        """Of the requests that were not answered with their batch."""
+        self._lock = threading.Lock()
         if model.metrics:
             model.metrics.count(self.items)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every item is given or failed."""
+        return not any(self._left)
+
+    def is_awaited(self, item: Item) -> bool:
+        """Whether somebody still waits for an item."""
+        now = time.monotonic()
+        return not self._deadlines or any(now <= self._deadlines[request] for request in item.requests)
 
     def give(self, item: Item, outputs: dict[str, Array]) -> None:
         """Keeps an item's outputs for every row that it stands for."""
         for request, row in item.places:
             self._results[request][row] = outputs
+        self._settle(item)
 
     def fail(self, item: Item, sentence: str) -> None:
         """Fails every request with such a row."""
         failed = pb_utils.TritonError(sentence)
-        self._errors.update((request, failed) for request, _ in item.places)
+        self._errors |= dict.fromkeys(item.requests, failed)
+        self._settle(item)
+
+    def abandon(self, item: Item) -> None:
+        """Fails every request with a row that nobody waits for."""
+        self._errors |= dict.fromkeys(item.requests, _abandoned())
+        self._settle(item)
 
     def responses(self) -> list[Any]:
-        """One for each request, once every item is given or failed."""
-        return [
-            pb_utils.InferenceResponse(error=self._errors[i]) if i in self._errors else self._response(results)
-            for i, results in enumerate(self._results)
-        ]
+        """One for each request whose items are all settled; None for the others, which get theirs later."""
+        with self._lock:
+            self._senders = {
+                i: self._requests[i].get_response_sender() for i, left in enumerate(self._left) if left
+            }
+        self._requests = []
+        return [None if i in self._senders else self._response(i) for i in range(len(self._results))]
 
-    def _refusals(self, requests: Sequence[Any]) -> dict[int, Any]:
+    def _settle(self, item: Item) -> None:
+        """Answers whoever has waited for this item alone, and whose batch has been answered."""
+        with self._lock:
+            for request in item.requests:
+                self._left[request] -= 1
+            ended = [i for i in item.requests if i in self._senders and not self._left[i]]
+        for request in ended:
+            try:
+                response = self._response(request)
+                self._senders[request].send(response, pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            except Exception as error:
+                pb_utils.Logger.log_error(f"an answer was not sent: {error}")
+
+    def _refusals(self) -> dict[int, Any]:
         """The errors of requests that nobody waits for, or whose ids no tokenizer of the family made."""
         model, now = self._model, time.monotonic()
-        errors = {
-            i: pb_utils.TritonError("nobody waits for the answer", pb_utils.TritonError.CANCELLED)
-            for i, request in enumerate(requests)
-            if now > deadline.of(request)
-        }
+        errors = {i: _abandoned() for i, seconds in enumerate(self._deadlines) if now > seconds}
         are_ids = self._are_ids(
             np.concatenate([ids.reshape(-1) for inputs in self._tensors for ids in inputs.values()])
         )
@@ -198,8 +245,11 @@ class Batch:
                 item.places.append((request, row))
         return items
 
-    def _response(self, rows: Sequence[Mapping[str, Array]]) -> Any:
-        """One request's rows as tensors, filled up to the longest row: with zeros, and integers with -1."""
+    def _response(self, request: int) -> Any:
+        """Its error, or its rows as tensors, filled up to the longest row: with zeros, and integers with -1."""
+        if request in self._errors:
+            return pb_utils.InferenceResponse(error=self._errors[request])
+        rows = self._results[request]
         return pb_utils.InferenceResponse(
             [pb_utils.Tensor(name, _stack([row[name] for row in rows])) for name in self._model.outputs]
         )
@@ -211,6 +261,10 @@ def targets(entries: Sequence[Mapping[str, Any]], kind: str) -> dict[str, str]:
         if entry["kind"] != kind:
             raise ValueError(f"this step runs {kind}, not {entry['kind']}: change config.pbtxt")
     return {name: entry["source_input"][0] for entry in entries for name in entry["target_name"]}
+
+
+def _abandoned() -> Any:
+    return pb_utils.TritonError("nobody waits for the answer", pb_utils.TritonError.CANCELLED)
 
 
 def _row_lengths(requests: Sequence[Array]) -> list[Array]:

@@ -1,0 +1,256 @@
+"""An engine's streams, and the micro-batches that run on them: a text joins as soon as a stream is free.
+
+Items of all batches wait together. The next micro-batch begins with the most urgent of them and takes those
+nearest in length, as long as they fit. A request is the more urgent the earlier it came and the less work it is:
+it is overtaken only by what comes while the engine could have done it alone. So one text does not wait behind a
+backfill, and a backfill does not wait for ever.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeAlias
+
+import numpy.typing as npt
+import openvino as ov
+
+from .requests import Batch, Item
+
+Array: TypeAlias = npt.NDArray[Any]
+
+Result: TypeAlias = "dict[str, Array] | Exception"
+"""An item's outputs by name, or what the engine has raised; NumPy, where they do not fit."""
+
+PLACES = re.compile(r"(?:Exception from|Check '.*?' failed at) \S+:\d+:")
+"""Where in its sources OpenVINO says that an error has been."""
+
+Feeds: TypeAlias = Callable[[Sequence[Item]], dict[str, Array]]
+"""Makes what a graph reads of a micro-batch."""
+
+Ports: TypeAlias = "list[tuple[ov.ConstOutput, set[str]]]"
+"""Inputs of a graph and their names."""
+
+HOLD = 0.02
+"""Seconds that a batch is held at most: its answers together cost Triton less than one by one."""
+
+ROOM = 2**17
+"""Tokens under way beyond which Triton is left with what comes."""
+
+FIRST_RATE = 4096.0
+"""Tokens a second that a stream is taken to compute before it has been seen."""
+
+SMOOTHING = 0.1
+"""Weight of the last micro-batch in the rate."""
+
+
+class Lane:
+    """Runs one micro-batch at a time: a graph, and the head behind it."""
+
+    def __init__(
+        self, graph: ov.CompiledModel, head: ov.CompiledModel | None, feeds: Feeds, outputs: Sequence[str]
+    ) -> None:
+        self._graph = graph.create_infer_request()
+        self._head = head.create_infer_request() if head else None
+        self._ports = [(port, port.names) for port in graph.inputs]
+        self._head_ports = [(port, port.names) for port in head.inputs] if head else []
+        ports = [(i, port.names) for i, port in enumerate((head or graph).outputs)]
+        self._outputs = [(name, next(i for i, names in ports if name in names)) for name in outputs]
+        self._feeds = feeds
+
+    def run(self, items: Sequence[Item], encoded: Callable[[], None] | None = None) -> list[Result]:
+        """What comes of each item; `encoded` is called when the graph is done, and only the head is left."""
+        try:
+            try:
+                # The engine reads these where they are.
+                feeds = {
+                    name: ov.Tensor(values, shared_memory=True) for name, values in self._feeds(items).items()
+                }
+                _run(self._graph, self._ports, feeds)
+            finally:
+                if encoded is not None:
+                    encoded()
+            if self._head is not None:
+                states = self._graph.get_output_tensor(0)
+                ids = feeds.get("kept_ids", feeds["input_ids"])
+                _run(self._head, self._head_ports, feeds | {"last_hidden_state": states, "input_ids": ids})
+            last = self._head or self._graph
+            # The engine's own memory, which the next micro-batch overwrites.
+            outputs = {name: last.get_output_tensor(i).data.copy() for name, i in self._outputs}
+            return [{name: values[i] for name, values in outputs.items()} for i in range(len(items))]
+        except Exception as error:
+            return [error] * len(items)
+
+
+@dataclass(eq=False)
+class Waiting:
+    """An item that has not begun."""
+
+    urgency: float
+    """The second of the monotonic clock by which its request could have been done alone."""
+    item: Item
+    batch: Batch
+
+    @property
+    def length(self) -> int:
+        """Tokens."""
+        return self.item.length
+
+
+class Streams:
+    """Runs items on `count` streams of an engine, each lane from a thread of its own.
+
+    There are more lanes than streams: a stream's next micro-batch runs while the results of its last are
+    collected.
+    """
+
+    def __init__(self, lanes: Iterable[Lane], count: int, budget: int, spread: float) -> None:
+        self._count, self._budget, self._spread = count, budget, spread
+        self._rate = FIRST_RATE
+        """Tokens a second of one stream."""
+        self._waiting: list[Waiting] = []
+        """By length."""
+        self._encoding = 0
+        """Streams that are busy."""
+        self._tokens = 0
+        """Of items that are not done."""
+        self._is_closed = False
+        self._changed = threading.Condition()
+        self._threads = [threading.Thread(target=self._run, args=(lane,), daemon=True) for lane in lanes]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def are_idle(self) -> bool:
+        """Whether nothing is under way."""
+        return not self._tokens
+
+    def run(self, batch: Batch) -> None:
+        """Takes the items of a batch, and returns when they are done if that is soon, else when there is room."""
+        now = time.monotonic()
+        with self._changed:
+            urgencies = [now + self._seconds(tokens) for tokens in batch.tokens]
+            for item in batch.items:
+                urgency = min(urgencies[request] for request, _ in item.places)
+                self._waiting.append(Waiting(urgency, item, batch))
+                self._tokens += item.length
+            self._waiting.sort(key=_length)
+            self._changed.notify_all()
+            if self._seconds(self._tokens) < HOLD:
+                self._changed.wait_for(lambda: batch.is_done, HOLD)
+            self._changed.wait_for(lambda: self._tokens <= ROOM)
+
+    def close(self) -> None:
+        """Ends when everything is done."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _seconds(self, tokens: int) -> float:
+        return tokens / (self._rate * self._count)
+
+    def _run(self, lane: Lane) -> None:
+        while micro_batch := self._next():
+            awaited = [one for one in micro_batch if one.batch.is_awaited(one.item)]
+            for one in micro_batch:
+                if one not in awaited:
+                    one.batch.abandon(one.item)
+            encoded = partial(self._free, sum(one.length for one in awaited), time.monotonic())
+            if awaited:
+                results = lane.run([one.item for one in awaited], encoded)
+                for one, result in zip(awaited, results, strict=True):
+                    settle(one.batch, one.item, result)
+            else:
+                encoded()
+            with self._changed:
+                self._tokens -= sum(one.length for one in micro_batch)
+                self._changed.notify_all()
+
+    def _free(self, tokens: int, started: float) -> None:
+        """A stream is free that has computed so many tokens."""
+        with self._changed:
+            if tokens:
+                self._rate += SMOOTHING * (tokens / (time.monotonic() - started) - self._rate)
+            self._encoding -= 1
+            self._changed.notify_all()
+
+    def _next(self) -> list[Waiting]:
+        """The next micro-batch, once a stream is free for it; [] where there will be none."""
+        with self._changed:
+            while not (self._waiting and self._encoding < self._count):
+                if self._is_closed and not self._waiting:
+                    return []
+                self._changed.wait()
+            self._encoding += 1
+            return self._cut()
+
+    def _cut(self) -> list[Waiting]:
+        """Takes out the most urgent item, and those nearest in length that fit beside it."""
+        waiting = self._waiting
+        first = min(range(len(waiting)), key=lambda i: waiting[i].urgency)
+        start, stop, tokens = first, first + 1, waiting[first].length
+        while True:
+            # The nearer neighbour of those that have been taken, on either side.
+            below = waiting[first].length - waiting[start - 1].length if start else math.inf
+            above = waiting[stop].length - waiting[first].length if stop < len(waiting) else math.inf
+            if below == above == math.inf:
+                break
+            lower, upper = (start - 1, stop) if below <= above else (start, stop + 1)
+            tokens += waiting[start - 1 if below <= above else stop].length
+            if tokens > self._budget or _width(waiting[upper - 1]) > self._spread * _width(waiting[lower]):
+                break
+            start, stop = lower, upper
+        micro_batch = waiting[start:stop]
+        del waiting[start:stop]
+        return micro_batch
+
+
+def settle(batch: Batch, item: Item, result: Result) -> None:
+    """Gives a batch what has come of an item of it."""
+    if isinstance(result, Exception):
+        batch.fail(item, cause(result))
+    else:
+        batch.give(item, result)
+
+
+def cause(error: Exception) -> str:
+    """The engine's message in one line, without the places in its sources, which come first."""
+    return textwrap.shorten(PLACES.sub("", str(error)), 300, placeholder=" …")
+
+
+def micro_batches(items: Sequence[Item], budget: int, spread: float) -> Iterator[list[Item]]:
+    """Items by length, cut where the next is over the budget of tokens or much wider; no item is ever cut."""
+    batch: list[Item] = []
+    tokens = 0
+    for item in sorted(items, key=_length):
+        if batch and (tokens + item.length > budget or _width(item) > spread * _width(batch[0])):
+            yield batch
+            batch, tokens = [], 0
+        batch.append(item)
+        tokens += item.length
+    if batch:
+        yield batch
+
+
+def _length(one: Item | Waiting) -> int:
+    return one.length
+
+
+def _width(one: Item | Waiting) -> int:
+    """Columns that the graph gives the item alone: it rounds rows up to 16."""
+    return -(-one.length // 16) * 16
+
+
+def _run(request: ov.InferRequest, ports: Ports, feeds: Mapping[str, ov.Tensor]) -> None:
+    for port, names in ports:
+        request.set_tensor(port, next(feeds[name] for name in names if name in feeds))
+    request.start_async()
+    request.wait()
