@@ -8,7 +8,8 @@ from pathlib import Path
 from threading import Event
 
 import numpy as np
-from conftest import Reference, Stack, until
+from conftest import Reference, Stack
+from load import until
 
 
 def test_requests_of_different_lengths_are_merged(stack: Stack, reference: Reference) -> None:
