@@ -142,8 +142,8 @@ class TritonPythonModel:
     def finalize(self) -> None:
         """Ends what is under way and tells what is counted."""
         self._streams.close()
-        if self._model.metrics:
-            self._model.metrics.close()
+        if self._model.counters:
+            self._model.counters.close()
 
     def _execute(self, requests: list[Any]) -> list[Any]:
         batch = Batch(self._model, requests)

@@ -27,6 +27,8 @@ Array: TypeAlias = npt.NDArray[Any]
 
 NO_TOKEN = -1
 
+TOKENS, MICROSECONDS = "encoder_tokens_total", "encoder_request_us_total"
+
 
 @dataclass(eq=False)
 class Item:
@@ -45,41 +47,58 @@ class Item:
         return {request for request, _ in self.places}
 
 
-class TokenMetrics:
-    """`encoder_tokens_total` on Triton's metrics port: tokens of requests, and those that the engine ran.
+class Counters:
+    """What an encoder counts, on Triton's metrics port.
 
-    An increment is a message to Triton and its answer. So tokens are gathered, and told at most every SECONDS.
+    `encoder_tokens_total`: tokens of requests, and those that the engine ran. `encoder_request_us_total`: the
+    microseconds that requests waited here and were computed which were answered apart from their batch. Triton's
+    own durations end with the batch.
+
+    An increment is a message to Triton and its answer. So these are gathered, and told at most every SECONDS.
     """
 
     SECONDS = 0.25
 
     def __init__(self, model: str) -> None:
-        self._family = pb_utils.MetricFamily(
-            name="encoder_tokens_total",
-            description="Tokens of requests, and those of them that the engine ran",
-            kind=pb_utils.MetricFamily.COUNTER,
-        )
-        self._received, self._computed = (
-            self._family.Metric(labels={"model": model, "state": state}) for state in ("received", "computed")
-        )
-        self._counted = [0, 0]
+        self._families = {
+            name: pb_utils.MetricFamily(name=name, description=description, kind=pb_utils.MetricFamily.COUNTER)
+            for name, description in (
+                (TOKENS, "Tokens of requests, and those of them that the engine ran"),
+                (MICROSECONDS, "Microseconds of requests that were answered apart from their batch"),
+            )
+        }
+        self._metrics = {
+            (name, state): self._families[name].Metric(labels={"model": model, "state": state})
+            for name, states in ((TOKENS, ("received", "computed")), (MICROSECONDS, ("waited", "computed")))
+            for state in states
+        }
+        self._counted = dict.fromkeys(self._metrics, 0.0)
         self._lock = threading.Lock()
         self._news, self._ended = threading.Event(), threading.Event()
         self._teller = threading.Thread(target=self._tell_in_time, daemon=True)
         self._teller.start()
 
-    def count(self, items: Sequence[Item]) -> None:
+    def count_tokens(self, items: Sequence[Item]) -> None:
         """Counts one batch."""
-        with self._lock:
-            self._counted[0] += sum(item.length * len(item.places) for item in items)
-            self._counted[1] += sum(item.length for item in items)
-        self._news.set()
+        received = sum(item.length * len(item.places) for item in items)
+        computed = sum(item.length for item in items)
+        self._count({(TOKENS, "received"): received, (TOKENS, "computed"): computed})
+
+    def count_seconds(self, waited: float, computed: float) -> None:
+        """Counts one request that has been answered apart from its batch."""
+        self._count({(MICROSECONDS, "waited"): 1e6 * waited, (MICROSECONDS, "computed"): 1e6 * computed})
 
     def close(self) -> None:
         """Tells what is left."""
         self._ended.set()
         self._news.set()
         self._teller.join()
+
+    def _count(self, more: Mapping[tuple[str, str], float]) -> None:
+        with self._lock:
+            for key, value in more.items():
+                self._counted[key] += value
+        self._news.set()
 
     def _tell_in_time(self) -> None:
         while not self._ended.is_set():
@@ -91,10 +110,10 @@ class TokenMetrics:
 
     def _tell(self) -> None:
         with self._lock:
-            (received, computed), self._counted = self._counted, [0, 0]
-        if received:
-            self._received.increment(received)
-            self._computed.increment(computed)
+            counted, self._counted = self._counted, dict.fromkeys(self._metrics, 0.0)
+        for key, value in counted.items():
+            if value:
+                self._metrics[key].increment(value)
 
 
 class Model:
@@ -109,7 +128,7 @@ class Model:
         self.outputs: list[str] = [item["name"] for item in config["output"]]
         # One row of 100,000 tokens would keep all others waiting for a minute.
         self.max_tokens, self.vocabulary = (int(self.parameters.get(n, "0")) for n in ("max_tokens", "vocabulary"))
-        self.metrics = TokenMetrics(name) if self.ragged else None
+        self.counters = Counters(name) if self.ragged else None
 
     def row_lengths(self, requests: Sequence[Mapping[str, Array]]) -> list[list[int]]:
         """Tokens in each row of each request; 1 where nothing is ragged."""
@@ -143,9 +162,12 @@ class Batch:
                 self._left[request] += 1
         self._senders: dict[int, Any] = {}
         """Of the requests that were not answered with their batch."""
+        self._arrived = time.monotonic()
+        self._begun: dict[int, float] = {}
+        """When the first row of a request began, by the same clock."""
         self._lock = threading.Lock()
-        if model.metrics:
-            model.metrics.count(self.items)
+        if model.counters:
+            model.counters.count_tokens(self.items)
 
     @property
     def is_done(self) -> bool:
@@ -156,6 +178,11 @@ class Batch:
         """Whether somebody still waits for an item."""
         now = time.monotonic()
         return not self._deadlines or any(now <= self._deadlines[request] for request in item.requests)
+
+    def begin(self, item: Item) -> None:
+        """An item is computed from now on."""
+        for request in item.requests:
+            self._begun.setdefault(request, time.monotonic())
 
     def give(self, item: Item, outputs: dict[str, Array]) -> None:
         """Keeps an item's outputs for every row that it stands for."""
@@ -190,6 +217,10 @@ class Batch:
                 self._left[request] -= 1
             ended = [i for i in item.requests if i in self._senders and not self._left[i]]
         for request in ended:
+            if self._model.counters:
+                now = time.monotonic()
+                begun = self._begun.get(request, now)
+                self._model.counters.count_seconds(begun - self._arrived, now - begun)
             try:
                 response = self._response(request)
                 self._senders[request].send(response, pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

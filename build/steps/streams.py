@@ -164,6 +164,8 @@ class Streams:
                 if one not in awaited:
                     one.batch.abandon(one.item)
             encoded = partial(self._free, sum(one.length for one in awaited), time.monotonic())
+            for one in awaited:
+                one.batch.begin(one.item)
             if awaited:
                 results = lane.run([one.item for one in awaited], encoded)
                 for one, result in zip(awaited, results, strict=True):

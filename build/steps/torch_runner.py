@@ -75,8 +75,8 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """Tells what is counted."""
-        if self._model.metrics:
-            self._model.metrics.close()
+        if self._model.counters:
+            self._model.counters.close()
 
     def _run(self, items: Sequence[Item]) -> Sequence[dict[str, Array] | str]:
         if not items:
