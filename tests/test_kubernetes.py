@@ -301,6 +301,8 @@ def test_the_autoscaler_reads_what_the_adapter_makes_of_what_triton_has(
     metrics = stack.get("metrics", monitor["path"]).body.decode()
     names = set(re.findall(r"nv_\w+", rule["seriesQuery"] + rule["metricsQuery"]))
     assert names == {"nv_inference_queue_duration_us", "nv_inference_compute_infer_duration_us"}
+    of_steps = set(re.findall(r"(encoder_\w+){", rule["metricsQuery"]))
+    assert of_steps == set(re.findall(r"^(encoder_request_us_total){", metrics, re.MULTILINE))
     (pattern,) = set(re.findall(r'model=~"([^"]+)"', rule["seriesQuery"] + rule["metricsQuery"]))
     for name in names:
         models = re.findall(rf'^{name}{{model="([^"]+)",version="1"}}', metrics, re.MULTILINE)
