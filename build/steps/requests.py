@@ -126,6 +126,9 @@ class Model:
         self.lengths = targets(config["batch_input"], "BATCH_ITEM_SHAPE_FLATTEN")
         """Input of the graph for the length of each item -> the input that is measured."""
         self.outputs: list[str] = [item["name"] for item in config["output"]]
+        self.is_held = any(int(size) < 0 for item in config["output"] for size in item["dims"])
+        """Whether answers go with their batch. Those of any size do: one that finds no shared memory fails then, and
+        by itself it would be lost."""
         # One row of 100,000 tokens would keep all others waiting for a minute.
         self.max_tokens, self.vocabulary = (int(self.parameters.get(n, "0")) for n in ("max_tokens", "vocabulary"))
         self.counters = Counters(name) if self.ragged else None
@@ -168,6 +171,11 @@ class Batch:
         self._lock = threading.Lock()
         if model.counters:
             model.counters.count_tokens(self.items)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether its requests are answered together only."""
+        return self._model.is_held
 
     @property
     def is_done(self) -> bool:

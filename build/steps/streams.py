@@ -142,8 +142,8 @@ class Streams:
                 self._tokens += item.length
             self._waiting.sort(key=_length)
             self._changed.notify_all()
-            if self._seconds(self._tokens) < HOLD:
-                self._changed.wait_for(lambda: batch.is_done, HOLD)
+            if batch.is_held or self._seconds(self._tokens) < HOLD:
+                self._changed.wait_for(lambda: batch.is_done, None if batch.is_held else HOLD)
             self._changed.wait_for(lambda: self._tokens <= ROOM)
 
     def close(self) -> None:
