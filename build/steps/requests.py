@@ -127,8 +127,8 @@ class Model:
         """Input of the graph for the length of each item -> the input that is measured."""
         self.outputs: list[str] = [item["name"] for item in config["output"]]
         self.is_held = any(int(size) < 0 for item in config["output"] for size in item["dims"])
-        """Whether answers go with their batch. Those of any size do: one that finds no shared memory fails then, and
-        by itself it would be lost."""
+        """Whether answers go with their batch. Those of any size do: one that finds no shared memory fails
+        then, and by itself it would be lost."""
         # One row of 100,000 tokens would keep all others waiting for a minute.
         self.max_tokens, self.vocabulary = (int(self.parameters.get(n, "0")) for n in ("max_tokens", "vocabulary"))
         self.counters = Counters(name) if self.ragged else None
