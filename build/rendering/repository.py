@@ -300,7 +300,7 @@ def _model(
         # busy that encode with MiniLM, more with larger models. A second one is another process with its memory.
         instance_group=[ModelInstanceGroup(count=1, kind=kind)],
     )
-    # No queue delay: while one batch runs, the next one gathers by itself.
+    # No queue delay: while a step is busy with one batch, the next one gathers by itself.
     config.dynamic_batching.SetInParent()
     return config
 

@@ -29,9 +29,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +42,7 @@ from openvino import properties
 
 from .memory import Memory
 from .requests import Batch, Item, Model
-from .streams import Lane, Streams, cause, micro_batches, settle
+from .streams import Lane, Streams, annotate, cause, micro_batches, settle
 
 Array = npt.NDArray[Any]
 
@@ -54,13 +52,7 @@ SMALL = 512 << 20
 """Bytes of weights up to which a model is prepared twice, for one thread a stream and for all threads at once."""
 
 RANGES = {"encoder": "encode", "scoring": "score"}
-"""Step -> the name of its range in Nsight Systems; within it, `infer` is the engine's share."""
-
-annotate: Callable[[str], AbstractContextManager[Any]] = nullcontext
-with suppress(ImportError):
-    import nvtx
-
-    annotate = partial(nvtx.annotate, domain="steps")
+"""Step -> the name of its range in Nsight Systems."""
 
 PRECISIONS = {"fp32": ov.Type.f32, "bf16": ov.Type.bf16}
 
@@ -76,7 +68,6 @@ class TritonPythonModel:
         self._token_budget, self._spread = int(parameters["token_budget"]), float(parameters["spread"])
         step = args["model_name"].rpartition("-")[2]
         self._step_range = annotate(RANGES.get(step, step))
-        self._infer_range = annotate("infer")
 
         core = ov.Core()
         precision, threads = _precision(parameters, core), _threads(parameters)
@@ -135,21 +126,18 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> list[Any]:
         """Runs one dynamic batch and answers every request."""
         with self._step_range:
-            responses = self._execute(requests)
-        self._memory.measure()
-        return responses
+            self._streams.wait_for_room()
+            batch = Batch(self._model, requests)
+            self._run(batch)
+            # Before the answers: an error behind them would fail some that have been sent.
+            self._memory.measure()
+            return batch.responses()
 
     def finalize(self) -> None:
         """Ends what is under way and tells what is counted."""
         self._streams.close()
         if self._model.counters:
             self._model.counters.close()
-
-    def _execute(self, requests: list[Any]) -> list[Any]:
-        batch = Batch(self._model, requests)
-        with self._infer_range:
-            self._run(batch)
-        return batch.responses()
 
     def _run(self, batch: Batch) -> None:
         """Runs a batch on all threads where that ends sooner, else on the streams."""

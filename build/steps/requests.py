@@ -165,9 +165,12 @@ class Batch:
                 self._left[request] += 1
         self._senders: dict[int, Any] = {}
         """Of the requests that were not answered with their batch."""
-        self._arrived = time.monotonic()
+        self._returned = 0.0
+        """When the batch was answered."""
         self._begun: dict[int, float] = {}
-        """When the first row of a request began, by the same clock."""
+        """When the last row of a request began, by the same clock."""
+        self.alone = [0.0] * len(requests)
+        """Seconds that each request would take by itself."""
         self._lock = threading.Lock()
         if model.counters:
             model.counters.count_tokens(self.items)
@@ -190,7 +193,7 @@ class Batch:
     def begin(self, item: Item) -> None:
         """An item is computed from now on."""
         for request in item.requests:
-            self._begun.setdefault(request, time.monotonic())
+            self._begun[request] = time.monotonic()
 
     def give(self, item: Item, outputs: dict[str, Array]) -> None:
         """Keeps an item's outputs for every row that it stands for."""
@@ -215,7 +218,7 @@ class Batch:
             self._senders = {
                 i: self._requests[i].get_response_sender() for i, left in enumerate(self._left) if left
             }
-        self._requests = []
+        self._requests, self._returned = [], time.monotonic()
         return [None if i in self._senders else self._response(i) for i in range(len(self._results))]
 
     def _settle(self, item: Item) -> None:
@@ -225,15 +228,32 @@ class Batch:
                 self._left[request] -= 1
             ended = [i for i in item.requests if i in self._senders and not self._left[i]]
         for request in ended:
-            if self._model.counters:
-                now = time.monotonic()
-                begun = self._begun.get(request, now)
-                self._model.counters.count_seconds(begun - self._arrived, now - begun)
-            try:
-                response = self._response(request)
-                self._senders[request].send(response, pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-            except Exception as error:
-                pb_utils.Logger.log_error(f"an answer was not sent: {error}")
+            self._count(request)
+            self._send(request)
+
+    def _count(self, request: int) -> None:
+        """Counts what it took behind its batch: as computing, what its last row took or it all would alone."""
+        if self._model.counters is None:
+            return
+        now = time.monotonic()
+        whole = now - self._returned
+        computed = min(whole, max(self.alone[request], now - self._begun.get(request, now)))
+        self._model.counters.count_seconds(whole - computed, computed)
+
+    def _send(self, request: int) -> None:
+        """Sends its answer by itself."""
+        try:
+            error = self._errors.get(request)
+            # The stub frees tensors that nobody asked for without Python's lock: they are to outlive that.
+            tensors = [] if error else self._outputs(request)
+        except Exception as problem:
+            error, tensors = pb_utils.TritonError(str(problem)), []
+        response = pb_utils.InferenceResponse(tensors, error) if error else pb_utils.InferenceResponse(tensors)
+        try:
+            self._senders[request].send(response, pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        except Exception as problem:
+            pb_utils.Logger.log_error(f"an answer was not sent: {problem}")
+        del tensors
 
     def _refusals(self) -> dict[int, Any]:
         """The errors of requests that nobody waits for, or whose ids no tokenizer of the family made."""
@@ -285,13 +305,14 @@ class Batch:
         return items
 
     def _response(self, request: int) -> Any:
-        """Its error, or its rows as tensors, filled up to the longest row: with zeros, and integers with -1."""
         if request in self._errors:
             return pb_utils.InferenceResponse(error=self._errors[request])
+        return pb_utils.InferenceResponse(self._outputs(request))
+
+    def _outputs(self, request: int) -> list[Any]:
+        """A request's rows as tensors, filled up to the longest row: with zeros, and integers with -1."""
         rows = self._results[request]
-        return pb_utils.InferenceResponse(
-            [pb_utils.Tensor(name, _stack([row[name] for row in rows])) for name in self._model.outputs]
-        )
+        return [pb_utils.Tensor(name, _stack([row[name] for row in rows])) for name in self._model.outputs]
 
 
 def targets(entries: Sequence[Mapping[str, Any]], kind: str) -> dict[str, str]:

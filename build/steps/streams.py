@@ -1,29 +1,39 @@
 """An engine's streams, and the micro-batches that run on them: a text joins as soon as a stream is free.
 
-Items of all batches wait together. The next micro-batch begins with the most urgent of them and takes those
+Items of all batches wait together. The next micro-batch begins with the most urgent of them and takes along those
 nearest in length, as long as they fit. A request is the more urgent the earlier it came and the less work it is:
-it is overtaken only by what comes while the engine could have done it alone. So one text does not wait behind a
+only what comes while the engine could have done it alone is put before it. So one text does not wait behind a
 backfill, and a backfill does not wait for ever.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import re
 import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
 import numpy.typing as npt
 import openvino as ov
+import triton_python_backend_utils as pb_utils
 
 from .requests import Batch, Item
 
 Array: TypeAlias = npt.NDArray[Any]
+
+annotate: Callable[[str], AbstractContextManager[Any]] = nullcontext
+"""Makes a range in Nsight Systems, where nvtx is installed."""
+with suppress(ImportError):
+    import nvtx
+
+    annotate = partial(nvtx.annotate, domain="steps")
 
 Result: TypeAlias = "dict[str, Array] | Exception"
 """An item's outputs by name, or what the engine has raised; NumPy, where they do not fit."""
@@ -38,10 +48,15 @@ Ports: TypeAlias = "list[tuple[ov.ConstOutput, set[str]]]"
 """Inputs of a graph and their names."""
 
 HOLD = 0.02
-"""Seconds that a batch is held at most: its answers together cost Triton less than one by one."""
+"""Seconds within which a batch is waited for: its answers together cost Triton less than one by one."""
 
 ROOM = 2**17
 """Tokens under way beyond which Triton is left with what comes."""
+
+SHARED_MEMORY = "/dev/shm"  # noqa: S108
+
+ENOUGH = 32 << 20
+"""Bytes of it that are to be free where answers are sent by themselves: one that finds none is lost."""
 
 FIRST_RATE = 4096.0
 """Tokens a second that a stream is taken to compute before it has been seen."""
@@ -63,6 +78,7 @@ class Lane:
         ports = [(i, port.names) for i, port in enumerate((head or graph).outputs)]
         self._outputs = [(name, next(i for i, names in ports if name in names)) for name in outputs]
         self._feeds = feeds
+        self._range = annotate("infer")
 
     def run(self, items: Sequence[Item], encoded: Callable[[], None] | None = None) -> list[Result]:
         """What comes of each item; `encoded` is called when the graph is done, and only the head is left."""
@@ -72,7 +88,8 @@ class Lane:
                 feeds = {
                     name: ov.Tensor(values, shared_memory=True) for name, values in self._feeds(items).items()
                 }
-                _run(self._graph, self._ports, feeds)
+                with self._range:
+                    _run(self._graph, self._ports, feeds)
             finally:
                 if encoded is not None:
                     encoded()
@@ -131,20 +148,25 @@ class Streams:
         """Whether nothing is under way."""
         return not self._tokens
 
+    def wait_for_room(self) -> None:
+        """Waits until there is room for a batch."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._tokens <= ROOM)
+
     def run(self, batch: Batch) -> None:
-        """Takes the items of a batch, and returns when they are done if that is soon, else when there is room."""
+        """Takes the items of a batch, and waits for them if they are to be answered together."""
         now = time.monotonic()
         with self._changed:
-            urgencies = [now + self._seconds(tokens) for tokens in batch.tokens]
+            batch.alone = [self._seconds(tokens) for tokens in batch.tokens]
             for item in batch.items:
-                urgency = min(urgencies[request] for request, _ in item.places)
+                urgency = now + min(batch.alone[request] for request, _ in item.places)
                 self._waiting.append(Waiting(urgency, item, batch))
                 self._tokens += item.length
             self._waiting.sort(key=_length)
             self._changed.notify_all()
-            if batch.is_held or self._seconds(self._tokens) < HOLD:
-                self._changed.wait_for(lambda: batch.is_done, None if batch.is_held else HOLD)
-            self._changed.wait_for(lambda: self._tokens <= ROOM)
+            is_held = batch.is_held or _is_scarce()
+            if is_held or self._seconds(self._tokens) < HOLD:
+                self._changed.wait_for(lambda: batch.is_done, None if is_held else HOLD)
 
     def close(self) -> None:
         """Ends when everything is done."""
@@ -159,28 +181,43 @@ class Streams:
 
     def _run(self, lane: Lane) -> None:
         while micro_batch := self._next():
-            awaited = [one for one in micro_batch if one.batch.is_awaited(one.item)]
-            for one in micro_batch:
-                if one not in awaited:
-                    one.batch.abandon(one.item)
-            encoded = partial(self._free, sum(one.length for one in awaited), time.monotonic())
-            for one in awaited:
-                one.batch.begin(one.item)
-            if awaited:
-                results = lane.run([one.item for one in awaited], encoded)
-                for one, result in zip(awaited, results, strict=True):
-                    settle(one.batch, one.item, result)
-            else:
-                encoded()
+            try:
+                self._compute(lane, micro_batch)
+            except Exception as error:
+                # The thread is still there for the others.
+                pb_utils.Logger.log_error(f"a micro-batch was lost: {error}")
             with self._changed:
                 self._tokens -= sum(one.length for one in micro_batch)
                 self._changed.notify_all()
 
-    def _free(self, tokens: int, started: float) -> None:
-        """A stream is free that has computed so many tokens."""
+    def _compute(self, lane: Lane, micro_batch: Sequence[Waiting]) -> None:
+        awaited = [one for one in micro_batch if one.batch.is_awaited(one.item)]
+        for one in micro_batch:
+            if one not in awaited:
+                one.batch.abandon(one.item)
+        if not awaited:
+            self._free()
+            return
+        for one in awaited:
+            one.batch.begin(one.item)
+        started = time.monotonic()
+        seconds = math.inf
+
+        def encoded() -> None:
+            nonlocal seconds
+            seconds = time.monotonic() - started
+            self._free()
+
+        results = lane.run([one.item for one in awaited], encoded)
+        if not isinstance(results[0], Exception):
+            rate = sum(one.length for one in awaited) / seconds
+            self._rate += SMOOTHING * (rate - self._rate)
+        for one, result in zip(awaited, results, strict=True):
+            settle(one.batch, one.item, result)
+
+    def _free(self) -> None:
+        """A stream is free."""
         with self._changed:
-            if tokens:
-                self._rate += SMOOTHING * (tokens / (time.monotonic() - started) - self._rate)
             self._encoding -= 1
             self._changed.notify_all()
 
@@ -221,6 +258,12 @@ def settle(batch: Batch, item: Item, result: Result) -> None:
         batch.fail(item, cause(result))
     else:
         batch.give(item, result)
+
+
+def _is_scarce() -> bool:
+    """Whether little shared memory is left."""
+    shared = os.statvfs(SHARED_MEMORY)
+    return shared.f_bavail * shared.f_frsize < ENOUGH
 
 
 def cause(error: Exception) -> str:
