@@ -11,6 +11,7 @@ had a row in it. No other request is harmed.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -74,6 +75,7 @@ class Counters:
         }
         self._counted = dict.fromkeys(self._metrics, 0.0)
         self._lock = threading.Lock()
+        self._triton = os.getppid()
         self._news, self._ended = threading.Event(), threading.Event()
         self._teller = threading.Thread(target=self._tell_in_time, daemon=True)
         self._teller.start()
@@ -109,6 +111,8 @@ class Counters:
         self._tell()
 
     def _tell(self) -> None:
+        if os.getppid() != self._triton:
+            return  # nobody would answer, and whoever waits for that keeps the process from ending
         with self._lock:
             counted, self._counted = self._counted, dict.fromkeys(self._metrics, 0.0)
         for key, value in counted.items():
