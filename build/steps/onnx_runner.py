@@ -41,8 +41,9 @@ import triton_python_backend_utils as pb_utils
 from openvino import properties
 
 from .memory import Memory
+from .ranges import annotate
 from .requests import Batch, Item, Model
-from .streams import Lane, Streams, annotate, cause, micro_batches, settle
+from .streams import Lane, Streams, cause
 
 Array = npt.NDArray[Any]
 
@@ -65,7 +66,6 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         self._model = Model(args["model_name"], config)
         parameters = self._model.parameters
-        self._token_budget, self._spread = int(parameters["token_budget"]), float(parameters["spread"])
         step = args["model_name"].rpartition("-")[2]
         self._step_range = annotate(RANGES.get(step, step))
 
@@ -104,15 +104,16 @@ class TritonPythonModel:
         alone = graphs(latency)
         # Streams of few threads each: threads that share one small micro-batch mostly wait for each other.
         shared = graphs(hints.PerformanceMode.THROUGHPUT) if threads > 1 and weights <= SMALL else alone
-        self._on_all_threads = lane(*alone)
-        self._count = shared[0].get_property(properties.streams.num)
-        lanes = [lane(*shared) for _ in range(2 * self._count)]
+        on_all_threads = lane(*alone)
+        count = shared[0].get_property(properties.streams.num)
+        lanes = [lane(*shared) for _ in range(2 * count)]
         # What the engine prepares at its first run, two streams should not prepare at once, and its bindings can
         # deadlock where two threads use them for the first time. Triton's own warm-up does not reach them: its
         # rows are all equal, so one is run, on all threads.
-        for one in (self._on_all_threads, *lanes):
+        for one in (on_all_threads, *lanes):
             one.run([_smallest(config)])
-        self._streams = Streams(lanes, self._count, self._token_budget, self._spread)
+        budget, spread = int(parameters["token_budget"]), float(parameters["spread"])
+        self._streams = Streams(on_all_threads, lanes, count, budget, spread)
         self._memory = Memory(args["model_name"])
         family = pb_utils.MetricFamily(
             name="encoder_precision_info", description="What a model computes in", kind=pb_utils.MetricFamily.GAUGE
@@ -120,7 +121,7 @@ class TritonPythonModel:
         self._computes_in = family, family.Metric(labels={"model": args["model_name"], "precision": precision})
         self._computes_in[1].set(1)
         pb_utils.Logger.log_info(
-            f"{args['model_name']}: {precision}, {threads} of {os.cpu_count()} processors, {self._count} streams"
+            f"{args['model_name']}: {precision}, {threads} of {os.cpu_count()} processors, {count} streams"
         )
 
     def execute(self, requests: list[Any]) -> list[Any]:
@@ -128,7 +129,7 @@ class TritonPythonModel:
         with self._step_range:
             self._streams.wait_for_room()
             batch = Batch(self._model, requests)
-            self._run(batch)
+            self._streams.run(batch)
             # Before the answers: an error behind them would fail some that have been sent.
             self._memory.measure()
             return batch.responses()
@@ -138,18 +139,6 @@ class TritonPythonModel:
         self._streams.close()
         if self._model.counters:
             self._model.counters.close()
-
-    def _run(self, batch: Batch) -> None:
-        """Runs a batch on all threads where that ends sooner, else on the streams."""
-        if self._streams.are_idle:
-            batches = list(micro_batches(batch.items, self._token_budget, self._spread))
-            # With half of the streams idle, all threads on one micro-batch after another end sooner.
-            if len(batches) <= max(1, self._count // 2):
-                for items in reversed(batches):
-                    for item, result in zip(items, self._on_all_threads.run(items), strict=True):
-                        settle(batch, item, result)
-                return
-        self._streams.run(batch)
 
     def _feeds(self, batch: Sequence[Item]) -> dict[str, Array]:
         """A micro-batch as Triton's C++ backends would hand it over."""

@@ -207,13 +207,14 @@ class Batch:
 
     def fail(self, item: Item, sentence: str) -> None:
         """Fails every request with such a row."""
-        failed = pb_utils.TritonError(sentence)
-        self._errors |= dict.fromkeys(item.requests, failed)
-        self._settle(item)
+        self._fail(item, pb_utils.TritonError(sentence))
 
     def abandon(self, item: Item) -> None:
         """Fails every request with a row that nobody waits for."""
-        self._errors |= dict.fromkeys(item.requests, _abandoned())
+        self._fail(item, _abandoned())
+
+    def _fail(self, item: Item, error: Any) -> None:
+        self._errors |= dict.fromkeys(item.requests, error)
         self._settle(item)
 
     def responses(self) -> list[Any]:
@@ -247,12 +248,11 @@ class Batch:
     def _send(self, request: int) -> None:
         """Sends its answer by itself."""
         try:
-            error = self._errors.get(request)
-            # The stub frees tensors that nobody asked for without Python's lock: they are to outlive that.
-            tensors = [] if error else self._outputs(request)
+            response = self._response(request)
         except Exception as problem:
-            error, tensors = pb_utils.TritonError(str(problem)), []
-        response = pb_utils.InferenceResponse(tensors, error) if error else pb_utils.InferenceResponse(tensors)
+            response = pb_utils.InferenceResponse(error=pb_utils.TritonError(str(problem)))
+        # The stub frees tensors that nobody asked for without Python's lock: they are to outlive that.
+        tensors = response.output_tensors()
         try:
             self._senders[request].send(response, pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
         except Exception as problem:
@@ -309,14 +309,13 @@ class Batch:
         return items
 
     def _response(self, request: int) -> Any:
+        """Its error, or its rows as tensors, filled up to the longest row: with zeros, and integers with -1."""
         if request in self._errors:
             return pb_utils.InferenceResponse(error=self._errors[request])
-        return pb_utils.InferenceResponse(self._outputs(request))
-
-    def _outputs(self, request: int) -> list[Any]:
-        """A request's rows as tensors, filled up to the longest row: with zeros, and integers with -1."""
         rows = self._results[request]
-        return [pb_utils.Tensor(name, _stack([row[name] for row in rows])) for name in self._model.outputs]
+        return pb_utils.InferenceResponse(
+            [pb_utils.Tensor(name, _stack([row[name] for row in rows])) for name in self._model.outputs]
+        )
 
 
 def targets(entries: Sequence[Mapping[str, Any]], kind: str) -> dict[str, str]:

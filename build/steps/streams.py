@@ -15,25 +15,17 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeAlias
 
 import numpy.typing as npt
 import openvino as ov
 import triton_python_backend_utils as pb_utils
 
+from .ranges import annotate
 from .requests import Batch, Item
 
 Array: TypeAlias = npt.NDArray[Any]
-
-annotate: Callable[[str], AbstractContextManager[Any]] = nullcontext
-"""Makes a range in Nsight Systems, where nvtx is installed."""
-with suppress(ImportError):
-    import nvtx
-
-    annotate = partial(nvtx.annotate, domain="steps")
 
 Result: TypeAlias = "dict[str, Array] | Exception"
 """An item's outputs by name, or what the engine has raised; NumPy, where they do not fit."""
@@ -121,13 +113,16 @@ class Waiting:
 
 
 class Streams:
-    """Runs items on `count` streams of an engine, each lane from a thread of its own.
+    """Runs items on `count` streams of an engine, each of `lanes` from a thread of its own.
 
     There are more lanes than streams: a stream's next micro-batch runs while the results of its last are
-    collected.
+    collected. Where nothing is under way, and little comes, the lane `on_all_threads` runs it.
     """
 
-    def __init__(self, lanes: Iterable[Lane], count: int, budget: int, spread: float) -> None:
+    def __init__(
+        self, on_all_threads: Lane, lanes: Iterable[Lane], count: int, budget: int, spread: float
+    ) -> None:
+        self._on_all_threads = on_all_threads
         self._count, self._budget, self._spread = count, budget, spread
         self._rate = FIRST_RATE
         """Tokens a second of one stream."""
@@ -143,18 +138,21 @@ class Streams:
         for thread in self._threads:
             thread.start()
 
-    @property
-    def are_idle(self) -> bool:
-        """Whether nothing is under way."""
-        return not self._tokens
-
     def wait_for_room(self) -> None:
         """Waits until there is room for a batch."""
         with self._changed:
             self._changed.wait_for(lambda: self._tokens <= ROOM)
 
     def run(self, batch: Batch) -> None:
-        """Takes the items of a batch, and waits for them if they are to be answered together."""
+        """Runs the items of a batch, or takes them; waits for them if they are to be answered together."""
+        if not self._tokens:
+            batches = list(micro_batches(batch.items, self._budget, self._spread))
+            # With half of the streams idle, all threads on one micro-batch after another end sooner.
+            if len(batches) <= max(1, self._count // 2):
+                for items in reversed(batches):
+                    for item, result in zip(items, self._on_all_threads.run(items), strict=True):
+                        settle(batch, item, result)
+                return
         now = time.monotonic()
         with self._changed:
             batch.alone = [self._seconds(tokens) for tokens in batch.tokens]
@@ -236,15 +234,11 @@ class Streams:
         waiting = self._waiting
         first = min(range(len(waiting)), key=lambda i: waiting[i].urgency)
         start, stop, tokens = first, first + 1, waiting[first].length
-        while True:
-            # The nearer neighbour of those that have been taken, on either side.
-            below = waiting[first].length - waiting[start - 1].length if start else math.inf
-            above = waiting[stop].length - waiting[first].length if stop < len(waiting) else math.inf
-            if below == above == math.inf:
-                break
-            lower, upper = (start - 1, stop) if below <= above else (start, stop + 1)
-            tokens += waiting[start - 1 if below <= above else stop].length
-            if tokens > self._budget or _width(waiting[upper - 1]) > self._spread * _width(waiting[lower]):
+        while neighbours := [i for i in (start - 1, stop) if 0 <= i < len(waiting)]:
+            nearest = min(neighbours, key=lambda i: abs(waiting[i].length - waiting[first].length))
+            lower, upper = min(start, nearest), max(stop, nearest + 1)
+            tokens += waiting[nearest].length
+            if not _fit(waiting[lower], waiting[upper - 1], tokens, self._budget, self._spread):
                 break
             start, stop = lower, upper
         micro_batch = waiting[start:stop]
@@ -276,13 +270,18 @@ def micro_batches(items: Sequence[Item], budget: int, spread: float) -> Iterator
     batch: list[Item] = []
     tokens = 0
     for item in sorted(items, key=_length):
-        if batch and (tokens + item.length > budget or _width(item) > spread * _width(batch[0])):
+        if batch and not _fit(batch[0], item, tokens + item.length, budget, spread):
             yield batch
             batch, tokens = [], 0
         batch.append(item)
         tokens += item.length
     if batch:
         yield batch
+
+
+def _fit(shortest: Item | Waiting, longest: Item | Waiting, tokens: int, budget: int, spread: float) -> bool:
+    """Whether a micro-batch may have so many tokens, and rows so unlike."""
+    return tokens <= budget and _width(longest) <= spread * _width(shortest)
 
 
 def _length(one: Item | Waiting) -> int:

@@ -44,7 +44,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ from tokenizers import Encoding, Tokenizer
 from . import deadline
 from .long_text import Beginning, LongTexts, UnsettledError
 from .memory import Memory
+from .ranges import annotate
 from .text_tensors import (
     INPUT_TYPES,
     NO_TOKEN,
@@ -70,13 +71,7 @@ from .text_tensors import (
     token_descriptions,
 )
 
-TOKENIZE: AbstractContextManager[Any] = nullcontext()
-"""A range in Nsight Systems, where the nvtx package is installed."""
-
-with suppress(ImportError):
-    import nvtx
-
-    TOKENIZE = nvtx.annotate("tokenize", domain="steps")
+TOKENIZE = annotate("tokenize")
 
 LONG = 4096
 """Characters of a text from which it is asked, before it is tokenized, whether somebody still waits."""
