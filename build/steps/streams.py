@@ -40,7 +40,7 @@ Ports: TypeAlias = "list[tuple[ov.ConstOutput, set[str]]]"
 """Inputs of a graph and their names."""
 
 HOLD = 0.02
-"""Seconds within which a batch is waited for: its answers together cost Triton less than one by one."""
+"""Seconds that a batch is waited for, and more gather in Triton: together they cost it less than one by one."""
 
 ROOM = 2**17
 """Tokens under way beyond which Triton is left with what comes."""
@@ -162,9 +162,14 @@ class Streams:
                 self._tokens += item.length
             self._waiting.sort(key=_length)
             self._changed.notify_all()
-            is_held = batch.is_held or _is_scarce()
-            if is_held or self._seconds(self._tokens) < HOLD:
-                self._changed.wait_for(lambda: batch.is_done, None if is_held else HOLD)
+            is_held, is_soon = batch.is_held or _is_scarce(), self._seconds(self._tokens) < HOLD
+
+            def is_enough() -> bool:
+                # While nothing new could begin, Triton gathers a batch: that is fewer messages.
+                is_free = not self._waiting and self._encoding < self._count
+                return batch.is_done or (is_free and not (is_held or is_soon))
+
+            self._changed.wait_for(is_enough, None if is_held else HOLD)
 
     def close(self) -> None:
         """Ends when everything is done."""
