@@ -133,7 +133,9 @@ class Streams:
         self._tokens = 0
         """Of items that are not done."""
         self._is_closed = False
-        self._changed = threading.Condition()
+        lock = threading.Lock()
+        self._can_begin, self._changed = threading.Condition(lock), threading.Condition(lock)
+        """What lanes wait for, and what Triton's thread waits for."""
         self._threads = [threading.Thread(target=self._run, args=(lane,), daemon=True) for lane in lanes]
         for thread in self._threads:
             thread.start()
@@ -161,7 +163,7 @@ class Streams:
                 self._waiting.append(Waiting(urgency, item, batch))
                 self._tokens += item.length
             self._waiting.sort(key=_length)
-            self._changed.notify_all()
+            self._wake()
             is_held, is_soon = batch.is_held or _is_scarce(), self._seconds(self._tokens) < HOLD
 
             def is_enough() -> bool:
@@ -175,7 +177,7 @@ class Streams:
         """Ends when everything is done."""
         with self._changed:
             self._is_closed = True
-            self._changed.notify_all()
+            self._wake()
         for thread in self._threads:
             thread.join()
 
@@ -191,7 +193,7 @@ class Streams:
                 pb_utils.Logger.log_error(f"a micro-batch was lost: {error}")
             with self._changed:
                 self._tokens -= sum(one.length for one in micro_batch)
-                self._changed.notify_all()
+                self._changed.notify()
 
     def _compute(self, lane: Lane, micro_batch: Sequence[Waiting]) -> None:
         awaited = [one for one in micro_batch if one.batch.is_awaited(one.item)]
@@ -222,17 +224,28 @@ class Streams:
         """A stream is free."""
         with self._changed:
             self._encoding -= 1
-            self._changed.notify_all()
+            if not self._waiting:
+                self._changed.notify()
+            self._wake()
+
+    def _wake(self) -> None:
+        """Has one lane look for work, if there is some: each of them would take its turn at Python's lock."""
+        if self._is_closed:
+            self._can_begin.notify_all()
+        elif self._waiting and self._encoding < self._count:
+            self._can_begin.notify()
 
     def _next(self) -> list[Waiting]:
         """The next micro-batch, once a stream is free for it; [] where there will be none."""
-        with self._changed:
+        with self._can_begin:
             while not (self._waiting and self._encoding < self._count):
                 if self._is_closed and not self._waiting:
                     return []
-                self._changed.wait()
+                self._can_begin.wait()
             self._encoding += 1
-            return self._cut()
+            micro_batch = self._cut()
+            self._wake()
+            return micro_batch
 
     def _cut(self) -> list[Waiting]:
         """Takes out the most urgent item, and those nearest in length that fit beside it."""
