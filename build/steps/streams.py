@@ -224,16 +224,17 @@ class Streams:
         """A stream is free."""
         with self._changed:
             self._encoding -= 1
-            if not self._waiting:
-                self._changed.notify()
             self._wake()
 
     def _wake(self) -> None:
-        """Has one lane look for work, if there is some: each of them would take its turn at Python's lock."""
+        """Where a stream is free, has one lane look for work, since all would take turns at Python's lock.
+
+        Where nothing waits, Triton is to bring some.
+        """
         if self._is_closed:
             self._can_begin.notify_all()
-        elif self._waiting and self._encoding < self._count:
-            self._can_begin.notify()
+        elif self._encoding < self._count:
+            (self._can_begin if self._waiting else self._changed).notify()
 
     def _next(self) -> list[Waiting]:
         """The next micro-batch, once a stream is free for it; [] where there will be none."""
