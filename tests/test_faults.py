@@ -443,16 +443,23 @@ def test_a_full_disk_to_build_on(tmp_path: Path) -> None:
             assert "minilm-encoder" in done.stdout
 
 
-def test_memory_runs_out_in_the_encoder(own_stack: Stack) -> None:
-    texts = ["a short one, which leaves memory to be taken"]
-    expected = own_stack.embed(texts)
-    encoder = own_stack.step("minilm-encoder")
-    encoder.rlimit(psutil.RLIMIT_AS, (encoder.memory_info().vms + (1 << 20), -1))
-    answer = call(own_stack, [f"{i} {LONG}" for i in range(256)])
-    assert kind(answer) == (502, "upstream")
-    assert "\n" not in answer.json()["error"]
-    encoder.rlimit(psutil.RLIMIT_AS, (-1, -1))
-    assert (own_stack.embed(texts) == expected).all()
+def test_memory_runs_out_in_the_encoder(tmp_path: Path) -> None:
+    """What is left of an engine fails later texts, or gives them other vectors: it is never asked again."""
+    stack = Stack(tmp_path / "stack").start()
+    with Load(stack, statuses=(200, 502, 503, GONE)) as load:
+        load.answers()
+        encoder = stack.step("minilm-encoder")
+        encoder.rlimit(psutil.RLIMIT_AS, (encoder.memory_info().vms + (1 << 20), -1))
+        answer = call(stack, [f"{i} {LONG}" for i in range(256)])
+        assert kind(answer) == (503, "not_ready"), answer.body
+        assert stack.process.wait(60) == 1
+        load.fails(GONE)
+        assert "the process of minilm-encoder died; start the server again" in stack.errors()
+        assert "error: the engine failed, and nothing that it computes now would be trusted: " in stack.errors()
+        assert not stack.segments()
+        stack.start()
+        load.answers()
+        assert stack.stop() == 0
 
 
 @pytest.fixture

@@ -53,6 +53,7 @@ from tokenizers import Tokenizer
 from . import deadline
 from .chat_template import ChatTemplate, TemplateFailureError
 from .engine import GUIDES, Engine, Guide, Piece, Sampling
+from .last_words import end_process
 from .memory import Memory
 from .text_stream import TextStream
 from .vocabulary import token_texts
@@ -339,10 +340,10 @@ class Generator:
         started = time.monotonic()
         try:
             pieces = self._engine.step()
-        except Exception as error:  # the engine is lost, and Triton starts nothing again by itself
+        except Exception as error:
             for answer in self._running.values():
                 answer.fail(f"the engine failed: {error}", pb_utils.TritonError.INTERNAL)
-            os._exit(1)
+            end_process(error)
         now = time.monotonic()
         self._busy += now - started
         ended: dict[int, str] = {}

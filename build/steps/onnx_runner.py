@@ -22,7 +22,8 @@ Model parameters, each overridden by the environment variable in brackets when i
   token_budget  tokens in a micro-batch
   spread        the widest item of a micro-batch over its narrowest
   max_tokens    of an encoder, the most in a row; `vocabulary`, the number of its token ids
-Errors are those of `requests.py`, its items being micro-batches: one that fails, fails as a whole.
+Errors are those of `requests.py`, its items being micro-batches: one that fails, fails as a whole. A graph that
+fails ends the process, since its engine is lost.
 """
 
 from __future__ import annotations

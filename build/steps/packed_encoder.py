@@ -69,7 +69,8 @@ class PackedEncoder:
     def run(self, rows: Sequence[Array], kept: Sequence[Array] | None = None) -> list[dict[str, Array] | str]:
         """The outputs of each row by name, or a sentence that says why there are none; no row is empty.
 
-        A head may read other ids than its encoder, as long: those that are `kept`, else -1.
+        A head may read other ids than its encoder, as long: those that are `kept`, else -1. Raises
+        torch.AcceleratorError where the device can be used no more by this process.
         """
         kept = rows if kept is None else kept
         results: list[dict[str, Array] | str] = [""] * len(rows)
@@ -83,6 +84,8 @@ class PackedEncoder:
                     continue
                 except torch.OutOfMemoryError:
                     pass  # by the next line it holds none of the memory any more
+                except torch.AcceleratorError:
+                    raise
                 except RuntimeError as error:
                     for i in batch:
                         results[i] = " ".join(str(error).split())[-200:]

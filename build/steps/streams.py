@@ -22,6 +22,7 @@ import numpy.typing as npt
 import openvino as ov
 import triton_python_backend_utils as pb_utils
 
+from .last_words import end_process
 from .ranges import annotate
 from .requests import Batch, Item
 
@@ -57,6 +58,14 @@ SMOOTHING = 0.1
 """Weight of the last micro-batch in the rate."""
 
 
+class EngineLostError(Exception):
+    """A graph has failed, as one does that finds no memory; the message is the engine's, in one line.
+
+    What it leaves behind is shapes of the failed run among those of the next, and a cache that keeps the failure:
+    such an engine fails texts that it could compute, or computes something else.
+    """
+
+
 class Lane:
     """Runs one micro-batch at a time: a graph, and the head behind it."""
 
@@ -73,7 +82,10 @@ class Lane:
         self._range = annotate("infer")
 
     def run(self, items: Sequence[Item], encoded: Callable[[], None] | None = None) -> list[Result]:
-        """What comes of each item; `encoded` is called when the graph is done, and only the head is left."""
+        """What comes of each item; `encoded` is called when the graph is done, and only the head is left.
+
+        Raises EngineLostError.
+        """
         try:
             try:
                 # The engine reads these where they are.
@@ -93,6 +105,8 @@ class Lane:
             # The engine's own memory, which the next micro-batch overwrites.
             outputs = {name: last.get_output_tensor(i).data.copy() for name, i in self._outputs}
             return [{name: values[i] for name, values in outputs.items()} for i in range(len(items))]
+        except EngineLostError:
+            raise
         except Exception as error:
             return [error] * len(items)
 
@@ -152,7 +166,7 @@ class Streams:
             # With half of the streams idle, all threads on one micro-batch after another end sooner.
             if len(batches) <= max(1, self._count // 2):
                 for items in reversed(batches):
-                    for item, result in zip(items, self._on_all_threads.run(items), strict=True):
+                    for item, result in zip(items, _results(self._on_all_threads, items), strict=True):
                         settle(batch, item, result)
                 return
         now = time.monotonic()
@@ -213,7 +227,7 @@ class Streams:
             seconds = time.monotonic() - started
             self._free()
 
-        results = lane.run([one.item for one in awaited], encoded)
+        results = _results(lane, [one.item for one in awaited], encoded)
         if not isinstance(results[0], Exception):
             rate = sum(one.length for one in awaited) / seconds
             self._rate += SMOOTHING * (rate - self._rate)
@@ -263,6 +277,14 @@ class Streams:
         micro_batch = waiting[start:stop]
         del waiting[start:stop]
         return micro_batch
+
+
+def _results(lane: Lane, items: Sequence[Item], encoded: Callable[[], None] | None = None) -> list[Result]:
+    """What a lane makes of items; ends the process where the engine is lost."""
+    try:
+        return lane.run(items, encoded)
+    except EngineLostError as error:
+        end_process(error)
 
 
 def settle(batch: Batch, item: Item, result: Result) -> None:
@@ -315,5 +337,8 @@ def _width(one: Item | Waiting) -> int:
 def _run(request: ov.InferRequest, ports: Ports, feeds: Mapping[str, ov.Tensor]) -> None:
     for port, names in ports:
         request.set_tensor(port, next(feeds[name] for name in names if name in feeds))
-    request.start_async()
-    request.wait()
+    try:
+        request.start_async()
+        request.wait()
+    except Exception as error:
+        raise EngineLostError(cause(error)) from None

@@ -8,7 +8,8 @@ batch and it runs on the CPU.
 
 Model parameters: token_budget, the tokens of a micro-batch at most; max_tokens, the most in a row; vocabulary, the
 number of token ids; unseen_offset, added to ids of tokens that are seen by none, where there may be some. Errors
-are those of `requests.py`. A row that finds no memory fails its own requests alone.
+are those of `requests.py`. A row that finds no memory fails its own requests alone. A device that fails ends the
+process: CUDA gives it to nothing in it again.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
 
+from .last_words import end_process
 from .memory import CUDA_CONTEXT, Memory
 from .packed_encoder import Array, PackedEncoder
 from .requests import Batch, Item, Model
@@ -65,7 +67,11 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> list[Any]:
         """Runs one dynamic batch and answers every request."""
         batch = Batch(self._model, requests)
-        for item, outcome in zip(batch.items, self._run(batch.items), strict=True):
+        try:
+            outcomes = self._run(batch.items)
+        except torch.AcceleratorError as error:
+            end_process(error, "the GPU")
+        for item, outcome in zip(batch.items, outcomes, strict=True):
             if isinstance(outcome, str):
                 batch.fail(item, outcome)
             else:

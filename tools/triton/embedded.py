@@ -372,8 +372,10 @@ def _foreign(steps: Mapping[str, str]) -> str | None:
 
 
 def causes(log: Path) -> list[str]:
-    """The lines of a Triton log that say why it stopped: models that did not load, else errors, else its end."""
+    """The lines of a Triton log that say why it stopped: a step's last words, models, errors, or its end."""
     lines = log.read_text(errors="replace").splitlines()
+    if last_words := [line for line in lines if line.startswith("error: ")]:
+        return last_words
     errors = [line for line in lines if re.match(r"E\d{4} .*]", line) and not re.search(NOISE, line)]
     messages = [line.split("] ", 1)[1].strip('"').replace('\\"', '"') for line in errors]
     failed_models = [message for message in messages if message.startswith(FAILED)]
