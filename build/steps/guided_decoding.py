@@ -10,6 +10,7 @@ import json
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -56,6 +57,8 @@ def refusal(folder: Path, kind: str, guide: str) -> str:
         done = subprocess.run(command, input=asked, capture_output=True, text=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:
         return TOO_LONG
+    if done.returncode == -signal.SIGXCPU:
+        return TOO_LONG
     return "it takes too much memory to compile" if done.returncode else done.stdout.strip()
 
 
@@ -66,7 +69,8 @@ def main(folder: Path) -> None:
     scheduler = genai.SchedulerConfig()
     scheduler.num_kv_blocks = 32
     pipeline = genai.ContinuousBatchingPipeline(folder / "grammar", genai.Tokenizer(folder), scheduler, "CPU")
-    resource.setrlimit(resource.RLIMIT_CPU, (int(SECONDS), int(SECONDS)))
+    # At its hard limit it would be killed as it is where memory runs out.
+    resource.setrlimit(resource.RLIMIT_CPU, (int(SECONDS), int(SECONDS) + 1))
     config = genai.GenerationConfig()
     config.max_new_tokens, config.stop_token_ids, config.eos_token_id = 1, {0}, 0
     config.structured_output_config = structured_output(kind, guide)
