@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Stack
-from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Request, Route, expect, sync_playwright
 
 from tools.shim.pages import OWN
 
@@ -78,6 +78,19 @@ def test_nothing_is_wider_than_the_screen(page: Page) -> None:
         "[...document.querySelectorAll('button:not([hidden]), select, input, a')].filter(one => one.offsetParent"
     )
     assert page.evaluate(f"{small} && one.getBoundingClientRect().height < 36).map(one => one.outerHTML)") == []
+
+
+def test_a_visitor_is_faster_than_the_list_of_models(page: Page) -> None:
+    held: list[Route] = []
+    page.route("**/models", lambda route: held.append(route))  # its methods are not taken
+    page.reload(wait_until="commit")
+    for name in ("Embed", "Rerank"):
+        page.get_by_role("button", name=name).click()
+    expect(page.get_by_role("listitem")).to_have_count(3)
+    expect(page.get_by_role("table", name="Cosine")).to_be_visible()
+    (route,) = held
+    route.continue_()
+    expect(page.get_by_role("combobox", name="Model").first).to_have_value("minilm")
 
 
 def test_texts_are_embedded(page: Page, stack: Stack) -> None:

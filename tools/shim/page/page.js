@@ -156,10 +156,13 @@ find("#key").addEventListener("submit", (event) => {
   showModels();
 });
 
-onSubmit("embed", () => ({ texts: lines("#texts"), model: find("#embed-model").value }), showSimilarities);
+// null until the models are known: then the server takes its own.
+const chosen = (task) => find(`#${task}-model`).value || null;
+
+onSubmit("embed", () => ({ texts: lines("#texts"), model: chosen("embed") }), showSimilarities);
 onSubmit(
   "rerank",
-  () => ({ query: find("#query").value, documents: lines("#documents"), model: find("#rerank-model").value }),
+  () => ({ query: find("#query").value, documents: lines("#documents"), model: chosen("rerank") }),
   showRanking,
 );
 showModels();
