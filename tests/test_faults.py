@@ -444,7 +444,7 @@ def test_a_full_disk_to_build_on(tmp_path: Path) -> None:
 
 
 def test_memory_runs_out_in_the_encoder(tmp_path: Path) -> None:
-    """What is left of an engine fails later texts, or gives them other vectors: it is never asked again."""
+    """What is left of an engine fails later texts that it could compute: it is never asked again."""
     stack = Stack(tmp_path / "stack").start()
     with Load(stack, statuses=(200, 502, 503, GONE)) as load:
         load.answers()

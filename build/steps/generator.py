@@ -340,7 +340,7 @@ class Generator:
         started = time.monotonic()
         try:
             pieces = self._engine.step()
-        except Exception as error:
+        except Exception as error:  # the engine is lost
             for answer in self._running.values():
                 answer.fail(f"the engine failed: {error}", pb_utils.TritonError.INTERNAL)
             end_process(error)

@@ -62,7 +62,7 @@ class EngineLostError(Exception):
     """A graph has failed, as one does that finds no memory; the message is the engine's, in one line.
 
     What it leaves behind is shapes of the failed run among those of the next, and a cache that keeps the failure:
-    such an engine fails texts that it could compute, or computes something else.
+    such an engine was seen to fail texts that it could compute, and nothing says that it cannot compute wrongly.
     """
 
 
